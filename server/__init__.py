@@ -1,0 +1,1 @@
+"""The server's side: the round loop, the strategy, what is broadcast, how updates are averaged, and the ledger."""

@@ -1,0 +1,121 @@
+"""The ledger: what every device paid, one row per device, round and phase.
+
+Phases: `register` (once), `download`, `train`, `upload`; a device that sits a round out has one `train` row. Outcomes: `ok`,
+`sat-out`, `failed` (the device or its worker raised), `rejected` (the server could not use the reply). Bytes of failed and
+rejected messages are counted. Totals are sums of rows.
+"""
+
+from dataclasses import dataclass, fields
+
+from sparcl_core.costs import Cost, DeviceProfile, compute_cost, download_cost, upload_cost
+from sparcl_core.flops import Flops
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Bytes are payload bytes; `message_bytes` is the serialised Flower message. dense_*: the dense twin's.
+
+    `loss` and the counts are those of the `train` phase; memory_bytes is what the device needs to train, `active` its
+    active maskable weights, `updated` those that a gradient mask touched, `kept` the task's samples that DDR keeps.
+    No column is measured in wall-clock time: the ledger of a repeated run is the same to the byte.
+    """
+
+    round: int
+    task: int
+    device: int
+    phase: str
+    outcome: str
+    reason: str = ""
+    down_bytes: int = 0
+    up_bytes: int = 0
+    message_bytes: int = 0
+    train_flops: int = 0
+    importance_flops: int = 0
+    mask_flops: int = 0
+    paper_flops: int = 0
+    seconds: float = 0.0
+    joules: float = 0.0
+    dense_bytes: int = 0
+    dense_flops: int = 0
+    dense_paper_flops: int = 0
+    dense_seconds: float = 0.0
+    dense_joules: float = 0.0
+    samples: int = 0
+    replayed: int = 0
+    steps: int = 0
+    kept: int = 0
+    active: int = 0
+    updated: int = 0
+    memory_bytes: int = 0
+    loss: float = 0.0
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+class Ledger:
+    """Rows in the order in which they were written: by round, then device, then phase."""
+
+    def __init__(self, profile: DeviceProfile, dense_message_bytes: int):
+        """`dense_message_bytes`: what one message of the dense twin weighs, 4 bytes per parameter and float buffer."""
+        self.profile, self.dense_message_bytes = profile, dense_message_bytes
+        self.rows: list[Row] = []
+        self.wall_s: list[tuple[int, int, float]] = []  # round, device, measured seconds in the ClientApp: kept apart
+
+    def registered(self, device: int, message_bytes: int) -> None:
+        self.rows.append(Row(0, -1, device, "register", "ok", message_bytes=message_bytes))
+
+    def sat_out(self, server_round: int, task: int, device: int, reason: str) -> None:
+        self.rows.append(Row(server_round, task, device, "train", "sat-out", reason))
+
+    def downloaded(self, server_round: int, task: int, device: int, num_bytes: int, message_bytes: int) -> None:
+        cost, dense = download_cost(self.profile, num_bytes), download_cost(self.profile, self.dense_message_bytes)
+        self._transferred(server_round, task, device, "download", "ok", "", cost, dense, message_bytes)
+
+    def uploaded(self, server_round: int, task: int, device: int, num_bytes: int, message_bytes: int, reason: str = "") -> None:
+        cost, dense = upload_cost(self.profile, num_bytes), upload_cost(self.profile, self.dense_message_bytes)
+        outcome = "rejected" if reason else "ok"
+        self._transferred(server_round, task, device, "upload", outcome, reason, cost, dense, message_bytes)
+
+    def failed(self, server_round: int, task: int, device: int, reason: str) -> None:
+        self.rows.append(Row(server_round, task, device, "train", "failed", reason))
+
+    def trained(self, server_round: int, task: int, device: int, flops: Flops, dense_flops: Flops, is_sparse: bool, **measures) -> None:
+        """A finished training phase; `measures`: the remaining columns of a `train` row."""
+        cost = compute_cost(self.profile, flops, is_sparse)
+        dense = compute_cost(self.profile, dense_flops, is_sparse=False)
+        self.rows.append(
+            Row(
+                server_round, task, device, "train", "ok",
+                train_flops=flops.train, importance_flops=flops.importance, mask_flops=flops.masks, paper_flops=flops.paper,
+                seconds=cost.seconds, joules=cost.joules,
+                dense_flops=dense_flops.total, dense_paper_flops=dense_flops.paper,
+                dense_seconds=dense.seconds, dense_joules=dense.joules,
+                **measures,
+            )
+        )  # fmt: skip
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all rows of every column that adds up."""
+        names = [name for name in COLUMNS if name.endswith(("bytes", "flops", "seconds", "joules")) and name != "memory_bytes"]
+        totals = {name: sum(getattr(row, name) for row in self.rows) for name in names}
+        totals["flops"] = totals["train_flops"] + totals["importance_flops"] + totals["mask_flops"]
+        for direction, phase in (("down", "download"), ("up", "upload")):
+            totals[f"dense_{direction}_bytes"] = sum(row.dense_bytes for row in self.rows if row.phase == phase)
+        return totals
+
+    def columns(self) -> dict[str, list]:
+        """The rows as columns."""
+        return {name: [getattr(row, name) for row in self.rows] for name in COLUMNS}
+
+    def _transferred(
+        self, server_round: int, task: int, device: int, phase: str, outcome: str, reason: str, cost: Cost, dense: Cost, message_bytes: int
+    ) -> None:
+        self.rows.append(
+            Row(
+                server_round, task, device, phase, outcome, reason,
+                down_bytes=cost.down_bytes, up_bytes=cost.up_bytes, message_bytes=message_bytes,
+                seconds=cost.seconds, joules=cost.joules,
+                dense_bytes=self.dense_message_bytes, dense_seconds=dense.seconds, dense_joules=dense.joules,
+            )
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Experiments: configuration, data, engines, results and the command line."""

@@ -1,0 +1,93 @@
+"""From an experiment to its parts: data, streams, the two Flower apps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.clientapp import ClientApp
+
+from client.app import ClientConfig, make_client_app
+from client.stream import Stream
+from server.ledger import Ledger
+from server.strategy import SparCLStrategy
+from simulations.config import Experiment
+from simulations.data import Dataset, load_data
+from simulations.partition import make_streams
+from simulations.profiles import load_profile
+from sparcl_core.inputs import normalise
+from sparcl_core.learner import Learner
+from sparcl_core.masks import State
+from sparcl_core.metrics import correct_by_task
+from sparcl_core.models import load_state_
+from sparcl_core.solo import start_model
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class World:
+    """What a run is made of. `samples`: per device, per task, indices into the training arrays."""
+
+    experiment: Experiment
+    data: Dataset
+    streams: list[Stream]
+
+    @property
+    def client_config(self) -> ClientConfig:
+        e = self.experiment
+        return ClientConfig(e.method, self.data.inputs, e.federation.task_epochs, e.seed, e.federation.up_values)
+
+    @property
+    def app_args(self) -> tuple:
+        """Arguments of `client_app`; the arrays are the large part, and every worker maps the same copy."""
+        raw, first = self.data.raw, self.streams[0]
+        return self.client_config, raw.train_x, raw.train_y, [stream.samples for stream in self.streams], first.classes
+
+
+def make_world(experiment: Experiment) -> World:
+    """Load the data and cut it into streams."""
+    data = load_data(experiment.data, experiment.seed)
+    return World(experiment, data, make_streams(experiment.stream, data, experiment.seed))
+
+
+def client_app(config: ClientConfig, x: np.ndarray, y: np.ndarray, samples: list, classes: tuple) -> ClientApp:
+    """The ClientApp of any device; made in every worker process from arguments that travel once."""
+    return make_client_app(config, lambda device: Stream(x, y, samples[device], classes))
+
+
+class Evaluator:
+    """Class-IL and Task-IL accuracy of a model on the test data, per task."""
+
+    def __init__(self, world: World):
+        self.learner = Learner(world.experiment.method, world.data.inputs, 1, world.experiment.seed)
+        self.raw, self.tasks = world.data.raw, list(world.streams[0].classes)
+
+    def __call__(self, state: State) -> np.ndarray:
+        """[2, T]; row 0 Class-IL, row 1 Task-IL."""
+        model = self.learner.model
+        load_state_(model, state)
+        model.eval()
+        outputs = []
+        with torch.inference_mode():
+            for start in range(0, len(self.raw.test_y), EVALUATION_BATCH):
+                x = torch.from_numpy(self.raw.test_x[start : start + EVALUATION_BATCH])
+                outputs.append(model(normalise(x, self.learner.inputs, self.learner.dtype)).numpy())
+        return correct_by_task(np.concatenate(outputs), self.raw.test_y, self.tasks)
+
+
+def make_strategy(world: World) -> SparCLStrategy:
+    """The server's strategy with a fresh model."""
+    e = world.experiment
+    learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
+    weights, masks = start_model(learner, e.sparsity, e.seed)
+    profile, _ = load_profile(e.profile)
+    ledger = Ledger(profile, learner.layout.dense_bytes)
+    return SparCLStrategy(e.method, e.federation, learner.layout, _classifier(learner), weights, masks, ledger, e.seed)
+
+
+
+
+def _classifier(learner: Learner) -> tuple[str, ...]:
+    """The tensors of the last linear layer: their first axis is the class."""
+    last = learner.layers[-1].name.removesuffix(".weight")
+    return tuple(name for name in learner.layout.shapes if name in (f"{last}.weight", f"{last}.bias"))

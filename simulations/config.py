@@ -1,0 +1,237 @@
+"""One typed, frozen experiment, complete before the run and stored with the result.
+
+An experiment file is TOML in `simulations/experiments/` (or anywhere); its sections are the dataclasses of the packages that
+use them. Unknown keys and wrong types are errors that name the key and the nearest right one.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from server.strategy import FederationConfig
+from sparcl_core import tdm
+from sparcl_core.ddr import DDRConfig
+from sparcl_core.dgm import DGMConfig
+from sparcl_core.learner import LearnerConfig, MethodConfig
+from sparcl_core.models import ModelConfig
+from sparcl_core.tdm import TDMConfig
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+
+
+class ConfigError(ValueError):
+    """Bad input from the user: the value, the rule and the way out, in one message."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Attributes:
+        name: `digits` (scikit-learn's 8x8 digits, built in) or `parquet` (a folder with train.parquet and test.parquet).
+        path: folder of `parquet`.
+        image_column, label_column: columns of `parquet`; images as struct(bytes, path) or bytes, labels as integers.
+        folds: digits have no test split of their own: this many stratified folds, one of which is the test set.
+        fold: which; None takes seed mod folds, so that seeds 0 to folds - 1 cover all samples.
+        validation: share of the training samples that is held out and tested on *instead* of the test set; for tuning.
+        train_limit: keep at most this many training samples per class; 0 keeps all.
+    """
+
+    name: Literal["digits", "parquet"] = "digits"
+    path: str = ""
+    image_column: str = "img"
+    label_column: str = "label"
+    folds: int = 5
+    fold: int | None = None
+    validation: float = 0.0
+    train_limit: int = 0
+
+    def __post_init__(self):
+        if self.name == "parquet" and not self.path:
+            raise ValueError("name is 'parquet', but path is empty: set data.path to a folder with train.parquet and test.parquet")
+        if self.folds < 2:
+            raise ValueError(f"folds is {self.folds}: at least 2 are needed to train on one part and test on another")
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise ValueError(f"fold is {self.fold}: folds are numbered 0 to {self.folds - 1}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}: a share in [0, 1); 0 uses the test set")
+        if self.train_limit < 0:
+            raise ValueError(f"train_limit is {self.train_limit}: samples per class, or 0 for all")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How the data becomes the devices' streams.
+
+    Attributes:
+        tasks: the classes are cut into this many tasks of equal size, in class order.
+        devices: number of devices.
+        partition: `dirichlet` (label skew per task) or `iid`.
+        alpha: concentration of the Dirichlet distribution; small is skewed.
+    """
+
+    tasks: int = 5
+    devices: int = 10
+    partition: Literal["dirichlet", "iid"] = "dirichlet"
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        if self.tasks < 1 or self.devices < 1:
+            raise ValueError(f"tasks is {self.tasks}, devices {self.devices}: at least 1 of each")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha}: the concentration of a Dirichlet distribution must be above 0")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole experiment.
+
+    Attributes:
+        name, description: what it is.
+        seed: the only source of randomness.
+        sparsity: s, share of the maskable weights that is absent; 0 trains the dense network.
+        profile: device profile, a file in simulations/profiles/.
+        evaluate_every: evaluate the global model every so many rounds besides the end of every task; 0: there only.
+    """
+
+    name: str = "experiment"
+    description: str = ""
+    seed: int = 0
+    sparsity: float = 0.9
+    profile: str = "raspberry-pi-4"
+    evaluate_every: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    tdm: TDMConfig = field(default_factory=TDMConfig)
+    ddr: DDRConfig = field(default_factory=DDRConfig)
+    dgm: DGMConfig = field(default_factory=DGMConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it must not be negative")
+        if self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only")
+        tdm.check(self.method.tdm, self.sparsity, self.federation.task_epochs)
+
+    @property
+    def method(self) -> MethodConfig:
+        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity)
+
+
+SECTIONS = (DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig, FederationConfig)
+for _section in (*SECTIONS, Experiment):
+    # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
+    _section.__pydantic_config__ = {"extra": "forbid", "strict": True}
+_ADAPTER = TypeAdapter(Experiment)
+
+
+def available() -> list[str]:
+    """Names of the experiments that come with the project."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+
+
+def load(name: str, overrides: list[str] | None = None) -> Experiment:
+    """The experiment in a file, with `key=value` overrides applied in order.
+
+    Args:
+        name: one of `available()`, or a path to a TOML file.
+        overrides: `learner.lr=0.1`; values are TOML, a bare word is a string.
+
+    Raises:
+        ConfigError: if there is no such file, it is no TOML, or a key or value is wrong.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = EXPERIMENTS / f"{name}.toml"
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"experiment {name!r} is not here; there are {', '.join(available())}, or give a .toml file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    for override in overrides or []:
+        _override(tree, override)
+    return from_tree(tree)
+
+
+def from_tree(tree: dict[str, Any]) -> Experiment:
+    """The experiment in nested dicts."""
+    try:
+        return _ADAPTER.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
+
+
+def to_tree(experiment: Experiment) -> dict[str, Any]:
+    """The inverse of `from_tree`; None, which TOML cannot say, is left out."""
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items() if item is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return clean(dataclasses.asdict(experiment))
+
+
+def dense_twin(experiment: Experiment) -> Experiment:
+    """The same experiment without sparsity of any kind: same schedule, buffer, augmentation and single-head masking."""
+    return replace(
+        experiment,
+        name=f"{experiment.name}-dense",
+        sparsity=0.0,
+        tdm=replace(experiment.tdm, enabled=False),
+        ddr=replace(experiment.ddr, enabled=False),
+        dgm=replace(experiment.dgm, enabled=False, sparsity=None),
+    )
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {override!r}: write key=value, for example learner.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section")
+    tree[last] = value
+
+
+def _explain(item: dict) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "unexpected_keyword_argument":
+        known = [".".join(key) for key in _keys(Experiment)]
+        near = difflib.get_close_matches(where, known, n=1) or [key for key in known if key.split(".")[-1] == where.split(".")[-1]]
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(_siblings(item['loc']))}"
+        return f"unknown config key {where!r}; {hint}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
+    return f"{where} is {item['input']!r}: {item['msg'].lower()}"
+
+
+def _keys(section: type) -> list[tuple[str, ...]]:
+    keys = []
+    for part in dataclasses.fields(section):
+        inner = next((s for s in SECTIONS if s is part.type), None)
+        keys += [(part.name, *key) for key in _keys(inner)] if inner else [(part.name,)]
+    return keys
+
+
+def _siblings(loc: tuple) -> list[str]:
+    section = Experiment
+    for part in loc[:-1]:
+        section = next(f.type for f in dataclasses.fields(section) if f.name == part)
+    return [f.name for f in dataclasses.fields(section)]

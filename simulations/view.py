@@ -1,0 +1,124 @@
+"""What a person sees while a run goes on, and the table at its end. The CLI passes these in; nothing else prints."""
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from server.app import RoundRecord
+from simulations.results import accuracy_so_far
+
+
+class View:
+    """A live view on a terminal; elsewhere one plain line per round."""
+
+    def __init__(self, console: Console, title: str, rounds: int, rounds_per_task: int, devices: int):
+        self.console, self.title, self.devices = console, title, devices
+        self.rounds, self.rounds_per_task = rounds, rounds_per_task
+        self.round = self.done = 0
+        self.accuracy: tuple[float, float] | None = None
+        self.started: float | None = None
+        self._live = Live(self, console=console, refresh_per_second=5, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> "View":
+        if self._live:
+            self._live.start()
+        else:
+            self._say(f"{self.title}: starting")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._live:
+            self._live.stop()
+
+    def device_done(self, device: int) -> None:
+        self.done += 1
+
+    def round_done(self, record: RoundRecord) -> None:
+        if record.round == 0:
+            self.started = time.perf_counter()
+        elif record.accuracy is not None:
+            self.accuracy = accuracy_so_far(record, record.task + 1)
+        self.round, self.done = record.round, 0
+        if not self._live and record.round:
+            parts = [f"round {record.round}/{self.rounds}", f"task {record.task}", f"{record.num_devices} devices"]
+            if record.accuracy is not None:
+                parts.append("Class-IL {:.1%}  Task-IL {:.1%}".format(*self.accuracy))
+            self._say("  ".join([*parts, self._left()]))
+
+    def __rich__(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(justify="right", style="dim")
+        grid.add_column()
+        grid.add_row("", f"[bold]{self.title}[/bold]")
+        if self.started is None:
+            grid.add_row("", "starting the workers ...")
+            return grid
+        current = min(self.round + 1, self.rounds)
+        bar = ProgressBar(total=self.rounds, completed=self.round, width=40)
+        grid.add_row("round", f"{current} of {self.rounds}, task {(current - 1) // self.rounds_per_task}")
+        grid.add_row("", bar)
+        grid.add_row("devices", f"{self.done} of {self.devices} done")
+        if self.accuracy:
+            grid.add_row("accuracy", "Class-IL {:.1%}, Task-IL {:.1%} on the tasks so far".format(*self.accuracy))
+        grid.add_row("time", self._left())
+        return grid
+
+    def _left(self) -> str:
+        if not self.round or self.started is None:
+            return ""
+        left = (time.perf_counter() - self.started) / self.round * (self.rounds - self.round)
+        return f"{left:.0f} s left"
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def final_table(summary: dict, assumed: list[str], profile: str) -> Table:
+    """The result beside its dense twin."""
+    table = Table(title=f"{summary['experiment']}, seed {summary['seed']}", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column("this run" if summary["sparsity"] else "this run (dense)", justify="right")
+    table.add_column("dense twin", justify="right")
+    table.add_column("", justify="right")
+    own, dense = summary["accuracy"], summary["dense_accuracy"]
+    for scenario, name in (("class-il", "Class-IL"), ("task-il", "Task-IL")):
+        for key, label in (("average", "accuracy"), ("forgetting", "forgetting")):
+            value, other = own[scenario][key], dense and dense[scenario][key]
+            table.add_row(f"{name} {label}", _percent(value), _percent(other), _points(value, other))
+    table.add_section()
+    totals, savings = summary["totals"], summary["savings"]
+    for label, key, other, unit in (
+        ("training FLOPs", "flops", "dense_flops", ""),
+        ("bytes up", "up_bytes", "dense_up_bytes", "B"),
+        ("bytes down", "down_bytes", "dense_down_bytes", "B"),
+        ("device seconds *", "seconds", "dense_seconds", "s"),
+        ("joules *", "joules", "dense_joules", "J"),
+    ):
+        factor = f"{savings[key]:.1f}x less" if savings[key] else ""
+        table.add_row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
+    marks = ", ".join(assumed)
+    table.caption = (
+        f"* simulated, all devices together, {profile}. Assumed, not sourced: {marks}. Dense twin: the same schedule without "
+        f"sparsity, costs by formula" + ("." if dense else "; its accuracy needs --baseline.")
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _points(value: float | None, other: float | None) -> str:
+    return "" if value is None or other is None else f"{100 * (value - other):+.1f} points"
+
+
+def _number(value: float, unit: str) -> str:
+    """Three digits and an SI prefix."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}".rstrip()
+    return f"{value:.3g} {unit}".rstrip()

@@ -1,0 +1,76 @@
+"""DGM, dynamic gradient masking: only the most important active weights are updated (SparCL, section 3.3).
+
+Gradient importance CGI(w): `merged` (default) |dL/dw| of the whole loss at the step where the mask is drawn; `two-term`
+(paper) alpha * |dL~(D_t)/dw| + beta * |dL(B)/dw|. Per layer the share 1 - q of *all* its weights with the highest CGI
+among the active ones is kept. q = gradient sparsity >= s; q = s keeps every active weight, so the mechanism is then idle.
+The mask is re-drawn every `interval` steps (30 in the released code) and at the start of every training session.
+
+Where the mask is reused, weight gradients outside it need not be computed at all: that is the saving.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparcl_core.masks import num_active
+
+
+@dataclass(frozen=True)
+class DGMConfig:
+    """Settings of DGM.
+
+    Attributes:
+        enabled: off updates every active weight.
+        sparsity: q; None takes q = 1 - 0.8 * (1 - s), the released code's 0.80 at s = 0.75 (0.92 at 0.90, 0.96 at 0.95).
+        interval: steps between two draws.
+        importance, alpha, beta: form of CGI, see module.
+    """
+
+    enabled: bool = True
+    sparsity: float | None = None
+    interval: int = 30
+    importance: Literal["merged", "two-term"] = "merged"
+    alpha: float = 0.5
+    beta: float = 0.5
+
+    def __post_init__(self):
+        if self.interval < 1:
+            raise ValueError(f"interval is {self.interval}: the gradient mask is drawn every interval >= 1 steps")
+        if self.alpha < 0 or self.beta < 0:
+            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: neither may be negative")
+
+
+def gradient_sparsity(config: DGMConfig, weight_sparsity: float) -> float:
+    """q for weights at `weight_sparsity`.
+
+    Raises:
+        ValueError: if the config asks for q < s: a gradient mask holds active weights only, so it cannot be the denser one.
+    """
+    if config.sparsity is None:
+        return 1 - 0.8 * (1 - weight_sparsity)
+    if not weight_sparsity <= config.sparsity < 1:
+        raise ValueError(
+            f"dgm.sparsity is {config.sparsity}: gradient sparsity must be in [sparsity, 1) = [{weight_sparsity}, 1); "
+            f"try {1 - 0.8 * (1 - weight_sparsity):.4g}"
+        )
+    return config.sparsity
+
+
+def draw(score: Tensor, weight_mask: Tensor, q: float) -> Tensor:
+    """The gradient mask of one layer: bool, shape of `weight_mask`.
+
+    Args:
+        score: CGI, same shape, >= 0; read at active places only.
+        weight_mask: bool.
+        q: gradient sparsity; num_active(size, q) places are kept, or all active ones if they are fewer. Equal scores: lower flat index.
+    """
+    places = weight_mask.reshape(-1).nonzero().squeeze(1)
+    keep = min(num_active(weight_mask.numel(), q), places.numel())
+    if keep == places.numel():
+        return weight_mask.clone()
+    order = torch.sort(score.reshape(-1)[places], descending=True, stable=True).indices[:keep]
+    mask = torch.zeros_like(weight_mask)
+    mask.view(-1)[places[order]] = True
+    return mask

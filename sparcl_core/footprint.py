@@ -1,0 +1,98 @@
+"""Memory that a device needs to train, in bytes, by formula from shapes and exact mask counts.
+
+What a device that stores only what it must would hold; today's simulation itself computes with masks over dense tensors.
+- weights: active weights and everything dense, 4 bytes each (8 in float64);
+- masks: one bit per maskable weight, and one bit per active weight for the gradient mask;
+- gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense;
+- activations: what autograd keeps for backward, measured on the model per sample, times the samples of a forward pass;
+- buffer: raw inputs, labels (8 bytes) and logits;
+- federation: the base that the update is taken against and the residual of lossy encoding, both over the active set.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from sparcl_core.buffer import Buffer
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by kind."""
+
+    weights: int
+    masks: int
+    gradients: int
+    activations: int
+    buffer: int
+    federation: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def activation_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Bytes that autograd keeps for the backward pass of one sample, parameters and buffers not counted.
+
+    Storages are counted once however many operations keep them. Measured as the difference between a pass with three
+    samples and one with two, so that what does not grow with the batch drops out.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+    def kept(batch: int) -> int:
+        storages: dict[int, tuple[int, object]] = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = (storage.nbytes(), storage)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model(torch.zeros(batch, *input_shape, dtype=next(model.parameters()).dtype))
+        return sum(nbytes for nbytes, _ in storages.values())
+
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    training = model.training
+    try:
+        model.train()
+        return kept(3) - kept(2)
+    finally:
+        model.train(training)
+        for name, value in model.named_buffers():
+            value.copy_(statistics[name])
+
+
+def footprint(
+    model: nn.Module,
+    active: dict[str, int],
+    updated: dict[str, int],
+    per_sample_activations: int,
+    samples_per_forward: int,
+    buffer: Buffer,
+    federated: bool,
+) -> Footprint:
+    """Memory of one device.
+
+    Args:
+        active, updated: exact counts of the weight and gradient masks per sparse tensor (none: a dense device).
+        per_sample_activations: from `activation_bytes`.
+        samples_per_forward: samples whose activations are alive at once.
+    """
+    parameters = dict(model.named_parameters())
+    itemsize = next(iter(parameters.values())).element_size()
+    dense = sum(p.numel() for name, p in parameters.items() if name not in active)
+    statistics = sum(b.numel() * b.element_size() for b in model.buffers())
+    maskable = sum(parameters[name].numel() for name in active)
+    held = dense + sum(active.values())
+    return Footprint(
+        weights=held * itemsize + statistics,
+        masks=math.ceil(maskable / 8) + math.ceil(sum(active.values()) / 8) if active else 0,
+        gradients=(dense + sum(updated.values())) * itemsize,
+        activations=per_sample_activations * samples_per_forward,
+        buffer=buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes,
+        federation=2 * held * itemsize if federated else 0,
+    )

@@ -1,0 +1,182 @@
+"""Backbones, and which of their parameters may be sparse.
+
+- `mlp`: two hidden layers.
+- `cnn`: conv-conv-pool-fc with GroupNorm, for small images. GroupNorm has no running statistics, so nothing is lost when
+  devices average, and an un-normalised net this small does not start to learn at 95 % sparsity.
+- `resnet18`: torchvision's ResNet-18 with the CIFAR stem (3x3, stride 1, no max-pool) and a width setting; width 64 is the
+  paper's network (11.17 M parameters), width 20 the reduced one of the DER family's code.
+
+The paper makes the 3x3 convolutions of the residual stages sparse and keeps stem, shortcuts, normalisation, biases and the
+classifier dense. The small nets follow the same rule: hidden weights only, never the first and last layer.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparcl_core.seeding import generator
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SPARSE_BY_DEFAULT = {
+    "mlp": (r"hidden\.\d+\.weight",),
+    "cnn": (r"conv[2-9]\.weight", r"fc\.weight"),
+    "resnet18": (r"layer\d\.\d\.conv[12]\.weight",),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone settings.
+
+    Attributes:
+        name: `mlp`, `cnn` or `resnet18`.
+        width: channels of the first layer (cnn, resnet18) or units of a hidden layer (mlp).
+        hidden: units of the fully connected layer of the cnn; not used by the others.
+        sparse: regular expressions of parameter names that may be sparse; empty takes the model's own rule (see module).
+        dtype: float32, or float64 for parity checks.
+    """
+
+    name: Literal["mlp", "cnn", "resnet18"] = "cnn"
+    width: int = 32
+    hidden: int = 128
+    sparse: tuple[str, ...] = ()
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self):
+        if self.width < 1 or self.hidden < 1:
+            raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
+        if self.name == "cnn" and self.width % 8:
+            raise ValueError(f"width is {self.width}: the cnn normalises over 8 groups, so take a multiple of 8")
+
+
+class MLP(nn.Module):
+    """[B, C, H, W] -> [B, classes]: `first` and `classifier` stay dense, `hidden` may be sparse."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int):
+        super().__init__()
+        self.first = nn.Linear(math.prod(input_shape), width)
+        self.hidden = nn.ModuleList([nn.Linear(width, width)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norms[0](self.first(x.flatten(1))))
+        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
+            x = torch.relu(norm(layer(x)))
+        return self.classifier(x)
+
+
+class CNN(nn.Module):
+    """[B, C, H, W] -> [B, classes]: conv-conv-pool-fc, a GroupNorm of 8 groups behind each convolution."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int, hidden: int):
+        super().__init__()
+        channels, height, breadth = input_shape
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(8, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(8, width)
+        self.fc = nn.Linear(width * (height // 2) * (breadth // 2), hidden, bias=False)
+        self.norm3 = nn.LayerNorm(hidden)
+        self.classifier = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.max_pool2d(x, 2).flatten(1)
+        return self.classifier(torch.relu(self.norm3(self.fc(x))))
+
+
+def _resnet18(input_shape: tuple[int, ...], num_classes: int, width: int) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock, ResNet  # imported late: it takes seconds, and only this model needs it
+
+    class CifarResNet(ResNet):
+        def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+            if planes == 64:
+                self.inplanes = width
+            return super()._make_layer(block, planes * width // 64, blocks, stride, dilate)
+
+    model = CifarResNet(BasicBlock, [2, 2, 2, 2])
+    model.conv1 = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(width)
+    model.maxpool = nn.Identity()
+    model.fc = nn.Linear(512 * width // 64, num_classes)
+    return model
+
+
+def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The backbone with whatever weights torch gave it; `initial_weights` makes the ones that count."""
+    with torch.random.fork_rng(devices=[]):
+        if config.name == "mlp":
+            model = MLP(input_shape, num_classes, config.width)
+        elif config.name == "cnn":
+            model = CNN(input_shape, num_classes, config.width, config.hidden)
+        else:
+            model = _resnet18(input_shape, num_classes, config.width)
+    return model.to(DTYPES[config.dtype])
+
+
+def sparse_names(model: nn.Module, config: ModelConfig) -> tuple[str, ...]:
+    """Names of the parameters that may be sparse, in the model's order.
+
+    Raises:
+        ValueError: if a pattern of the config matches no weight of a convolution or linear layer.
+    """
+    patterns = config.sparse or SPARSE_BY_DEFAULT[config.name]
+    weights = [name for name, p in model.named_parameters() if p.dim() >= 2]
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in weights):
+            raise ValueError(f"model.sparse has {pattern!r}, which matches no weight of {config.name}: it has {', '.join(weights)}")
+    return tuple(name for name in weights if any(re.fullmatch(pattern, name) for pattern in patterns))
+
+
+def initial_weights(model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+    """State for a new run: He-normal weights (variance 2 / fan-in), norms at one, biases at zero.
+
+    Each tensor is drawn from its own address, so adding a layer does not move the others.
+    """
+    parameters = dict(model.named_parameters())
+    state = {}
+    for name, array in read_state(model).items():
+        if name in parameters and array.ndim >= 2:
+            fan_in = math.prod(array.shape[1:])
+            draw = generator(seed, "init", name).standard_normal(array.shape)
+            array = (draw * math.sqrt(2.0 / fan_in)).astype(array.dtype)
+        elif name in parameters and name.endswith("bias"):
+            array[...] = 0
+        state[name] = array
+    return state
+
+
+def load_state_(model: nn.Module, state: dict[str, np.ndarray]) -> None:
+    """Copy `state` into the model's floating-point parameters and buffers, in place; keys and shapes must match exactly.
+
+    Integer buffers (BatchNorm's step counter) are no part of a state: nothing is computed from them here.
+    """
+    own = _floating(model)
+    if own.keys() != state.keys():
+        raise ValueError(f"state has other tensors than the model: {sorted(own.keys() ^ state.keys())[:5]}")
+    with torch.no_grad():
+        for name, target in own.items():
+            if target.shape != state[name].shape:
+                raise ValueError(f"{name} has shape {state[name].shape}: the model's is {tuple(target.shape)}")
+            target.copy_(torch.from_numpy(np.ascontiguousarray(state[name])))
+
+
+def read_state(model: nn.Module) -> dict[str, np.ndarray]:
+    """A copy of the model's floating-point parameters and buffers as NumPy arrays, in the model's order."""
+    return {name: value.detach().numpy().copy() for name, value in _floating(model).items()}
+
+
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """True if a forward pass mixes samples (BatchNorm), so that batches must not be joined."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

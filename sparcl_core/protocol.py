@@ -1,0 +1,77 @@
+"""What server and devices say to each other, as typed values and as bytes. Knows nothing of Flower.
+
+Down, an instruction: `control | payloads`. The payloads bring the device from the version it holds to the current one:
+either one `whole` payload, or per missed version an optional mask update (`grow` or `adapt`) and a `delta`.
+Up, a report: `control | delta | importance`. The delta is taken against the version that the instruction led to.
+Everything a protocol message needs is in these bytes; they are what the ledger counts.
+"""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparcl_core.codec import CodecError
+
+_DOWN = struct.Struct("<IHHB")  # round, task, epochs, flags
+_UP = struct.Struct("<IIH")  # base version, samples, classes of the model
+_WANTS_IMPORTANCE = 1
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Train in a round. round: from 1; task: from 0; epochs: local epochs; report_importance: a mask update follows."""
+
+    round: int
+    task: int
+    epochs: int
+    report_importance: bool
+    payloads: tuple[bytes, ...]
+
+    @property
+    def control(self) -> bytes:
+        return _DOWN.pack(self.round, self.task, self.epochs, _WANTS_IMPORTANCE if self.report_importance else 0)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.control) + sum(map(len, self.payloads))
+
+    @classmethod
+    def from_wire(cls, control: bytes, payloads: list[bytes]) -> "Instruction":
+        if len(control) != _DOWN.size:
+            raise CodecError(f"control of an instruction has {len(control)} bytes, not {_DOWN.size}")
+        number, task, epochs, flags = _DOWN.unpack(control)
+        return cls(number, task, epochs, bool(flags & _WANTS_IMPORTANCE), tuple(payloads))
+
+
+@dataclass(frozen=True)
+class Report:
+    """A trained update.
+
+    base_version: version the delta is taken against; samples: n_k, current-task samples processed; classes: [C] bool, the
+    classes the device has seen so far; delta: payload; importance: payload, empty if none was asked for.
+    """
+
+    base_version: int
+    samples: int
+    classes: np.ndarray
+    delta: bytes
+    importance: bytes
+
+    @property
+    def control(self) -> bytes:
+        return _UP.pack(self.base_version, self.samples, self.classes.size) + np.packbits(self.classes).tobytes()
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.control) + len(self.delta) + len(self.importance)
+
+    @classmethod
+    def from_wire(cls, control: bytes, delta: bytes, importance: bytes) -> "Report":
+        if len(control) < _UP.size:
+            raise CodecError(f"control of a report has {len(control)} bytes, at least {_UP.size} are needed")
+        version, samples, count = _UP.unpack_from(control)
+        bits = np.frombuffer(control[_UP.size :], dtype=np.uint8)
+        if bits.size != (count + 7) // 8:
+            raise CodecError(f"control of a report codes {count} classes in {bits.size} bytes")
+        return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, importance)

@@ -1,0 +1,80 @@
+"""SparCL on a single device that sees the whole stream: the paper's own setting, no federation.
+
+The same sessions, mask updates and random addresses as a federation's, with device number 0; a federation of one device
+with lossless codec gives the same masks, batches and buffers, and weights equal up to rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sparcl_core import buffer as rehearsal
+from sparcl_core import ddr, tdm
+from sparcl_core.flops import Flops
+from sparcl_core.inputs import InputSpec
+from sparcl_core.learner import Learner, Memory, MethodConfig, TaskData
+from sparcl_core.masks import Masks, State, apply_masks_, initial_masks, rescale_
+from sparcl_core.models import initial_weights
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State after a session. `task` and `epoch` from 0; `epoch` counts the epochs of the task that are done."""
+
+    task: int
+    epoch: int
+    state: State
+    masks: Masks
+    memory: Memory
+    flops: Flops
+    dense_flops: Flops
+    loss: float
+
+
+def start_model(learner: Learner, sparsity: float, seed: int) -> tuple[State, Masks]:
+    """Fresh weights and masks: He-normal, masked, kept weights rescaled by 1/sqrt(density)."""
+    state = initial_weights(learner.model, seed)
+    masks = initial_masks({name: state[name].shape for name in state if name in learner.layout.masked}, sparsity, seed)
+    apply_masks_(state, masks)
+    rescale_(state, masks)
+    return state, masks
+
+
+def train_stream(
+    method: MethodConfig,
+    inputs: InputSpec,
+    tasks: list[TaskData],
+    task_epochs: int,
+    seed: int,
+    observe: Callable[[Progress], None],
+    session_epochs: int = 0,
+) -> Progress:
+    """Learn `tasks` in order, calling `observe` after every session.
+
+    Args:
+        task_epochs: K, epochs per task.
+        session_epochs: epochs per session; 0 takes TDM's stage length.
+    """
+    tdm.check(method.tdm, method.sparsity, task_epochs)
+    learner = Learner(method, inputs, task_epochs, seed)
+    state, masks = start_model(learner, method.sparsity, seed)
+    capacity = method.learner.buffer_capacity(sum(len(task.y) for task in tasks))
+    memory = Memory(rehearsal.empty(capacity, inputs.shape, inputs.num_classes, method.model.dtype), ddr.start(0))
+    schedule = tdm.Schedule(method.tdm, method.sparsity, task_epochs, session_epochs or tdm.stage_length(method.tdm, task_epochs))
+    updates, progress = 0, None
+    for task in tasks:
+        memory = learner.begin_task(memory, len(task.y))
+        importance, flops = {}, Flops()
+        for session in range(schedule.sessions):
+            what = schedule.action(task.task, session)
+            if what != "rest":
+                updates += 1
+                update = tdm.plan_update(what, masks, state, importance, method.tdm, method.sparsity, updates)
+                masks = tdm.update_masks(masks, [state], update, method.tdm, method.sparsity, seed)
+            done = learner.train(state, masks, task, memory, schedule.epochs(session), device=0)
+            state, memory, flops = done.state, done.memory, done.flops
+            if schedule.action(task.task, session + 1) == "adapt":
+                importance, cost = learner.importance(state, masks, task, memory, device=0)
+                flops += cost
+            progress = Progress(task.task, memory.epochs, state, masks, memory, flops, done.dense_flops, done.loss)
+            observe(progress)
+    return progress
