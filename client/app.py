@@ -90,8 +90,9 @@ class _Trainer:
         """One round on one device; `context.state` is replaced only if all of it succeeded."""
         torch.set_num_threads(1)
         number, method = _number(context), self.config.method
-        wire = content["instruction"]
-        instruction = Instruction.from_wire(wire["control"], wire["payloads"])
+        with _stage(f"device {number}", "instruction"):
+            wire = content["instruction"]
+            instruction = Instruction.from_wire(wire["control"], wire["payloads"])
         where = f"device {number}, round {instruction.round}"
         started = time.perf_counter()
         with _stage(where, "receive"):

@@ -5,6 +5,7 @@ is sent is taken against the model that was received; what a lossy code loses st
 next update (error feedback).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,12 +63,14 @@ def receive(device: DeviceState, instruction: Instruction, learner: Learner, met
     for raw in instruction.payloads:
         payload = codec.decode(raw, layout, masks)
         if payload.kind == "whole":
+            _expect_all(payload, layout.shapes)
             base = {name: _scatter(payload.tensors[name], shape, dtype) for name, shape in layout.shapes.items()}
             residual = {name: np.zeros(shape, dtype) for name, shape in layout.shapes.items()}
             masks = {name: _support(payload.tensors[name], layout.shapes[name]) for name in layout.shapes if name in layout.masked}
             version, mask_version = payload.model_version, payload.mask_version
         elif payload.kind in codec.PLACES_ONLY:
             _expect(payload.mask_version, mask_version + 1, "mask")
+            _expect_all(payload, masks)
             dropped = {name: payload.tensors[name].places for name in masks}
             update = tdm.MaskUpdate(payload.mask_version, payload.kind, dropped)
             masks = tdm.update_masks(masks, [base, residual], update, method.tdm, method.sparsity, learner.seed)
@@ -165,6 +168,11 @@ _DDR_ARRAYS = ("kept", "misses", "forgotten", "learned", "was_right", "passes")
 def _expect(got: int, wanted: int, what: str) -> None:
     if got != wanted:
         raise CodecError(f"payload brings {what} version {got} where {wanted} must follow")
+
+
+def _expect_all(payload: codec.Payload, names: Iterable[str]) -> None:
+    if missing := [name for name in names if name not in payload.tensors]:
+        raise CodecError(f"payload {payload.kind!r} leaves out {missing[0]}")
 
 
 def _scatter(tensor: SparseTensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

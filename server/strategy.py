@@ -190,6 +190,7 @@ class SparCLStrategy(Strategy):
         device = member.device
         if reply is None or reply.has_error():
             reason = f"device {device}, round {server_round}: no reply" if reply is None else reply.error.reason
+            self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
             self.ledger.failed(server_round, task, device, reason)
             raise _Unusable(reason)
         self._record_training(server_round, task, device, reply.content["measures"])
@@ -214,6 +215,10 @@ class SparCLStrategy(Strategy):
                 f"{delta.kind} against version {report.base_version}, masks {delta.mask_version}: "
                 f"this round wants a delta against version {self.broadcast.version}, masks {self.broadcast.mask_version}"
             )
+        if report.samples < 1:
+            raise CodecError("the update rests on no sample, so it has no weight")
+        if any(self.layout.shapes[name][0] != report.classes.size for name in self.classifier):
+            raise CodecError(f"the report speaks of {report.classes.size} classes: the classifier has another number of rows")
         importance = None
         if report.importance:
             payload = codec.decode(report.importance, self.layout, self.masks)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,9 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from server.strategy import FleetError
 from simulations.config import ConfigError, Experiment, available, dense_twin, load
+from simulations.engine.adapter import EngineError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False)
@@ -84,6 +87,72 @@ def _watch(experiment: Experiment, engine: str, workers: int, title: str):
         return run_world(world, engine, workers, view)
 
 
+@app.command("train-one")
+def train_one(
+    experiment: ExperimentArgument = "split-digits",
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train the dense twin, for its accuracy.")] = False,
+    out: OutOption = Path("runs"),
+    debug: DebugOption = False,
+) -> None:
+    """Train a single device that sees all data: the paper's own setting, without Flower or Ray."""
+    with _one_message(debug):
+        resolved = load(experiment, [*(set_ or []), *([] if seed is None else [f"seed={seed}"])])
+        _train_one(replace(resolved, name=f"{resolved.name}-alone"), baseline, out)
+
+
+def _train_one(experiment: Experiment, baseline: bool, out: Path) -> None:
+    from simulations.alone import train_one as train
+    from simulations.profiles import load_profile
+    from simulations.results import run_folder, write_solo
+    from simulations.view import final_table
+
+    profile, assumed = load_profile(experiment.profile)
+    epochs = experiment.federation.task_epochs
+
+    def observe(progress, accuracy) -> None:
+        line = f"task {progress.task}  epoch {progress.epoch}/{epochs}  loss {progress.loss:.3f}"
+        if accuracy is not None:
+            line += "  Class-IL {:.1%}  Task-IL {:.1%}".format(*accuracy[:, : progress.task + 1].mean(1))
+        console.print(line, soft_wrap=True)
+
+    with run_folder(out, experiment) as (folder, final):
+        result = train(experiment, observe)
+        twin = train(dense_twin(experiment), observe) if baseline else None
+        summary = write_solo(folder, result, twin)
+    console.print(final_table(summary, assumed, profile.name))
+    console.print(f"\nrun folder: {final}", soft_wrap=True)
+
+
+@app.command()
+def reproduce(
+    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A table of the README: split-digits.")] = "split-digits",
+    processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one per core.")] = 0,
+    out: OutOption = Path("runs"),
+    debug: DebugOption = False,
+) -> None:
+    """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
+    with _one_message(debug):
+        from simulations.reproduce import load_claim, markdown, run_claim
+        from simulations.results import new_folder, write_claim
+
+        loaded = load_claim(claim)
+        total, count = len(loaded.rows) * len(loaded.seeds), 0
+
+        def done(row: str, seed: int, summary: dict) -> None:
+            nonlocal count
+            count += 1
+            accuracy = summary["accuracy"]["class-il"]["average"]
+            console.print(f"{count}/{total}  {row}  seed {seed}  Class-IL {accuracy:.1%}", soft_wrap=True)
+
+        with new_folder(out, f"claim-{claim}") as (folder, final):
+            results = run_claim(loaded, processes, done)
+            table = markdown(loaded, results)
+            write_claim(folder, table, results)
+        console.print(f"\n{table}\n\nfolder: {final}", soft_wrap=True, markup=False)
+
+
 @app.command("list")
 def list_experiments() -> None:
     """The experiments that come with the project."""
@@ -108,10 +177,9 @@ class _one_message:
         if isinstance(error, KeyboardInterrupt):
             errors.print("interrupted; nothing was written", soft_wrap=True)
             raise typer.Exit(130)
-        if isinstance(error, ConfigError | ValueError) or type(error).__name__ in ("EngineError", "FleetError"):
-            errors.print(f"error: {error}", soft_wrap=True, markup=False)
-        else:
-            errors.print(f"error: {type(error).__name__}: {error} (--debug shows where)", soft_wrap=True, markup=False)
+        known = isinstance(error, ConfigError | FleetError | EngineError | ValueError)
+        text = str(error) if known else f"{kind.__name__}: {error} (--debug shows where)"
+        errors.print(f"error: {text}", soft_wrap=True, markup=False)
         raise typer.Exit(2)
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from flwr.clientapp import ClientApp
 
 from client.app import ClientConfig, make_client_app
@@ -12,16 +11,11 @@ from server.ledger import Ledger
 from server.strategy import SparCLStrategy
 from simulations.config import Experiment
 from simulations.data import Dataset, load_data
+from simulations.evaluate import Evaluator
 from simulations.partition import make_streams
 from simulations.profiles import load_profile
-from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
-from sparcl_core.masks import State
-from sparcl_core.metrics import correct_by_task
-from sparcl_core.models import load_state_
 from sparcl_core.solo import start_model
-
-EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -55,31 +49,17 @@ def client_app(config: ClientConfig, x: np.ndarray, y: np.ndarray, samples: list
     return make_client_app(config, lambda device: Stream(x, y, samples[device], classes))
 
 
-class Evaluator:
-    """Class-IL and Task-IL accuracy of a model on the test data, per task."""
-
-    def __init__(self, world: World):
-        self.learner = Learner(world.experiment.method, world.data.inputs, 1, world.experiment.seed)
-        self.raw, self.tasks = world.data.raw, list(world.streams[0].classes)
-
-    def __call__(self, state: State) -> np.ndarray:
-        """[2, T]; row 0 Class-IL, row 1 Task-IL."""
-        model = self.learner.model
-        load_state_(model, state)
-        model.eval()
-        outputs = []
-        with torch.inference_mode():
-            for start in range(0, len(self.raw.test_y), EVALUATION_BATCH):
-                x = torch.from_numpy(self.raw.test_x[start : start + EVALUATION_BATCH])
-                outputs.append(model(normalise(x, self.learner.inputs, self.learner.dtype)).numpy())
-        return correct_by_task(np.concatenate(outputs), self.raw.test_y, self.tasks)
+def make_evaluator(world: World) -> Evaluator:
+    """Accuracy of a model on the world's test data."""
+    e = world.experiment
+    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.data.raw, world.streams[0].classes)
 
 
 def make_strategy(world: World) -> SparCLStrategy:
     """The server's strategy with a fresh model."""
     e = world.experiment
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
-    weights, masks = start_model(learner, e.sparsity, e.seed)
+    weights, masks = start_model(learner, e.method, e.seed)
     profile, _ = load_profile(e.profile)
     ledger = Ledger(profile, learner.layout.dense_bytes)
     return SparCLStrategy(e.method, e.federation, learner.layout, _classifier(learner), weights, masks, ledger, e.seed)

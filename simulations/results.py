@@ -10,7 +10,7 @@
     summary.json         the figures of the final table
     report.png           accuracy and cost over the rounds
 
-A folder is written under a temporary name and renamed when it is whole.
+A single device's run (`sparcl train-one`) has no rounds, ledger, wall or report. A folder is written under a temporary name and renamed when it is whole.
 """
 
 import json
@@ -25,22 +25,30 @@ import pyarrow.parquet as pq
 import tomli_w
 from safetensors.numpy import save_file
 
+from simulations.alone import SoloResult
 from simulations.config import ConfigError, Experiment, to_tree
+from simulations.environment import environment
 from simulations.run import Result
+from sparcl_core.masks import Masks, State
 
 SCENARIOS = ("class-il", "task-il")
 
 
-@contextmanager
 def run_folder(parent: Path, experiment: Experiment):
-    """A staging folder that becomes `parent/NAME-seedN[-K]` when the block ends well, and is removed when it does not.
+    """The folder of one run: `parent/NAME-seedN[-K]`, see `new_folder`."""
+    return new_folder(parent, f"{experiment.name}-seed{experiment.seed}")
+
+
+@contextmanager
+def new_folder(parent: Path, name: str):
+    """A staging folder that becomes `parent/NAME[-K]` when the block ends well, and is removed when it does not.
 
     Yields (staging folder, final path).
 
     Raises:
         ConfigError: before anything runs, if the folder cannot be written.
     """
-    final = _free_name(parent, f"{experiment.name}-seed{experiment.seed}")
+    final = _free_name(parent, name)
     staging = parent / f".{final.name}.{os.getpid()}"
     try:
         staging.mkdir(parents=True)
@@ -51,7 +59,7 @@ def run_folder(parent: Path, experiment: Experiment):
     try:
         yield staging, final
         if final.exists():
-            final = _free_name(parent, final.name)
+            final = _free_name(parent, name)
         staging.rename(final)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -77,7 +85,34 @@ def summarise(result: Result, baseline: Result | None = None) -> dict:
     }
 
 
-def accuracy_figures(result: Result) -> dict:
+def summarise_solo(result: SoloResult, baseline: SoloResult | None = None) -> dict:
+    """The figures of a single device's run: as `summarise`, without bytes and rows."""
+    own, dense = result.cost, result.dense_cost
+    totals = {
+        "flops": own.flops.total,
+        "train_flops": own.flops.train,
+        "importance_flops": own.flops.importance,
+        "mask_flops": own.flops.masks,
+        "paper_flops": own.flops.paper,
+        "seconds": own.seconds,
+        "joules": own.joules,
+        "dense_flops": dense.flops.total,
+        "dense_paper_flops": dense.flops.paper,
+        "dense_seconds": dense.seconds,
+        "dense_joules": dense.joules,
+    }
+    return {
+        "experiment": result.experiment.name,
+        "seed": result.experiment.seed,
+        "sparsity": result.experiment.sparsity,
+        "accuracy": accuracy_figures(result),
+        "totals": totals,
+        "savings": savings(totals),
+        "dense_accuracy": accuracy_figures(baseline) if baseline else None,
+    }
+
+
+def accuracy_figures(result: Result | SoloResult) -> dict:
     """Scores of both scenarios as plain dicts; undefined figures are None."""
     figures = {}
     for row, scenario in enumerate(SCENARIOS):
@@ -87,7 +122,7 @@ def accuracy_figures(result: Result) -> dict:
 
 
 def savings(totals: dict) -> dict:
-    """Dense twin over run, per kind of cost; None where the run paid nothing."""
+    """Dense twin over run, per kind of cost that the run paid."""
     pairs = {
         "flops": ("dense_flops", "flops"),
         "paper_flops": ("dense_paper_flops", "paper_flops"),
@@ -96,25 +131,35 @@ def savings(totals: dict) -> dict:
         "seconds": ("dense_seconds", "seconds"),
         "joules": ("dense_joules", "joules"),
     }
-    return {kind: totals[dense] / totals[own] if totals[own] else None for kind, (dense, own) in pairs.items()}
+    return {kind: totals[dense] / totals[own] for kind, (dense, own) in pairs.items() if totals.get(own)}
 
 
 def write_run(folder: Path, result: Result, baseline: Result | None = None) -> dict:
     """Write everything but the picture into `folder`; returns the summary."""
-    experiment, strategy = result.world.experiment, result.strategy
-    (folder / "config.toml").write_bytes(tomli_w.dumps(to_tree(experiment)).encode())
-    machine = result.environment | {"engine": result.engine, "workers": result.workers, "wall_s": round(result.wall_s, 3)}
-    _write_json(folder / "environment.json", machine)
+    strategy = result.strategy
     summary = summarise(result, baseline)
-    _write_json(folder / "summary.json", summary)
-    pq.write_table(pa.table(strategy.ledger.columns()), folder / "ledger.parquet")
-    wall = list(zip(*strategy.ledger.wall_s, strict=True)) or [(), (), ()]
-    pq.write_table(pa.table(dict(zip(("round", "device", "wall_s"), map(list, wall), strict=True))), folder / "wall.parquet")
-    pq.write_table(pa.table(_round_columns(result)), folder / "rounds.parquet")
-    pq.write_table(pa.table(_accuracy_columns(result)), folder / "accuracy.parquet")
-    masks = {f"mask/{name}": mask.astype(np.uint8) for name, mask in strategy.masks.items()}
-    save_file(strategy.weights | masks, folder / "model.safetensors")
+    machine = environment() | {"engine": result.engine, "workers": result.workers, "wall_s": round(result.wall_s, 3)}
+    _write_common(folder, result.world.experiment, machine, summary, result.accuracy, strategy.weights, strategy.masks)
+    _write_table(folder / "ledger.parquet", strategy.ledger.columns())
+    _write_table(folder / "rounds.parquet", _round_columns(result))
+    rounds, devices, seconds = zip(*strategy.ledger.wall_s, strict=True)
+    _write_table(folder / "wall.parquet", {"round": rounds, "device": devices, "wall_s": seconds})
     return summary
+
+
+def write_solo(folder: Path, result: SoloResult, baseline: SoloResult | None = None) -> dict:
+    """Write a single device's run into `folder`; returns the summary."""
+    summary = summarise_solo(result, baseline)
+    progress = result.progress
+    _write_common(folder, result.experiment, environment(), summary, result.accuracy, progress.state, progress.masks)
+    return summary
+
+
+def write_claim(folder: Path, table: str, results: dict[str, list[dict]]) -> None:
+    """The table of a claim and the summaries of all its runs, with the machine that made them."""
+    (folder / "table.md").write_text(table + "\n")
+    _write_json(folder / "runs.json", results)
+    _write_json(folder / "environment.json", environment())
 
 
 def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
@@ -133,14 +178,28 @@ def _round_columns(result: Result) -> dict[str, list]:
     return columns
 
 
-def _accuracy_columns(result: Result) -> dict[str, list]:
+def _accuracy_columns(matrices: np.ndarray) -> dict[str, list]:
     columns = {key: [] for key in ("scenario", "after_task", "task", "accuracy")}
     for row, scenario in enumerate(SCENARIOS):
-        for after, accuracies in enumerate(result.accuracy[row]):
+        for after, accuracies in enumerate(matrices[row]):
             for task, accuracy in enumerate(accuracies):
                 for key, value in zip(columns, (scenario, after, task, float(accuracy)), strict=True):
                     columns[key].append(value)
     return columns
+
+
+def _write_common(
+    folder: Path, experiment: Experiment, machine: dict, summary: dict, accuracy: np.ndarray, weights: State, masks: Masks
+) -> None:
+    (folder / "config.toml").write_bytes(tomli_w.dumps(to_tree(experiment)).encode())
+    _write_json(folder / "environment.json", machine)
+    _write_json(folder / "summary.json", summary)
+    _write_table(folder / "accuracy.parquet", _accuracy_columns(accuracy))
+    save_file(weights | {f"mask/{name}": mask.astype(np.uint8) for name, mask in masks.items()}, folder / "model.safetensors")
+
+
+def _write_table(path: Path, columns: dict) -> None:
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
 
 
 def _write_json(path: Path, value: dict) -> None:

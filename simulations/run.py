@@ -1,11 +1,9 @@
 """One experiment from start to result, on either engine. Prints nothing: whoever calls passes an observer."""
 
 import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,7 +12,7 @@ from flwr.app import Context, RecordDict
 
 from server.app import RoundRecord, make_server_app
 from server.strategy import SparCLStrategy
-from simulations.build import Evaluator, World, client_app, make_strategy
+from simulations.build import World, client_app, make_evaluator, make_strategy
 from simulations.engine.adapter import RUN_ID, EngineGrid
 from simulations.engine.inline import InlineGrid
 from sparcl_core import metrics
@@ -60,7 +58,6 @@ class Result:
     engine: str
     workers: int
     wall_s: float
-    environment: dict = field(default_factory=dict)
 
     def scores(self, row: int) -> Scores:
         """Figures of Class-IL (row 0) or Task-IL (row 1)."""
@@ -90,7 +87,7 @@ def run_world(world: World, engine: EngineName = "ray", workers: int = 0, observ
         lambda: strategy,
         num_tasks=tasks,
         evaluate_every=world.experiment.evaluate_every,
-        evaluate=Evaluator(world),
+        evaluate=make_evaluator(world),
         observe=observe,
     )
     started = time.perf_counter()
@@ -101,7 +98,7 @@ def run_world(world: World, engine: EngineName = "ray", workers: int = 0, observ
         torch.set_num_threads(threads)
     wall_s = time.perf_counter() - started
     accuracy = np.stack([record.accuracy for record in records if record.ends_task], axis=1)
-    return Result(world, strategy, records, accuracy, engine, workers, wall_s, environment())
+    return Result(world, strategy, records, accuracy, engine, workers, wall_s)
 
 
 def make_grid(world: World, engine: EngineName, workers: int, on_reply: Callable[[int], None]) -> EngineGrid:
@@ -112,23 +109,3 @@ def make_grid(world: World, engine: EngineName, workers: int, on_reply: Callable
     from simulations.engine.ray import RayGrid  # imported late: the inline engine needs no Ray
 
     return RayGrid(client_app, world.app_args, devices, workers, on_reply=on_reply)
-
-
-def environment() -> dict:
-    """Versions and machine, stored with every result."""
-    packages = ("sparcl-fleet", "flwr", "ray", "torch", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

@@ -97,7 +97,9 @@ def final_table(summary: dict, assumed: list[str], profile: str) -> Table:
         ("device seconds *", "seconds", "dense_seconds", "s"),
         ("joules *", "joules", "dense_joules", "J"),
     ):
-        factor = f"{savings[key]:.1f}x less" if savings[key] else ""
+        if key not in totals:
+            continue
+        factor = f"{savings[key]:.1f}x less" if key in savings else ""
         table.add_row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
     marks = ", ".join(assumed)
     table.caption = (

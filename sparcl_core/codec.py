@@ -82,6 +82,11 @@ def reference_set(layout: Layout, name: str, masks: dict[str, np.ndarray]) -> np
     return np.arange(layout.size(name))
 
 
+def _masks_for(kind: str, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The masks that positions refer to. A device that gets a whole model may hold masks, but they are out of date."""
+    return {} if kind == "whole" else masks
+
+
 def encode(
     kind: str,
     layout: Layout,
@@ -94,7 +99,7 @@ def encode(
     """Encode `tensors`, a subset of the layout, whose places lie inside their reference sets.
 
     Args:
-        masks: weight masks both sides hold; empty where the receiver has none (positions are then coded over all places).
+        masks: weight masks both sides hold; not read for a `whole` model, which brings its own: its positions count over all places.
         values: how values are coded; payloads of mask updates (`grow`, `adapt`) are places only and send none.
 
     Raises:
@@ -102,6 +107,7 @@ def encode(
     """
     parts = [HEADER.pack(MAGIC, VERSION, KINDS.index(kind), layout.fingerprint, model_version, mask_version, len(tensors))]
     order = {name: index for index, name in enumerate(layout.shapes)}
+    masks = _masks_for(kind, masks)
     for name in sorted(tensors, key=order.__getitem__):
         tensor = tensors[name]
         ranks = _ranks(tensor.places, reference_set(layout, name, masks), name)
@@ -131,7 +137,7 @@ def decode(payload: bytes, layout: Layout, masks: dict[str, np.ndarray]) -> Payl
         raise CodecError("checksum does not match: the payload is damaged")
     if kind >= len(KINDS) or fingerprint != layout.fingerprint:
         raise CodecError("payload was made for another model: names, shapes or sparse layers differ")
-    names = list(layout.shapes)
+    names, masks = list(layout.shapes), _masks_for(KINDS[kind], masks)
     reader = _Reader(payload, HEADER.size, len(payload) - 4)
     tensors, last = {}, -1
     for _ in range(sections):

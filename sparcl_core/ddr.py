@@ -81,6 +81,11 @@ def start(num_samples: int) -> DDRState:
     return DDRState(np.ones(num_samples, dtype=bool), integers(), integers(), flags(), flags(), integers())
 
 
+def copy(state: DDRState) -> DDRState:
+    arrays = (state.kept, state.misses, state.forgotten, state.learned, state.was_right, state.passes)
+    return DDRState(*(array.copy() for array in arrays), stages=state.stages)
+
+
 def observe_(state: DDRState, indices: np.ndarray, right: np.ndarray) -> None:
     """Record one training pass over distinct samples `indices` [B] with outcomes `right` [B] bool, in place: it runs every step."""
     state.misses[indices] += ~right

@@ -23,19 +23,23 @@ class DGMConfig:
 
     Attributes:
         enabled: off updates every active weight.
-        sparsity: q; None takes q = 1 - 0.8 * (1 - s), the released code's 0.80 at s = 0.75 (0.92 at 0.90, 0.96 at 0.95).
+        sparsity: q; None takes q = 1 - keep * (1 - s).
+        keep: share of the active weights that is updated, where q is not given; 0.8 is the released code's q = 0.80 at s = 0.75.
         interval: steps between two draws.
         importance, alpha, beta: form of CGI, see module.
     """
 
     enabled: bool = True
     sparsity: float | None = None
+    keep: float = 0.8
     interval: int = 30
     importance: Literal["merged", "two-term"] = "merged"
     alpha: float = 0.5
     beta: float = 0.5
 
     def __post_init__(self):
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is {self.keep}: the share of active weights that is updated must be in (0, 1]")
         if self.interval < 1:
             raise ValueError(f"interval is {self.interval}: the gradient mask is drawn every interval >= 1 steps")
         if self.alpha < 0 or self.beta < 0:
@@ -49,7 +53,7 @@ def gradient_sparsity(config: DGMConfig, weight_sparsity: float) -> float:
         ValueError: if the config asks for q < s: a gradient mask holds active weights only, so it cannot be the denser one.
     """
     if config.sparsity is None:
-        return 1 - 0.8 * (1 - weight_sparsity)
+        return 1 - config.keep * (1 - weight_sparsity)
     if not weight_sparsity <= config.sparsity < 1:
         raise ValueError(
             f"dgm.sparsity is {config.sparsity}: gradient sparsity must be in [sparsity, 1) = [{weight_sparsity}, 1); "

@@ -22,10 +22,10 @@ class InputSpec:
 
 
 def normalise(x: Tensor, spec: InputSpec, dtype: torch.dtype) -> Tensor:
-    """[B, C, H, W] uint8 -> same shape, `dtype`, (x - mean) / std per channel."""
+    """[B, C, H, W] uint8 -> same shape, `dtype`, (x - mean) / std per channel, channels last in memory as `build_model`'s weights."""
     mean = torch.tensor(spec.mean, dtype=dtype).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, dtype=dtype).view(1, -1, 1, 1)
-    return x.to(dtype).sub_(mean).div_(std)
+    return x.to(dtype, memory_format=torch.channels_last, copy=True).sub_(mean).div_(std)
 
 
 def augment(x: Tensor, kind: Augmentation, rng: np.random.Generator) -> Tensor:

@@ -193,6 +193,7 @@ class Learner:
         Args:
             state: weights to start from; not changed. Inactive weights must be 0.
             masks: weight masks of the sparse tensors; fixed during the session.
+            memory: not changed: a session that is lost can be run again.
             device: the device's number, part of every random address.
 
         Raises:
@@ -200,7 +201,8 @@ class Learner:
         """
         load_state_(self.model, state)
         self.model.train()
-        run = _Run(self, masks, data, replace(memory, buffer=rehearsal.copy(memory.buffer)), device)
+        own = replace(memory, buffer=rehearsal.copy(memory.buffer), ddr=data_removal.copy(memory.ddr))
+        run = _Run(self, masks, data, own, device)
         for _ in range(epochs):
             run.epoch()
         result = read_state(self.model)

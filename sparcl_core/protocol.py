@@ -3,10 +3,12 @@
 Down, an instruction: `control | payloads`. The payloads bring the device from the version it holds to the current one:
 either one `whole` payload, or per missed version an optional mask update (`grow` or `adapt`) and a `delta`.
 Up, a report: `control | delta | importance`. The delta is taken against the version that the instruction led to.
-Everything a protocol message needs is in these bytes; they are what the ledger counts.
+Everything a protocol message needs is in these bytes; they are what the ledger counts. Payloads carry their own checksum, and
+so does the control part: a flipped bit in the number of samples would otherwise weight the average unnoticed.
 """
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +32,7 @@ class Instruction:
 
     @property
     def control(self) -> bytes:
-        return _DOWN.pack(self.round, self.task, self.epochs, _WANTS_IMPORTANCE if self.report_importance else 0)
+        return _seal(_DOWN.pack(self.round, self.task, self.epochs, _WANTS_IMPORTANCE if self.report_importance else 0))
 
     @property
     def num_bytes(self) -> int:
@@ -38,9 +40,10 @@ class Instruction:
 
     @classmethod
     def from_wire(cls, control: bytes, payloads: list[bytes]) -> "Instruction":
-        if len(control) != _DOWN.size:
-            raise CodecError(f"control of an instruction has {len(control)} bytes, not {_DOWN.size}")
-        number, task, epochs, flags = _DOWN.unpack(control)
+        body = _open(control, "an instruction")
+        if len(body) != _DOWN.size:
+            raise CodecError(f"control of an instruction has {len(body)} bytes, not {_DOWN.size}")
+        number, task, epochs, flags = _DOWN.unpack(body)
         return cls(number, task, epochs, bool(flags & _WANTS_IMPORTANCE), tuple(payloads))
 
 
@@ -60,7 +63,7 @@ class Report:
 
     @property
     def control(self) -> bytes:
-        return _UP.pack(self.base_version, self.samples, self.classes.size) + np.packbits(self.classes).tobytes()
+        return _seal(_UP.pack(self.base_version, self.samples, self.classes.size) + np.packbits(self.classes).tobytes())
 
     @property
     def num_bytes(self) -> int:
@@ -68,10 +71,23 @@ class Report:
 
     @classmethod
     def from_wire(cls, control: bytes, delta: bytes, importance: bytes) -> "Report":
-        if len(control) < _UP.size:
-            raise CodecError(f"control of a report has {len(control)} bytes, at least {_UP.size} are needed")
-        version, samples, count = _UP.unpack_from(control)
-        bits = np.frombuffer(control[_UP.size :], dtype=np.uint8)
+        body = _open(control, "a report")
+        if len(body) < _UP.size:
+            raise CodecError(f"control of a report has {len(body)} bytes, at least {_UP.size} are needed")
+        version, samples, count = _UP.unpack_from(body)
+        bits = np.frombuffer(body[_UP.size :], dtype=np.uint8)
         if bits.size != (count + 7) // 8:
             raise CodecError(f"control of a report codes {count} classes in {bits.size} bytes")
         return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, importance)
+
+
+def _seal(body: bytes) -> bytes:
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def _open(control: bytes, whose: str) -> bytes:
+    """The control bytes without their checksum."""
+    body = control[:-4]
+    if len(control) < 4 or control != _seal(body):
+        raise CodecError(f"control of {whose} does not match its checksum: it is damaged")
+    return body

@@ -30,12 +30,13 @@ class Progress:
     loss: float
 
 
-def start_model(learner: Learner, sparsity: float, seed: int) -> tuple[State, Masks]:
-    """Fresh weights and masks: He-normal, masked, kept weights rescaled by 1/sqrt(density)."""
+def start_model(learner: Learner, method: MethodConfig, seed: int) -> tuple[State, Masks]:
+    """Fresh weights and masks: He-normal, masked, and kept weights rescaled by 1/sqrt(density) if the model asks for it."""
     state = initial_weights(learner.model, seed)
-    masks = initial_masks({name: state[name].shape for name in state if name in learner.layout.masked}, sparsity, seed)
+    masks = initial_masks({name: state[name].shape for name in state if name in learner.layout.masked}, method.sparsity, seed)
     apply_masks_(state, masks)
-    rescale_(state, masks)
+    if method.model.rescale:
+        rescale_(state, masks)
     return state, masks
 
 
@@ -56,7 +57,7 @@ def train_stream(
     """
     tdm.check(method.tdm, method.sparsity, task_epochs)
     learner = Learner(method, inputs, task_epochs, seed)
-    state, masks = start_model(learner, method.sparsity, seed)
+    state, masks = start_model(learner, method, seed)
     capacity = method.learner.buffer_capacity(sum(len(task.y) for task in tasks))
     memory = Memory(rehearsal.empty(capacity, inputs.shape, inputs.num_classes, method.model.dtype), ddr.start(0))
     schedule = tdm.Schedule(method.tdm, method.sparsity, task_epochs, session_epochs or tdm.stage_length(method.tdm, task_epochs))

@@ -32,7 +32,8 @@ class TDMConfig:
 
     Attributes:
         enabled: off leaves the first random mask as it is; the weights stay sparse.
-        p_intra, p_inter: shares of a layer that are exchanged within, and added at the start of, a task.
+        p_intra, p_inter: shares of a layer that are exchanged within, and added at the start of, a task. None takes
+            0.04 * (1 - s): the paper's 0.01 at s = 0.75 for every sparsity, as a share of the active weights.
         stage_epochs: dk, epochs per stage; 0 takes max(1, round(K / 10)).
         importance: `merged` or `two-term`, see module.
         alpha, beta: weights of the gradient terms; beta is used by `two-term` only.
@@ -40,8 +41,8 @@ class TDMConfig:
     """
 
     enabled: bool = True
-    p_intra: float = 0.01
-    p_inter: float = 0.01
+    p_intra: float | None = None
+    p_inter: float | None = None
     stage_epochs: int = 0
     importance: Literal["merged", "two-term"] = "merged"
     alpha: float = 0.5
@@ -50,12 +51,17 @@ class TDMConfig:
 
     def __post_init__(self):
         for name in ("p_intra", "p_inter"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share of a layer, in [0, 1)")
         if self.stage_epochs < 0 or self.batches < 0:
             raise ValueError(f"stage_epochs is {self.stage_epochs}, batches {self.batches}: neither may be negative")
         if self.alpha < 0 or self.beta < 0:
             raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: neither may be negative")
+
+
+def exchanged_share(value: float | None, sparsity: float) -> float:
+    """p_intra or p_inter as a share of a layer at `sparsity`."""
+    return 0.04 * (1 - sparsity) if value is None else value
 
 
 def check(config: TDMConfig, sparsity: float, epochs: int) -> None:
@@ -69,12 +75,12 @@ def check(config: TDMConfig, sparsity: float, epochs: int) -> None:
         return
     density = 1 - sparsity
     for name in ("p_intra", "p_inter"):
-        if getattr(config, name) >= density:
+        if exchanged_share(getattr(config, name), sparsity) >= density:
             raise ValueError(
                 f"tdm.{name} is {getattr(config, name)}: it must be below the density 1 - sparsity = {density:.4g}; "
                 f"try {density / 10:.2g}"
             )
-    if config.p_inter > sparsity:
+    if exchanged_share(config.p_inter, sparsity) > sparsity:
         raise ValueError(f"tdm.p_inter is {config.p_inter}: it must not exceed the sparsity {sparsity}")
     stages = num_stages(epochs, stage_length(config, epochs))
     if stages < 4:
@@ -161,7 +167,7 @@ def plan_update(
             dropped[name] = np.empty(0, dtype=np.int64)
         else:
             score = np.abs(state[name].astype(np.float64)) + importance[name]
-            target = min(num_active(mask.size, sparsity + config.p_intra), int(np.count_nonzero(mask)))
+            target = min(num_active(mask.size, sparsity + exchanged_share(config.p_intra, sparsity)), int(np.count_nonzero(mask)))
             dropped[name] = np.flatnonzero(mask & ~shrink(mask, score, target))
     return MaskUpdate(number, what, dropped)
 
@@ -195,7 +201,7 @@ def update_masks(
             state[name][~kept] = 0
         held = int(np.count_nonzero(kept))
         if update.what == "grow":
-            target = held + math.floor(config.p_inter * kept.size + 0.5)
+            target = held + math.floor(exchanged_share(config.p_inter, sparsity) * kept.size + 0.5)
         else:
             target = num_active(kept.size, sparsity)
         result[name] = grow(kept, target - held, generator(seed, "grow", update.number, name))

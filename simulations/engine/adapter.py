@@ -32,6 +32,10 @@ AppFactory = Callable[..., ClientApp]
 WORKER_LOST = ErrorCode.CLIENT_APP_CRASHED
 
 
+class EngineError(RuntimeError):
+    """The engine cannot start or go on; the message says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Handled:
     """What became of one message: the reply's bytes, and the device's new state (None: keep the old one)."""
@@ -105,10 +109,10 @@ class EngineGrid(Grid):
         return list(range(1, self.num_devices + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Carry the messages out; the replies wait for `pull_messages`."""
-        replies = list(self.send_and_receive(messages))
-        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in replies}
-        return [reply.metadata.reply_to_message_id for reply in replies]
+        """Carry the messages out; the replies wait for `pull_messages`. Returns their ids, in the order of the messages."""
+        messages = list(messages)
+        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
+        return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]

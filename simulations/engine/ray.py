@@ -2,7 +2,7 @@
 
 Device state is an object in Ray's store: the driver holds a reference and never the bytes, and a worker that dies takes
 no state with it. A state is replaced only when its round succeeded, so a lost worker's message is simply handled again,
-with the same bits, by its restarted process. The ClientApp's arguments (data above all) go into the store once per run.
+with the same bits, by a new process. The ClientApp's arguments (data above all) go into the store once per run.
 """
 
 import logging
@@ -16,6 +16,7 @@ from flwr.app import Message
 from simulations.engine.adapter import (
     WORKER_LOST,
     AppFactory,
+    EngineError,
     EngineGrid,
     error_reply,
     from_bytes,
@@ -26,10 +27,6 @@ from simulations.engine.adapter import (
 
 log = logging.getLogger(__name__)
 TRIES = 3
-
-
-class EngineError(RuntimeError):
-    """The engine cannot start or go on; the message says why and what to do."""
 
 
 def start_ray(workers: int) -> None:
@@ -55,7 +52,7 @@ def start_ray(workers: int) -> None:
         raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
 
 
-@ray.remote(num_cpus=1, max_restarts=-1)
+@ray.remote(num_cpus=1)
 class _Worker:
     """One process that runs the ClientApp for any device."""
 
@@ -86,8 +83,8 @@ class RayGrid(EngineGrid):
         if workers < 1:
             raise EngineError(f"workers is {workers}: at least 1 is needed")
         start_ray(workers)
-        stored = [ray.put(arg) for arg in args]
-        self._workers = [_Worker.remote(make_app, self.run_config, *stored) for _ in range(workers)]
+        self._worker_args = (make_app, self.run_config, *(ray.put(arg) for arg in args))
+        self._workers = [_Worker.remote(*self._worker_args) for _ in range(workers)]
         self._states: dict[int, ray.ObjectRef] = {}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -107,6 +104,9 @@ class RayGrid(EngineGrid):
             try:
                 reply, is_new = ray.get(done[0])
             except ray.exceptions.RayActorError as error:
+                if error.actor_init_failed:
+                    raise EngineError(f"a worker cannot start: {error}") from error
+                free[-1] = self._replace(worker)
                 if tries:
                     log.warning("the worker of device %d was lost; its round is tried again", node - 1)
                     waiting.appendleft((message, tries))
@@ -118,6 +118,13 @@ class RayGrid(EngineGrid):
             replies.append(from_bytes(reply))
             self.on_reply(node - 1)
         return replies
+
+    def _replace(self, lost: ray.actor.ActorHandle) -> ray.actor.ActorHandle:
+        """A new worker in the place of a lost one. An actor that Ray restarts refuses calls until it is up; a new one lets them wait."""
+        ray.kill(lost)
+        fresh = _Worker.remote(*self._worker_args)
+        self._workers[self._workers.index(lost)] = fresh
+        return fresh
 
     def close(self) -> None:
         """End the workers; Ray itself goes on until `ray.shutdown`."""

@@ -1,0 +1,77 @@
+"""`sparcl train-one`: one device with all the data. No federation, no Flower, no Ray: the paper's own setting."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simulations.config import Experiment
+from simulations.data import load_data
+from simulations.evaluate import Evaluator
+from simulations.partition import task_classes
+from simulations.profiles import load_profile
+from sparcl_core import metrics
+from sparcl_core.costs import Cost, compute_cost
+from sparcl_core.flops import Flops
+from sparcl_core.learner import Learner, TaskData
+from sparcl_core.solo import Progress, start_model, train_stream
+
+
+@dataclass(frozen=True)
+class SoloResult:
+    """What a single device's run leaves behind.
+
+    Attributes:
+        progress: final weights, masks and buffer.
+        accuracy: [2, T, T], Class-IL and Task-IL matrices, rows after each task.
+        untrained: [2, T], accuracy of the fresh model.
+        cost, dense_cost: what it paid, and what the dense twin would have paid for the same schedule.
+    """
+
+    experiment: Experiment
+    progress: Progress
+    accuracy: np.ndarray
+    untrained: np.ndarray
+    cost: Cost
+    dense_cost: Cost
+
+    def scores(self, row: int) -> metrics.Scores:
+        """Figures of Class-IL (row 0) or Task-IL (row 1)."""
+        return metrics.scores(self.accuracy[row], self.untrained[row])
+
+
+def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | None], None]) -> SoloResult:
+    """Train one device on all data of every task in order.
+
+    Args:
+        observe: told of every session, with the accuracy [2, T] at the end of a task (else None).
+    """
+    data = load_data(experiment.data, experiment.seed)
+    raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
+    classes = task_classes(data.num_classes, experiment.stream.tasks)
+    tasks = []
+    for number, members in enumerate(classes):
+        rows = np.flatnonzero(np.isin(raw.train_y, members))
+        tasks.append(TaskData(raw.train_x[rows], raw.train_y[rows], members, number))
+    profile, _ = load_profile(experiment.profile)
+    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, classes)
+    matrix, total = [], [Flops(), Flops()]
+
+    def session_done(progress: Progress) -> None:
+        total[0] += progress.flops
+        total[1] += progress.dense_flops
+        accuracy = evaluate(progress.state) if progress.epoch == epochs else None
+        if accuracy is not None:
+            matrix.append(accuracy)
+        observe(progress, accuracy)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0])
+        progress = train_stream(method, data.inputs, tasks, epochs, experiment.seed, session_done)
+    finally:
+        torch.set_num_threads(threads)
+    cost = compute_cost(profile, total[0], method.is_sparse)
+    return SoloResult(experiment, progress, np.stack(matrix, axis=1), fresh, cost, compute_cost(profile, total[1], is_sparse=False))

@@ -1,0 +1,119 @@
+"""`sparcl reproduce`: a published table of ours, from one command. Rows x seeds of one experiment, paired with a reference.
+
+A claim is a TOML file in simulations/claims/: the experiment, the seeds, and rows with overrides. Runs are spread over
+processes, each run on the inline engine, whose bits are those of every other engine.
+"""
+
+import multiprocessing
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from simulations.config import ConfigError, Experiment, dense_twin, load
+
+CLAIMS = Path(__file__).parent / "claims"
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One row: its name, overrides of the experiment, and whether it is run as the dense twin."""
+
+    name: str
+    set: tuple[str, ...] = ()
+    dense: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A table. reference: name of the row that the others are paired with."""
+
+    name: str
+    experiment: str
+    seeds: tuple[int, ...]
+    reference: str
+    rows: tuple[ClaimRow, ...]
+
+    def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
+        made = load(self.experiment, [f"seed={seed}", *row.set])
+        return dense_twin(made) if row.dense else made
+
+
+def load_claim(name: str) -> Claim:
+    """Raises ConfigError if there is no such claim."""
+    path = CLAIMS / f"{name}.toml"
+    if not path.is_file():
+        raise ConfigError(f"claim {name!r} is not here; there are {', '.join(sorted(p.stem for p in CLAIMS.glob('*.toml')))}")
+    tree = tomllib.loads(path.read_text())
+    rows = tuple(ClaimRow(row["name"], tuple(row.get("set", ())), row.get("dense", False)) for row in tree["row"])
+    return Claim(name, tree["experiment"], tuple(tree["seeds"]), tree["reference"], rows)
+
+
+def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None]) -> dict[str, list[dict]]:
+    """Summaries per row, in the order of the seeds. `done` is told of every finished run."""
+    jobs = [(row, seed) for row in claim.rows for seed in claim.seeds]
+    results: dict[str, list[dict]] = {row.name: [] for row in claim.rows}
+    with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+        arguments = [claim.experiment_of(row, seed) for row, seed in jobs]
+        for (row, seed), summary in zip(jobs, pool.imap(_summary, arguments), strict=True):
+            results[row.name].append(summary)
+            done(row.name, seed, summary)
+    return results
+
+
+def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
+    """Mean difference and half-width of its 95 % interval (Student's t over the pairs)."""
+    differences = np.asarray(values) - np.asarray(reference)
+    if len(differences) < 2:
+        return float(differences.mean()), float("nan")
+    half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
+    return float(differences.mean()), float(half)
+
+
+def markdown(claim: Claim, results: dict[str, list[dict]]) -> str:
+    """The table: accuracy over seeds, paired difference to the reference, savings beside their ceilings."""
+    reference = _average(results[claim.reference], "class-il")
+    lines = [
+        "| run | Class-IL % | minus reference, 95 % interval | Task-IL % | forgetting | FLOPs saved (ceiling) | bytes up (ceiling) | bytes down |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in claim.rows:
+        summaries = results[row.name]
+        class_il = _average(summaries, "class-il")
+        difference, half = paired(class_il, reference)
+        gap = "reference" if row.name == claim.reference else f"{100 * difference:+.1f} ± {100 * half:.1f}"
+        cells = [
+            row.name,
+            f"{100 * np.mean(class_il):.1f}",
+            gap,
+            f"{100 * np.mean(_average(summaries, 'task-il')):.1f}",
+            f"{100 * np.mean([s['accuracy']['class-il']['forgetting'] for s in summaries]):.1f}",
+            *(_saving(summaries, kind) for kind in ("flops", "up_bytes", "down_bytes")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _average(summaries: list[dict], scenario: str) -> list[float]:
+    return [summary["accuracy"][scenario]["average"] for summary in summaries]
+
+
+def _saving(summaries: list[dict], kind: str) -> str:
+    value = np.mean([summary["savings"][kind] for summary in summaries])
+    ceiling = summaries[0]["ceilings"].get(kind)
+    return f"{value:.1f}x" + (f" ({ceiling:.1f}x)" if ceiling else "")
+
+
+def _summary(experiment: Experiment) -> dict:
+    """One run, in a worker process."""
+    from simulations.build import make_world
+    from simulations.ceilings import ceilings
+    from simulations.results import summarise
+    from simulations.run import run_world
+
+    world = make_world(experiment)
+    return summarise(run_world(world, "inline")) | {"ceilings": asdict(ceilings(world))}

@@ -1,0 +1,154 @@
+"""Slow references, written from the method's description in plain Python, never from `sparcl_core`.
+
+Each function follows one paragraph of the description: lists and loops, exact fractions where a count is rounded, nothing
+vectorised, nothing shared with the code under test.
+"""
+
+import math
+from fractions import Fraction
+
+
+def exact(share: float) -> Fraction:
+    """The decimal number that was meant by a float: 0.9 is nine tenths, and 1 - 0.8 * 0.25 is eight."""
+    return Fraction(share).limit_denominator(10**6)
+
+
+def active_count(size: int, sparsity: float) -> int:
+    """(1 - s) of `size` weights, to the nearest whole one, halves up; a layer never loses its last weight."""
+    return max(1, math.floor((1 - exact(sparsity)) * size + Fraction(1, 2)))
+
+
+# --- TDM -------------------------------------------------------------------------------------------------------------
+
+
+def tdm_action_at(task: int, epoch: int, epochs: int, length: int) -> str:
+    """What happens to the masks at the beginning of `epoch` of a task of `epochs` epochs in stages of `length` epochs."""
+    if epoch % length:
+        return "rest"  # only the first epoch of a stage acts
+    stage, last = epoch // length, (epochs - 1) // length
+    if stage == 0:
+        return "rest" if task == 0 else "grow"
+    return "rest" if stage == last else "adapt"
+
+
+def tdm_actions_by_round(task: int, epochs: int, length: int, round_epochs: int) -> list[str]:
+    """The same for a task cut into rounds: a round does what the latest stage that began since the last round asks for."""
+    actions = []
+    for begin in range(0, epochs, round_epochs):
+        since = range(max(0, begin - round_epochs + 1), begin + 1)
+        stage_starts = [epoch for epoch in since if epoch % length == 0]
+        actions.append(tdm_action_at(task, stage_starts[-1], epochs, length) if stage_starts else "rest")
+    return actions
+
+
+def keep_highest(active: list[bool], score: list[float], keep: int) -> list[bool]:
+    """The `keep` active places with the highest score, one after another; of equals the lower index."""
+    left = [i for i, is_active in enumerate(active) if is_active]
+    kept = [False] * len(active)
+    for _ in range(keep):
+        best = left[0]
+        for i in left[1:]:
+            if score[i] > score[best]:
+                best = i
+        left.remove(best)
+        kept[best] = True
+    return kept
+
+
+def tdm_survivors(active: list[bool], weights: list[float], importance: list[float], sparsity: float, p_intra: float) -> list[bool]:
+    """Intra-task shrink: to sparsity s + p_intra by lowest |w| + I."""
+    score = [abs(w) + i for w, i in zip(weights, importance, strict=True)]
+    keep = active_count(len(active), exact(sparsity) + exact(p_intra))
+    return keep_highest(active, score, min(keep, sum(active)))
+
+
+# --- DGM -------------------------------------------------------------------------------------------------------------
+
+
+def dgm_mask(active: list[bool], score: list[float], q: float) -> list[bool]:
+    """The share 1 - q of all weights with the highest CGI, among the active ones; all of those if they are fewer."""
+    return keep_highest(active, score, min(active_count(len(active), q), sum(active)))
+
+
+# --- DDR -------------------------------------------------------------------------------------------------------------
+
+
+def ddr_misclassified(history: list[bool]) -> int:
+    """Misclassifications; `history`: right or wrong, pass by pass since the last stage."""
+    return sum(not right for right in history)
+
+
+def ddr_forgetting(before: bool, history: list[bool]) -> float:
+    """Changes from right to wrong since the last stage, where `before` is the outcome of the pass before it.
+
+    A sample that was not right in any pass since then was never learned and counts as the maximum.
+    """
+    if not any(history):
+        return math.inf
+    events, last = 0, before
+    for right in history:
+        if last and not right:
+            events += 1
+        last = right
+    return events
+
+
+def ddr_kept(
+    kept: list[bool], score: list[float], labels: list[int], batch_size: int, removed_share: float, stage: int, stages: int
+) -> list[bool]:
+    """What is left after removal `stage` (from 1) of `stages`: the lowest scores go one by one, of equals the lower index."""
+    size, kept = len(kept), list(kept)
+    target = math.floor(exact(removed_share) * size * stage / stages)
+    at_least = min(Fraction(batch_size), Fraction(size, 4))
+    while kept.count(False) < target and kept.count(True) - 1 >= at_least:
+        free = [i for i in range(size) if kept[i] and sum(labels[j] == labels[i] for j in range(size) if kept[j]) > 1]
+        if not free:
+            break
+        kept[min(free, key=lambda i: (score[i], i))] = False
+    return kept
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+
+def reservoir_distribution(offers: int, capacity: int) -> dict[tuple[int, ...], Fraction]:
+    """Exact probability of every content (by slot) of a reservoir after `offers` samples 0, 1, 2, ...
+
+    The first `capacity` samples fill the slots in order. Sample n (from 0) then draws a number from 0 to n, all equally
+    likely, and takes that slot if there is one.
+    """
+    chances = {tuple(range(min(offers, capacity))): Fraction(1)}
+    for n in range(capacity, offers):
+        after: dict[tuple[int, ...], Fraction] = {}
+        for content, chance in chances.items():
+            for drawn in range(n + 1):
+                new = content if drawn >= capacity else (*content[:drawn], n, *content[drawn + 1 :])
+                after[new] = after.get(new, Fraction(0)) + chance / (n + 1)
+        chances = after
+    return chances
+
+
+def cross_entropy(logits: list[list[float]], labels: list[int], classes: list[int] | None = None) -> float:
+    """Mean over the batch of -log softmax at the label; `classes`: the only ones that exist (single head), None for all."""
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        seen = [row[c] for c in (range(len(row)) if classes is None else classes)]
+        top = max(seen)
+        total += top + math.log(sum(math.exp(z - top) for z in seen)) - row[label]
+    return total / len(logits)
+
+
+def mean_squared_error(logits: list[list[float]], stored: list[list[float]]) -> float:
+    """Mean over batch and classes."""
+    squares = [(a - b) ** 2 for row, old in zip(logits, stored, strict=True) for a, b in zip(row, old, strict=True)]
+    return sum(squares) / len(squares)
+
+
+def er_loss(current, replay, weight: float, classes: list[int] | None = None) -> float:
+    """CE(f(x), y) + w CE(f(B1.x), B1.y). `current`, `replay`: pairs of logits and labels."""
+    return cross_entropy(*current, classes) + weight * cross_entropy(*replay)
+
+
+def derpp_loss(current, first, second, alpha: float, beta: float, classes: list[int] | None = None) -> float:
+    """CE(f(x), y) + a MSE(f(B1.x), B1.logits) + b CE(f(B2.x), B2.y). `first`: pair of logits and stored logits."""
+    return cross_entropy(*current, classes) + alpha * mean_squared_error(*first) + beta * cross_entropy(*second)

@@ -1,0 +1,137 @@
+"""The ledger: every device, round and phase has its row, and every byte in it was really sent."""
+
+from collections import Counter
+
+import pytest
+
+from server.ledger import COLUMNS, Ledger
+from sparcl_core.costs import DeviceProfile
+from sparcl_core.flops import Flops
+from worlds import RecordingGrid, play, tiny_world
+
+# round figures, so that costs can be worked out in the head: dense 50 FLOP/s, sparse 10 FLOP/s, 80 bit/s = 10 B/s down, 40 up
+PROFILE = DeviceProfile("test", 100.0, 0.5, 0.1, 1e6, 4.0, 2.0, 0.25, 80.0, 40.0, 1.0)
+
+
+def test_transfers_by_hand():
+    """120 B down: 1 s latency + 120 / 10 = 13 s; 13 * 2 W + 120 * 0.25 J = 56 J. Up, at 5 B/s: 1 + 60 / 5 = 13 s, 26 + 15 = 41 J.
+    The twin sends 400 B: 41 s and 182 J down, 81 s and 262 J up."""
+    ledger = Ledger(PROFILE, dense_message_bytes=400)
+    ledger.downloaded(1, 0, 7, num_bytes=120, message_bytes=150)
+    ledger.uploaded(1, 0, 7, num_bytes=60, message_bytes=99)
+    down, up = ledger.rows
+    assert (down.phase, down.outcome, down.down_bytes, down.up_bytes, down.message_bytes) == ("download", "ok", 120, 0, 150)
+    assert (down.seconds, down.joules, down.dense_bytes, down.dense_seconds, down.dense_joules) == (13, 56, 400, 41, 182)
+    assert (up.phase, up.outcome, up.down_bytes, up.up_bytes, up.message_bytes) == ("upload", "ok", 0, 60, 99)
+    assert (up.seconds, up.joules, up.dense_bytes, up.dense_seconds, up.dense_joules) == (13, 41, 400, 81, 262)
+
+
+def test_training_by_hand():
+    """Sparse layers 30 FLOP at 10/s, the rest 50 + 40 + 10 at 50/s: 3 + 2 = 5 s, 20 J at 4 W. The twin: 600 at 50/s = 12 s, 48 J."""
+    ledger = Ledger(PROFILE, 400)
+    ledger.trained(2, 1, 3, Flops(30, 50, 40, 10, 99), Flops(500, 100, paper=77), True, samples=12, loss=0.5)
+    (row,) = ledger.rows
+    assert (row.phase, row.outcome, row.samples, row.loss) == ("train", "ok", 12, 0.5)
+    assert (row.train_flops, row.importance_flops, row.mask_flops, row.paper_flops) == (80, 40, 10, 99)
+    assert (row.seconds, row.joules) == (5, 20)
+    assert (row.dense_flops, row.dense_paper_flops, row.dense_seconds, row.dense_joules) == (600, 77, 12, 48)
+
+
+def test_a_dense_run_pays_the_dense_rate():
+    """130 FLOP at 50/s."""
+    ledger = Ledger(PROFILE, 400)
+    ledger.trained(2, 1, 3, Flops(30, 50, 40, 10), Flops(), False)
+    assert ledger.rows[0].seconds == pytest.approx(2.6)
+
+
+def test_totals_by_hand():
+    ledger = Ledger(PROFILE, dense_message_bytes=400)
+    for device in (0, 1):
+        ledger.downloaded(1, 0, device, 120, 150)
+    ledger.trained(1, 0, 0, Flops(30, 50, 40, 10, 99), Flops(500, 100), True, memory_bytes=1000)
+    ledger.failed(1, 0, 1, "broke")
+    ledger.uploaded(1, 0, 0, 60, 99, reason="damaged")
+    ledger.sat_out(2, 0, 1, "no data")
+    totals = ledger.totals()
+    assert (totals["down_bytes"], totals["up_bytes"], totals["message_bytes"]) == (240, 60, 399)
+    assert (totals["dense_down_bytes"], totals["dense_up_bytes"], totals["dense_bytes"]) == (800, 400, 1200)
+    assert (totals["flops"], totals["paper_flops"], totals["dense_flops"]) == (130, 99, 600)
+    assert (totals["seconds"], totals["joules"]) == (13 + 13 + 5 + 13, 56 + 56 + 20 + 41)
+    assert "memory_bytes" not in totals  # a peak, not a sum
+    assert Counter(row.outcome for row in ledger.rows) == {"ok": 3, "failed": 1, "rejected": 1, "sat-out": 1}
+    assert [row.reason for row in ledger.rows if row.reason] == ["broke", "damaged", "no data"]
+
+
+# -- of a whole run
+
+
+@pytest.fixture(scope="module")
+def skewed_run():
+    """A run so skewed that some devices have nothing for a task, with what went over the grid."""
+    world = tiny_world("stream.devices=6", "stream.alpha=0.05")
+    grid = RecordingGrid(world)
+    return world, grid, play(world, grid).ledger
+
+
+def test_one_row_per_device_round_and_phase(skewed_run):
+    world, _, ledger = skewed_run
+    keys = [(row.round, row.device, row.phase) for row in ledger.rows]
+    wanted = [(0, device, "register") for device in range(6)]
+    for r in range(1, 9):
+        for device, stream in enumerate(world.streams):
+            has_data = stream.sizes[(r - 1) // 4] > 0
+            wanted += [(r, device, phase) for phase in (("download", "train", "upload") if has_data else ("train",))]
+    assert sorted(keys) == sorted(wanted)
+    assert [key[0] for key in keys] == sorted(key[0] for key in keys)  # in the order of rounds
+
+
+def test_a_device_without_data_sits_the_task_out(skewed_run):
+    world, _, ledger = skewed_run
+    idle = [(task, device) for device, stream in enumerate(world.streams) for task, size in enumerate(stream.sizes) if size == 0]
+    assert idle  # or this test would see nothing
+    for task, device in idle:
+        rows = [row for row in ledger.rows if (row.task, row.device) == (task, device)]
+        assert [(row.round, row.outcome, row.reason) for row in rows] == [
+            (4 * task + session, "sat-out", f"no data for task {task}") for session in range(1, 5)
+        ]
+        assert all(row.down_bytes == row.up_bytes == row.seconds == row.train_flops == row.dense_bytes == 0 for row in rows)
+
+
+def test_bytes_are_those_that_were_sent(skewed_run):
+    """Counted off the messages themselves: every bytes value of the protocol's own records."""
+    _, grid, ledger = skewed_run
+    for row in ledger.rows:
+        if row.phase == "download":
+            (message,) = [m for m in grid.sent[row.round] if m.metadata.dst_node_id == row.device + 1]
+            wire = message.content["instruction"]
+            assert row.down_bytes == len(wire["control"]) + sum(map(len, wire["payloads"]))
+            assert row.message_bytes > row.down_bytes
+        if row.phase == "upload":
+            (reply,) = [m for m in grid.received[row.round] if m.metadata.src_node_id == row.device + 1]
+            assert row.up_bytes == sum(map(len, reply.content["report"].values())) > 0
+            assert row.message_bytes > row.up_bytes
+
+
+def test_totals_are_sums_of_rows(skewed_run):
+    _, _, ledger = skewed_run
+    columns, totals = ledger.columns(), ledger.totals()
+    assert tuple(columns) == COLUMNS and {len(column) for column in columns.values()} == {len(ledger.rows)}
+    for name in ("down_bytes", "up_bytes", "message_bytes", "train_flops", "importance_flops", "mask_flops", "paper_flops", "seconds",
+                 "joules", "dense_bytes", "dense_flops", "dense_paper_flops", "dense_seconds", "dense_joules"):  # fmt: skip
+        assert totals[name] == sum(columns[name]) > 0, name
+    assert totals["flops"] == sum(columns["train_flops"]) + sum(columns["importance_flops"]) + sum(columns["mask_flops"])
+    assert totals["dense_down_bytes"] + totals["dense_up_bytes"] == totals["dense_bytes"]
+    messages = sum(phase in ("download", "upload") for phase in columns["phase"])
+    assert totals["dense_bytes"] == messages * ledger.dense_message_bytes
+
+
+def test_the_same_run_twice_has_the_same_rows(skewed_run):
+    world, _, ledger = skewed_run
+    assert play(world).ledger.rows == ledger.rows
+
+
+def test_importance_is_paid_for_in_the_rounds_before_a_mask_update(skewed_run):
+    """TDM adapts before rounds 2, 3, 6 and 7 (the last of the four stages of a task rests, the first grows at random)."""
+    _, _, ledger = skewed_run
+    paid = {row.round for row in ledger.rows if row.importance_flops}
+    assert paid == {1, 2, 5, 6}

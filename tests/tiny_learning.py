@@ -1,0 +1,95 @@
+"""Streams, methods and learners small enough that a test trains in milliseconds."""
+
+import copy
+import random
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from sparcl_core import buffer as rehearsal
+from sparcl_core import ddr
+from sparcl_core.ddr import DDRConfig
+from sparcl_core.dgm import DGMConfig
+from sparcl_core.inputs import InputSpec
+from sparcl_core.learner import Learner, LearnerConfig, Memory, MethodConfig, Session, TaskData
+from sparcl_core.models import ModelConfig
+from sparcl_core.solo import start_model
+from sparcl_core.tdm import TDMConfig
+
+SEED = 7
+EPOCHS = 10  # K: DDR then has four stages, before epochs 1, 2, 3 and 4
+INPUTS = InputSpec((1, 4, 4), 4, mean=(128.0,), std=(64.0,))
+MODELS = {"mlp": ModelConfig("mlp", width=16), "cnn": ModelConfig("cnn", width=8, hidden=12), "resnet18": ModelConfig("resnet18", width=4)}
+
+
+def tiny_method(model: str = "cnn", sparsity: float = 0.75, dtype: str = "float32", **learner) -> MethodConfig:
+    """SparCL on a tiny backbone; keywords go to the learner, mechanisms are swapped in with `dataclasses.replace`."""
+    settings = {"batch_size": 8, "buffer_size": 12, "lr": 0.05} | learner
+    return MethodConfig(replace(MODELS[model], dtype=dtype), LearnerConfig(**settings), TDMConfig(), DDRConfig(), DGMConfig(), sparsity)
+
+
+def without(method: MethodConfig, *mechanisms: str) -> MethodConfig:
+    """`method` with the named mechanisms (tdm, ddr, dgm) switched off."""
+    return replace(method, **{name: replace(getattr(method, name), enabled=False) for name in mechanisms})
+
+
+def tiny_tasks(tasks: int = 2, samples: int = 40) -> list[TaskData]:
+    """Two classes a task; class c is noise around a bright row c, so that it can be learned."""
+    rng = np.random.default_rng(1)
+    stream = []
+    for task in range(tasks):
+        y = np.arange(samples, dtype=np.int64) % 2 + 2 * task
+        x = rng.integers(0, 120, size=(samples, 1, 4, 4)).astype(np.uint8)
+        x[np.arange(samples), 0, y] += 100
+        stream.append(TaskData(x, y, (2 * task, 2 * task + 1), task))
+    return stream
+
+
+def new_memory(learner: Learner, capacity: int = 12) -> Memory:
+    inputs, dtype = learner.inputs, next(learner.model.parameters()).dtype
+    return Memory(rehearsal.empty(capacity, inputs.shape, inputs.num_classes, str(dtype).removeprefix("torch.")), ddr.start(0))
+
+
+def start(method: MethodConfig, capacity: int = 12, epochs: int = EPOCHS, seed: int = SEED):
+    """A learner, fresh weights, masks and an empty memory."""
+    learner = Learner(method, INPUTS, epochs, seed)
+    state, masks = start_model(learner, method, seed)
+    return learner, state, masks, new_memory(learner, capacity)
+
+
+def train_tasks(method: MethodConfig, tasks: list[TaskData], epochs: int, capacity: int = 12) -> list[Session]:
+    """One session of `epochs` epochs per task, one after another, masks fixed."""
+    learner, state, masks, memory = start(method, capacity)
+    sessions = []
+    for task in tasks:
+        session = learner.train(state, masks, task, learner.begin_task(memory, len(task.y)), epochs, device=0)
+        state, memory = session.state, session.memory
+        sessions.append(session)
+    return sessions
+
+
+def global_generators() -> tuple:
+    """The states that nothing of ours may move: Python's, NumPy's and torch's process-wide generators."""
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+def frozen(value):
+    """A deep copy, to see later whether `value` was touched."""
+    return copy.deepcopy(value)
+
+
+def assert_same(left, right) -> None:
+    """Bit-equality of two values made of dataclasses, dicts, arrays and numbers."""
+    assert type(left) is type(right)
+    if hasattr(left, "__dataclass_fields__"):
+        left, right = vars(left), vars(right)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, np.ndarray):
+        assert left.dtype == right.dtype and left.shape == right.shape
+        assert left.tobytes() == right.tobytes()
+    else:
+        assert left == right

@@ -1,0 +1,91 @@
+"""Small worlds for the tests of the federation: experiments that run in half a second, and grids that go wrong on purpose."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from flwr.app import Message
+
+from client import device as devices
+from client.device import DeviceState
+from server.app import RoundRecord, run_rounds
+from server.strategy import SparCLStrategy
+from simulations.build import World, client_app, make_strategy, make_world
+from simulations.config import Experiment, load
+from simulations.engine.inline import InlineGrid
+
+TINY = (
+    "data.train_limit=12",
+    "stream.devices=3",
+    "stream.tasks=2",
+    "federation.rounds_per_task=4",
+    "federation.local_epochs=1",
+    "tdm.stage_epochs=1",
+    "model.width=8",
+    "model.hidden=16",
+    "learner.batch_size=4",
+)
+
+
+def tiny(*overrides: str) -> Experiment:
+    """split-digits cut down to 120 images, 3 devices, 2 tasks of 4 rounds; TDM acts before rounds 2, 3, 5, 6 and 7."""
+    return load("split-digits", [*TINY, *overrides])
+
+
+def tiny_world(*overrides: str) -> World:
+    return make_world(tiny(*overrides))
+
+
+class RecordingGrid(InlineGrid):
+    """An inline engine that keeps what went over it, and lets a test alter the replies of a round.
+
+    `tamper`: (round, replies) -> replies; the messages of round r are the r-th training batch, from 1.
+    """
+
+    def __init__(self, world: World, tamper: Callable[[int, list[Message]], Iterable[Message]] | None = None, make_app=client_app):
+        super().__init__(make_app, world.app_args, len(world.streams))
+        self.sent: dict[int, list[Message]] = {}
+        self.received: dict[int, list[Message]] = {}
+        self.sending: list[Message] = []
+        self._tamper = tamper or (lambda server_round, replies: replies)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        if messages and messages[0].metadata.message_type == "train":
+            server_round, self.sending = len(self.sent) + 1, messages
+            replies = list(self._tamper(server_round, replies))
+            self.sent[server_round], self.received[server_round] = messages, replies
+        return replies
+
+    def device(self, number: int) -> DeviceState | None:
+        """What device `number` keeps, or None if it never trained."""
+        from flwr.common.serde import recorddict_from_proto
+        from flwr.proto.recorddict_pb2 import RecordDict
+
+        records = recorddict_from_proto(RecordDict.FromString(self._states.get(number + 1, b"")))
+        return devices.load_state(records["device"]["state"]) if "device" in records else None
+
+
+def play(
+    world: World, grid: InlineGrid | None = None, observe: Callable[[RoundRecord, SparCLStrategy], None] | None = None
+) -> SparCLStrategy:
+    """All rounds without evaluation; `observe` sees every round's record and the server's state after it."""
+    strategy, tasks = make_strategy(world), world.experiment.stream.tasks
+    observe = observe or (lambda record, strategy: None)
+    run_rounds(
+        grid or RecordingGrid(world),
+        strategy,
+        num_tasks=tasks,
+        evaluate_every=0,
+        evaluate=lambda state: np.zeros((2, tasks)),
+        observe=lambda record: observe(record, strategy),
+    )
+    return strategy
+
+
+def assert_same_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    """Same names, types, shapes and bits."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
+        assert a[name].tobytes() == b[name].tobytes(), f"{name} differs"
