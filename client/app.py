@@ -18,8 +18,8 @@ from client import device as devices
 from client.device import DeviceState
 from client.stream import Stream
 from sparcl_core.codec import Values
-from sparcl_core.footprint import activation_bytes, footprint
 from sparcl_core.flops import Flops
+from sparcl_core.footprint import activation_bytes, footprint
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner, MethodConfig, Session
 from sparcl_core.losses import REPLAY_DRAWS

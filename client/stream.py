@@ -14,7 +14,7 @@ class Stream:
     Attributes:
         x: [N, C, H, W] uint8, all training images of the experiment.
         y: [N] int64.
-        samples: per task, the indices of this device's samples, sorted.
+        samples: per task, the indices of this device's samples, in an order that means nothing.
         classes: per task, its classes.
     """
 

@@ -28,9 +28,7 @@ class Broadcast:
     def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float, seed: int) -> None:
         """Change the masks; dropped places of `weights` and of the held model are set to 0, in place."""
         dropped = {name: SparseTensor(places, np.empty(0)) for name, places in update.dropped.items()}
-        self._pending_mask.append(
-            codec.encode(update.what, self.layout, dropped, self.masks, "f32", self.version, update.number)
-        )
+        self._pending_mask.append(codec.encode(update.what, self.layout, dropped, self.masks, "f32", self.version, update.number))
         self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config, sparsity, seed)
         self.mask_version = update.number
 

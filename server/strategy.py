@@ -103,16 +103,18 @@ class SparCLStrategy(Strategy):
             FleetError: if a node does not answer, or there is none.
         """
         queries = [Message(RecordDict(), node, "query", group_id="register") for node in grid.get_node_ids()]
-        members = []
+        members, sizes = [], {}
         for reply in grid.send_and_receive(queries):
             if reply.has_error():
                 raise FleetError(f"a device could not be registered: {reply.error.reason}")
             content = reply.content["device"]
             members.append(Member(content["device"], reply.metadata.src_node_id, tuple(content["samples"])))
-            self.ledger.registered(content["device"], _message_bytes(reply))
+            sizes[content["device"]] = _message_bytes(reply)
         if not members:
             raise FleetError("no device is connected: nothing can be trained")
         self.roster = Roster.of(members)
+        for member in self.roster.members:  # in device order: replies come in any
+            self.ledger.registered(member.device, sizes[member.device])
 
     def position(self, server_round: int) -> tuple[int, int]:
         """Task and session within the task, both from 0, of `server_round`, from 1."""

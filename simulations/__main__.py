@@ -168,7 +168,9 @@ class _one_message:
 
     def __enter__(self):
         warnings.filterwarnings("ignore")
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False, show_time=False)])
+        logging.basicConfig(
+            level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False, show_time=False)]
+        )
 
     def __exit__(self, kind, error, _):
         _stop_ray()

@@ -1,7 +1,7 @@
 """`sparcl train-one`: one device with all the data. No federation, no Flower, no Ray: the paper's own setting."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,12 +9,12 @@ import torch
 from simulations.config import Experiment
 from simulations.data import load_data
 from simulations.evaluate import Evaluator
-from simulations.partition import task_classes
+from simulations.partition import make_streams
 from simulations.profiles import load_profile
 from sparcl_core import metrics
 from sparcl_core.costs import Cost, compute_cost
 from sparcl_core.flops import Flops
-from sparcl_core.learner import Learner, TaskData
+from sparcl_core.learner import Learner
 from sparcl_core.solo import Progress, start_model, train_stream
 
 
@@ -49,13 +49,10 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     """
     data = load_data(experiment.data, experiment.seed)
     raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
-    classes = task_classes(data.num_classes, experiment.stream.tasks)
-    tasks = []
-    for number, members in enumerate(classes):
-        rows = np.flatnonzero(np.isin(raw.train_y, members))
-        tasks.append(TaskData(raw.train_x[rows], raw.train_y[rows], members, number))
+    [stream] = make_streams(replace(experiment.stream, devices=1), data, experiment.seed)
+    tasks = [stream.task(number) for number in range(experiment.stream.tasks)]
     profile, _ = load_profile(experiment.profile)
-    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, classes)
+    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, stream.classes)
     matrix, total = [], [Flops(), Flops()]
 
     def session_done(progress: Progress) -> None:

@@ -65,8 +65,6 @@ def make_strategy(world: World) -> SparCLStrategy:
     return SparCLStrategy(e.method, e.federation, learner.layout, _classifier(learner), weights, masks, ledger, e.seed)
 
 
-
-
 def _classifier(learner: Learner) -> tuple[str, ...]:
     """The tensors of the last linear layer: their first axis is the class."""
     last = learner.layers[-1].name.removesuffix(".weight")

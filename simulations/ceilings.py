@@ -38,7 +38,9 @@ def ceilings(world: World) -> Ceilings:
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     sizes = {name: learner.layout.size(name) for name in learner.layout.shapes if name in learner.layout.masked}
     active = {name: num_active(size, e.sparsity) for name, size in sizes.items()}
-    updated = {name: num_active(size, learner.gradient_sparsity) for name, size in sizes.items()} if learner.draws_gradient_masks else active
+    updated = (
+        {name: num_active(size, learner.gradient_sparsity) for name, size in sizes.items()} if learner.draws_gradient_masks else active
+    )
     dense, sparse = per_sample(learner.layers, sizes, sizes), per_sample(learner.layers, active, updated)
     share = data_share(e.ddr, e.federation.task_epochs)
     rest = sum(learner.layout.size(name) for name in learner.layout.shapes) - sum(sizes.values())

@@ -106,7 +106,10 @@ def _read_parquet(path: Path, config: DataConfig) -> tuple[np.ndarray, np.ndarra
         column = column.field("bytes")
     labels = table[config.label_column]
     if not pa.types.is_integer(labels.type) or labels.null_count or not len(labels):
-        raise ConfigError(f"{path}: column {config.label_column!r} must hold an integer in every row and is {labels.type}, {labels.null_count} empty of {len(labels)}")
+        raise ConfigError(
+            f"{path}: column {config.label_column!r} must hold an integer in every row; "
+            f"it is {labels.type}, {labels.null_count} of {len(labels)} rows are empty"
+        )
     images = []
     for row, data in enumerate(column):
         try:

@@ -27,12 +27,17 @@ def task_classes(num_classes: int, tasks: int) -> tuple[tuple[int, ...], ...]:
 def make_streams(config: StreamConfig, data: Dataset, seed: int) -> list[Stream]:
     """One stream per device. Every sample goes to exactly one device.
 
+    A task's samples lie in random order: data removal breaks ties by position, and sources are often sorted (by class, or
+    by writer), so that their order would decide what is removed.
+
     Raises:
         ConfigError: if there are more devices than training samples, or a task has no sample.
     """
     y = data.raw.train_y
     if config.devices > len(y):
-        raise ConfigError(f"stream.devices is {config.devices}: there are only {len(y)} training samples, at least one per device is needed")
+        raise ConfigError(
+            f"stream.devices is {config.devices}: there are only {len(y)} training samples, at least one per device is needed"
+        )
     classes = task_classes(data.num_classes, config.tasks)
     samples: list[list[np.ndarray]] = [[] for _ in range(config.devices)]
     for number, members in enumerate(classes):
@@ -40,7 +45,8 @@ def make_streams(config: StreamConfig, data: Dataset, seed: int) -> list[Stream]
             raise ConfigError(f"task {number} (classes {members}) has no training sample")
         shares = [_split(np.flatnonzero(y == label), config, seed, number, label) for label in members]
         for device, parts in enumerate(zip(*shares, strict=True)):
-            samples[device].append(np.sort(np.concatenate(parts)))
+            indices = np.sort(np.concatenate(parts))
+            samples[device].append(generator(seed, "order", number, device).permutation(indices))
     return [Stream(data.raw.train_x, y, tuple(indices), classes) for indices in samples]
 
 

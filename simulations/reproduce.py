@@ -77,10 +77,9 @@ def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
 def markdown(claim: Claim, results: dict[str, list[dict]]) -> str:
     """The table: accuracy over seeds, paired difference to the reference, savings beside their ceilings."""
     reference = _average(results[claim.reference], "class-il")
-    lines = [
-        "| run | Class-IL % | minus reference, 95 % interval | Task-IL % | forgetting | FLOPs saved (ceiling) | bytes up (ceiling) | bytes down |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("run", "Class-IL %", "minus reference, 95 % interval", "Task-IL %", "forgetting")
+    head += ("FLOPs saved (ceiling)", "bytes up (ceiling)", "bytes down")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in claim.rows:
         summaries = results[row.name]
         class_il = _average(summaries, "class-il")

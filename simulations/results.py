@@ -5,12 +5,13 @@
     rounds.parquet       one row per round: devices, samples, accuracy so far
     accuracy.parquet     one row per (scenario, after task, task)
     ledger.parquet       one row per device, round and phase
-    wall.parquet         measured seconds per device and round (the only file besides environment.json that differs between repeats)
+    wall.parquet         measured seconds per device and round; with environment.json the only file that differs when repeated
     model.safetensors    final weights, and the masks as `mask/NAME` (uint8)
     summary.json         the figures of the final table
     report.png           accuracy and cost over the rounds
 
-A single device's run (`sparcl train-one`) has no rounds, ledger, wall or report. A folder is written under a temporary name and renamed when it is whole.
+A single device's run (`sparcl train-one`) has no rounds, ledger, wall or report. A folder is written under a temporary name
+and renamed when it is whole.
 """
 
 import json

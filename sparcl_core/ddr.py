@@ -72,6 +72,7 @@ class DDRState:
 
 def start(num_samples: int) -> DDRState:
     """State at the beginning of a task of `num_samples` samples."""
+
     def integers():
         return np.zeros(num_samples, dtype=np.int32)
 

@@ -208,7 +208,9 @@ class Learner:
         result = read_state(self.model)
         for name, value in result.items():
             if not np.isfinite(value).all():
-                raise FloatingPointError(f"training diverged: {name} is not finite after {run.steps} steps; lower learner.lr ({self.config.lr})")
+                raise FloatingPointError(
+                    f"training diverged: {name} is not finite after {run.steps} steps; lower learner.lr ({self.config.lr})"
+                )
         return run.session(result)
 
     def importance(self, state: State, masks: Masks, data: TaskData, memory: Memory, device: int) -> tuple[dict[str, np.ndarray], Flops]:
@@ -237,9 +239,7 @@ class Learner:
                 for name, gradient in zip(masks, self._gradients(parts.replay, masks), strict=True):
                     replay[name] = replay.get(name, 0) + share * gradient
             samples += parts.samples
-        scores = {
-            name: combine(self.tdm, current[name], replay.get(name)).double().numpy() * mask for name, mask in masks.items()
-        }
+        scores = {name: combine(self.tdm, current[name], replay.get(name)).double().numpy() * mask for name, mask in masks.items()}
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
         return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()))
@@ -262,7 +262,10 @@ class Learner:
         current = current_term(seen, torch.from_numpy(data.y[indices]))
         replay = None
         if draws:
-            held = [Replay(z, torch.from_numpy(buffer.y[d]), torch.from_numpy(buffer.logits[d])) for z, d in zip(outputs[1:], draws, strict=True)]
+            held = [
+                Replay(z, torch.from_numpy(buffer.y[d]), torch.from_numpy(buffer.logits[d]))
+                for z, d in zip(outputs[1:], draws, strict=True)
+            ]
             replay = replay_term(config.method, held, config.replay_weight if config.method == "er" else config.alpha, config.beta)
         return _Parts(current, replay, outputs[0], seen, len(indices), sum(map(len, draws)))
 
@@ -341,7 +344,7 @@ class _Run:
                     gradient.mul_(self.gradient_masks[name])
             torch._foreach_add_(self.parameters, list(gradients), alpha=-learner.config.lr)
 
-        right = (parts.seen.argmax(1).numpy() == data.y[indices])
+        right = parts.seen.argmax(1).numpy() == data.y[indices]
         data_removal.observe_(self.ddr, indices, right)
         if self.buffer.capacity:
             rehearsal.offer_(self.buffer, data.x[indices], data.y[indices], parts.logits.detach().numpy(), offer_rng)
@@ -362,10 +365,12 @@ class _Run:
     def _draw(self, current: dict[str, Tensor], replay: dict[str, Tensor]) -> None:
         """Draw new gradient masks from the gradients of the two parts (or of the whole loss, `replay` empty)."""
         learner = self.learner
-        self._use({
-            name: gradient_masking.draw(combine(learner.dgm, current[name], replay.get(name)), mask, learner.gradient_sparsity)
-            for name, mask in self.weight_masks.items()
-        })
+        self._use(
+            {
+                name: gradient_masking.draw(combine(learner.dgm, current[name], replay.get(name)), mask, learner.gradient_sparsity)
+                for name, mask in self.weight_masks.items()
+            }
+        )
         self.flops += Flops(masks=sum(self.active.values()))
 
     def _use(self, gradient_masks: dict[str, Tensor]) -> None:

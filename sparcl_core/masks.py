@@ -27,8 +27,7 @@ def random_mask(shape: tuple[int, ...], active: int, rng: np.random.Generator) -
 def initial_masks(shapes: dict[str, tuple[int, ...]], sparsity: float, seed: int) -> Masks:
     """One random mask per tensor, uniform sparsity per layer, each drawn from its own address."""
     return {
-        name: random_mask(shape, num_active(math.prod(shape), sparsity), generator(seed, "mask", name))
-        for name, shape in shapes.items()
+        name: random_mask(shape, num_active(math.prod(shape), sparsity), generator(seed, "mask", name)) for name, shape in shapes.items()
     }
 
 

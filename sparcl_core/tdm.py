@@ -77,8 +77,7 @@ def check(config: TDMConfig, sparsity: float, epochs: int) -> None:
     for name in ("p_intra", "p_inter"):
         if exchanged_share(getattr(config, name), sparsity) >= density:
             raise ValueError(
-                f"tdm.{name} is {getattr(config, name)}: it must be below the density 1 - sparsity = {density:.4g}; "
-                f"try {density / 10:.2g}"
+                f"tdm.{name} is {getattr(config, name)}: it must be below the density 1 - sparsity = {density:.4g}; try {density / 10:.2g}"
             )
     if exchanged_share(config.p_inter, sparsity) > sparsity:
         raise ValueError(f"tdm.p_inter is {config.p_inter}: it must not exceed the sparsity {sparsity}")
@@ -188,9 +187,7 @@ def surviving(masks: Masks, update: MaskUpdate) -> Masks:
     return result
 
 
-def update_masks(
-    masks: Masks, states: list[State], update: MaskUpdate, config: TDMConfig, sparsity: float, seed: int
-) -> Masks:
+def update_masks(masks: Masks, states: list[State], update: MaskUpdate, config: TDMConfig, sparsity: float, seed: int) -> Masks:
     """The masks after `update`; dropped places are set to 0 in every one of `states` (weights, residuals), in place.
 
     Dropped means after the drop and before the growth: a place that is dropped and grown back restarts at 0.

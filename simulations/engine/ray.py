@@ -7,6 +7,7 @@ with the same bits, by a new process. The ClientApp's arguments (data above all)
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -52,6 +53,19 @@ def start_ray(workers: int) -> None:
         raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
 
 
+def _wait_for_cpus(workers: int, patience_s: float = 10.0) -> None:
+    """Wait until Ray has `workers` free CPUs: those of workers that were just closed come back a moment later.
+
+    Raises:
+        EngineError: if they do not. An actor that Ray cannot place would otherwise wait in silence for ever.
+    """
+    give_up = time.monotonic() + patience_s
+    while (free := int(ray.available_resources().get("CPU", 0))) < workers:
+        if time.monotonic() > give_up:
+            raise EngineError(f"workers is {workers}, but Ray has only {free} free CPUs here; ask for fewer with --workers")
+        time.sleep(0.05)
+
+
 @ray.remote(num_cpus=1)
 class _Worker:
     """One process that runs the ClientApp for any device."""
@@ -83,6 +97,7 @@ class RayGrid(EngineGrid):
         if workers < 1:
             raise EngineError(f"workers is {workers}: at least 1 is needed")
         start_ray(workers)
+        _wait_for_cpus(workers)
         self._worker_args = (make_app, self.run_config, *(ray.put(arg) for arg in args))
         self._workers = [_Worker.remote(*self._worker_args) for _ in range(workers)]
         self._states: dict[int, ray.ObjectRef] = {}

@@ -90,7 +90,8 @@ def test_a_gradient_mask_that_is_drawn_once_updates_exactly_the_share_1_minus_q(
 def test_redrawing_the_gradient_mask_reaches_more_weights():
     counts = []
     for interval in (1, 4, 1000):
-        (done,) = train_tasks(replace(tiny_method("cnn"), dgm=DGMConfig(interval=interval)), tiny_tasks(1), epochs=3)
+        method = replace(tiny_method("cnn"), dgm=DGMConfig(keep=0.3, interval=interval))
+        (done,) = train_tasks(method, tiny_tasks(1), epochs=3)
         counts.append(sum(count_active(done.updated).values()))
     assert counts[0] > counts[1] > counts[2]
 
@@ -368,9 +369,7 @@ def gradients(config, state, masks, x, y, logits=None, classes=None):
 @pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
 def test_importance_is_the_gradient_over_all_data_that_ddr_keeps_and_over_the_buffer(form, joint):
     # The buffer (6) is smaller than every batch (8, 8, 8), so each replay draw is the whole buffer.
-    config = replace(
-        tiny_method("cnn", 0.75, "float64", joint_forward=joint), tdm=TDMConfig(importance=form, alpha=0.7, beta=0.2)
-    )
+    config = replace(tiny_method("cnn", 0.75, "float64", joint_forward=joint), tdm=TDMConfig(importance=form, alpha=0.7, beta=0.2))
     learner, state, masks, memory = start(config, capacity=6)
     old, task = tiny_tasks(2, samples=30)
     memory = learner.begin_task(with_samples(memory, old), 30)
@@ -481,13 +480,13 @@ def test_a_sparse_session_is_counted_step_by_step():
     assert (done.steps, done.samples, done.replayed) == (6, 40, 52)
 
 
-@pytest.mark.parametrize("capacity", [3, 12, 100])
+@pytest.mark.parametrize("capacity", [3, 100])
 @pytest.mark.parametrize("replay_from", ["first-sample", "second-task"])
 @pytest.mark.parametrize("method", ["er", "derpp"])
 def test_the_dense_twin_of_a_sparse_run_costs_what_the_dense_run_costs(method, replay_from, capacity):
     settings = {"method": method, "replay_from": replay_from, "batch_size": 7}
-    sparse = train_tasks(tiny_method("cnn", 0.75, **settings), tiny_tasks(2), EPOCHS, capacity)
-    dense = train_tasks(without(tiny_method("cnn", 0.0, **settings), "ddr"), tiny_tasks(2), EPOCHS, capacity)
+    sparse = train_tasks(tiny_method("cnn", 0.75, **settings), tiny_tasks(2), 6, capacity)
+    dense = train_tasks(without(tiny_method("cnn", 0.0, **settings), "ddr"), tiny_tasks(2), 6, capacity)
     for thin, whole in zip(sparse, dense, strict=True):
         assert thin.dense_flops.train == whole.flops.train
         assert thin.dense_flops.paper == whole.flops.paper

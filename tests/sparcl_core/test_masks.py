@@ -100,6 +100,8 @@ def test_initial_masks_have_exact_counts_and_an_address_each():
     alone = initial_masks({"b": (10, 15)}, 0.9, seed=4)  # another layer does not move this one's draw
     assert np.array_equal(alone["b"], masks["b"])
     assert not np.array_equal(initial_masks(shapes, 0.9, seed=5)["a"], masks["a"])
+    twins = initial_masks({"a": (30,), "b": (30,)}, 0.5, seed=4)
+    assert not np.array_equal(twins["a"], twins["b"])
 
 
 def test_applying_masks_makes_inactive_weights_exactly_zero_and_touches_nothing_else():

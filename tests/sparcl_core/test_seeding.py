@@ -33,7 +33,16 @@ def test_different_addresses_give_different_draws(seed, address, other_seed, oth
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [(("a", 1), ("a1",)), ((1,), ("1",)), (("a", "b"), ("ab",)), (("", "a"), ("a", "")), ((1, 2), (12,)), (("int:1",), (1,)), ((), ("",))],
+    [
+        (("a", 1), ("a1",)),
+        ((1,), ("1",)),
+        (("a", "b"), ("ab",)),
+        (("", "a"), ("a", "")),
+        ((1, 2), (12,)),
+        (("int:1",), (1,)),
+        (("a", "b"), ("astr:b",)),
+        ((), ("",)),
+    ],
 )
 def test_addresses_that_read_alike_are_different(left, right):
     assert first_draws(0, left) != first_draws(0, right)

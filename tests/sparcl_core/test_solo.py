@@ -36,24 +36,17 @@ def summed(seen, column):
     return sum((getattr(progress, column) for progress in seen), Flops())
 
 
-def test_start_is_masked_rescaled_and_exact():
-    learner = Learner(sparcl(), INPUTS, EPOCHS, SEED)
-    state, masks = start_model(learner, sparcl(), SEED)
-    dense, none = start_model(learner, sparcl(sparsity=0.0), SEED)
-    assert count_active(masks) == {"conv2.weight": 144, "fc.weight": 96} and count_active(none) == {"conv2.weight": 576, "fc.weight": 384}
-    for name, mask in masks.items():
-        assert np.count_nonzero(state[name]) == mask.sum()
-        assert np.allclose(state[name][mask], 2 * dense[name][mask])  # 1 / sqrt(0.25)
-    assert np.array_equal(state["classifier.weight"], dense["classifier.weight"])
-
-
-def test_start_without_rescaling_is_masked_and_nothing_else():
+@pytest.mark.parametrize(("rescale", "factor"), [(True, 2.0), (False, 1.0)])  # 1 / sqrt(0.25)
+def test_start_is_masked_exact_and_rescaled_if_asked_for(rescale, factor):
     method = sparcl()
-    method = replace(method, model=replace(method.model, rescale=False))
+    method = replace(method, model=replace(method.model, rescale=rescale))
     learner = Learner(method, INPUTS, EPOCHS, SEED)
-    (state, masks), (dense, _) = start_model(learner, method, SEED), start_model(learner, sparcl(sparsity=0.0), SEED)
+    (state, masks), (dense, full) = start_model(learner, method, SEED), start_model(learner, replace(method, sparsity=0.0), SEED)
+    assert count_active(masks) == {"conv2.weight": 144, "fc.weight": 96}
+    assert count_active(full) == {"conv2.weight": 576, "fc.weight": 384}
     for name, value in state.items():
-        assert np.array_equal(value, dense[name] * masks.get(name, True))
+        assert np.array_equal(value, dense[name] * masks[name] * np.float32(factor) if name in masks else dense[name])
+        assert name not in masks or np.count_nonzero(value) == masks[name].sum()
 
 
 def test_masks_follow_the_schedule_of_the_method():

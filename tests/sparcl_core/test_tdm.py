@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl_core.masks import apply_masks_, initial_masks
-from sparcl_core.tdm import MaskUpdate, Schedule, TDMConfig, check, num_stages, plan_update, stage_length, surviving, update_masks
+from sparcl_core.tdm import (
+    MaskUpdate,
+    Schedule,
+    TDMConfig,
+    check,
+    exchanged_share,
+    num_stages,
+    plan_update,
+    stage_length,
+    surviving,
+    update_masks,
+)
 
 SHAPES = {"conv": (10, 5, 2, 2), "fc": (20, 10)}  # 200 weights each: a share of 0.01 is 2 weights
 CONFIG = TDMConfig(p_intra=0.05, p_inter=0.1)  # 10 and 20 weights
@@ -100,9 +111,9 @@ def test_the_first_adaptation_undoes_the_inter_task_growth():
     assert counts(after) == [50, 50]
 
 
-weights_and_importance = st.lists(
-    st.tuples(st.booleans(), st.integers(-2, 2), st.integers(0, 2)), min_size=20, max_size=40
-).filter(lambda layer: any(active for active, _, _ in layer))
+weights_and_importance = st.lists(st.tuples(st.booleans(), st.integers(-2, 2), st.integers(0, 2)), min_size=20, max_size=40).filter(
+    lambda layer: any(active for active, _, _ in layer)
+)
 
 
 @given(weights_and_importance, st.integers(0, 19), st.integers(0, 3))
@@ -111,8 +122,13 @@ def test_dropped_is_what_the_slow_reference_ranks_lowest(layer, twentieths, p_tw
     active, weights, scores = [list(column) for column in zip(*layer, strict=True)]
     mask = np.array(active)
     update = plan_update(
-        "adapt", {"w": mask}, {"w": np.array(weights) * mask}, {"w": np.array(scores, dtype=float) * mask},
-        TDMConfig(p_intra=p_intra), min(sparsity, 0.99 - p_intra), 1,
+        "adapt",
+        {"w": mask},
+        {"w": np.array(weights) * mask},
+        {"w": np.array(scores, dtype=float) * mask},
+        TDMConfig(p_intra=p_intra),
+        min(sparsity, 0.99 - p_intra),
+        1,
     )
     wanted = oracles.tdm_survivors(active, weights, scores, min(sparsity, 0.99 - p_intra), p_intra)
     assert surviving({"w": mask}, update)["w"].tolist() == wanted
@@ -208,6 +224,22 @@ def test_counts_stay_exact_and_inactive_weights_zero_through_any_run_of_updates(
 
 
 # --- rules ---
+
+
+@pytest.mark.parametrize(("sparsity", "share"), [(0.75, 0.01), (0.90, 0.004), (0.95, 0.002)])
+def test_by_default_the_papers_share_of_the_active_weights_is_exchanged(sparsity, share):
+    assert exchanged_share(None, sparsity) == pytest.approx(share)  # 0.01 of the layer at 0.75 is 4 % of its active weights
+    assert exchanged_share(0.03, sparsity) == 0.03
+
+
+def test_the_default_shares_are_used_in_updates():
+    # 1000 weights at s = 0.75: 250, of which 10 are exchanged; 10 more after an inter-task growth
+    masks = initial_masks({"w": (1000,)}, 0.75, 0)
+    state, importance = {"w": masks["w"].astype(float)}, {"w": np.zeros(1000)}
+    update = plan_update("adapt", masks, state, importance, TDMConfig(), 0.75, 1)
+    assert update.dropped["w"].size == 10
+    grown = plan_update("grow", masks, state, {}, TDMConfig(), 0.75, 2)
+    assert update_masks(masks, [], grown, TDMConfig(), 0.75, 0)["w"].sum() == 260
 
 
 @pytest.mark.parametrize(
