@@ -63,7 +63,6 @@ def _run(experiment: Experiment, engine: str, workers: int, baseline: bool, out:
     from simulations.profiles import load_profile
     from simulations.report import draw_report
     from simulations.results import run_folder, write_run
-    from simulations.view import final_table
 
     profile, assumed = load_profile(experiment.profile)
     with run_folder(out, experiment) as (folder, final):
@@ -71,8 +70,15 @@ def _run(experiment: Experiment, engine: str, workers: int, baseline: bool, out:
         twin = _watch(dense_twin(experiment), engine, workers, "dense twin") if baseline else None
         summary = write_run(folder, result, twin)
         draw_report(folder)
-    console.print(final_table(summary, assumed, profile.name))
-    console.print(f"\nrun folder: {final}", soft_wrap=True)
+    _show(summary, assumed, profile.name, final)
+
+
+def _show(summary: dict, assumed: list[str], profile: str, folder: Path) -> None:
+    from simulations.view import final_table, footnote
+
+    console.print(final_table(summary))
+    console.print(footnote(summary, assumed, profile))
+    console.print(f"\nrun folder: {folder}", soft_wrap=True)
 
 
 def _watch(experiment: Experiment, engine: str, workers: int, title: str):
@@ -106,7 +112,6 @@ def _train_one(experiment: Experiment, baseline: bool, out: Path) -> None:
     from simulations.alone import train_one as train
     from simulations.profiles import load_profile
     from simulations.results import run_folder, write_solo
-    from simulations.view import final_table
 
     profile, assumed = load_profile(experiment.profile)
     epochs = experiment.federation.task_epochs
@@ -121,8 +126,7 @@ def _train_one(experiment: Experiment, baseline: bool, out: Path) -> None:
         result = train(experiment, observe)
         twin = train(dense_twin(experiment), observe) if baseline else None
         summary = write_solo(folder, result, twin)
-    console.print(final_table(summary, assumed, profile.name))
-    console.print(f"\nrun folder: {final}", soft_wrap=True)
+    _show(summary, assumed, profile.name, final)
 
 
 @app.command()

@@ -7,6 +7,7 @@ use them. Unknown keys and wrong types are errors that name the key and the near
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +117,8 @@ class Experiment:
     federation: FederationConfig = field(default_factory=FederationConfig)
 
     def __post_init__(self):
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name is {self.name!r}: it names the run folder, so take letters, digits, '-', '_' and '.'")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must not be negative")
         if self.evaluate_every < 0:
@@ -130,7 +133,7 @@ class Experiment:
 SECTIONS = (DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig, FederationConfig)
 for _section in (*SECTIONS, Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
-    _section.__pydantic_config__ = {"extra": "forbid", "strict": True}
+    _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _ADAPTER = TypeAdapter(Experiment)
 
 
@@ -156,7 +159,7 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
         tree = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"experiment {name!r} is not here; there are {', '.join(available())}, or give a .toml file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
     for override in overrides or []:
         _override(tree, override)
@@ -166,7 +169,7 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
 def from_tree(tree: dict[str, Any]) -> Experiment:
     """The experiment in nested dicts."""
     try:
-        return _ADAPTER.validate_json(json.dumps(tree))
+        return _ADAPTER.validate_json(json.dumps(tree, default=str))  # TOML also knows dates
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
 

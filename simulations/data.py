@@ -115,7 +115,7 @@ def _read_parquet(path: Path, config: DataConfig) -> tuple[np.ndarray, np.ndarra
         try:
             with Image.open(io.BytesIO(data.as_py())) as image:
                 images.append(np.asarray(image.convert("L" if image.mode == "L" else "RGB")))
-        except (OSError, TypeError) as error:
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and more
             raise ConfigError(f"{path}, row {row}: column {config.image_column!r} holds no readable image ({error})") from error
         if images[-1].shape != images[0].shape:
             raise ConfigError(f"{path}, row {row}: image is {images[-1].shape}, the first {images[0].shape}: all must have one size")

@@ -76,7 +76,7 @@ class View:
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def final_table(summary: dict, assumed: list[str], profile: str) -> Table:
+def final_table(summary: dict) -> Table:
     """The result beside its dense twin."""
     table = Table(title=f"{summary['experiment']}, seed {summary['seed']}", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("")
@@ -101,13 +101,16 @@ def final_table(summary: dict, assumed: list[str], profile: str) -> Table:
             continue
         factor = f"{savings[key]:.1f}x less" if key in savings else ""
         table.add_row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
-    marks = ", ".join(assumed)
-    table.caption = (
-        f"* simulated, all devices together, {profile}. Assumed, not sourced: {marks}. Dense twin: the same schedule without "
-        f"sparsity, costs by formula" + ("." if dense else "; its accuracy needs --baseline.")
-    )
-    table.caption_justify = "left"
     return table
+
+
+def footnote(summary: dict, assumed: list[str], profile: str) -> str:
+    """What the marks of the table mean."""
+    accuracy = "" if summary["dense_accuracy"] else "; its accuracy needs --baseline"
+    return (
+        f"* simulated, summed over devices: {profile}; assumed, not sourced: {', '.join(assumed)}.\n"
+        f"Dense twin: the same schedule without sparsity, costs by formula{accuracy}."
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -69,6 +69,7 @@ def train_stream(
             what = schedule.action(task.task, session)
             if what != "rest":
                 updates += 1
+                state = {name: value.copy() for name, value in state.items()}  # the observer may have kept the old one
                 update = tdm.plan_update(what, masks, state, importance, method.tdm, method.sparsity, updates)
                 masks = tdm.update_masks(masks, [state], update, method.tdm, method.sparsity, seed)
             done = learner.train(state, masks, task, memory, schedule.epochs(session), device=0)

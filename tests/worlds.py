@@ -1,6 +1,7 @@
 """Small worlds for the tests of the federation: experiments that run in half a second, and grids that go wrong on purpose."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Message
@@ -13,22 +14,12 @@ from simulations.build import World, client_app, make_strategy, make_world
 from simulations.config import Experiment, load
 from simulations.engine.inline import InlineGrid
 
-TINY = (
-    "data.train_limit=12",
-    "stream.devices=3",
-    "stream.tasks=2",
-    "federation.rounds_per_task=4",
-    "federation.local_epochs=1",
-    "tdm.stage_epochs=1",
-    "model.width=8",
-    "model.hidden=16",
-    "learner.batch_size=4",
-)
+TINY = Path(__file__).with_name("tiny.toml")
 
 
 def tiny(*overrides: str) -> Experiment:
-    """split-digits cut down to 120 images, 3 devices, 2 tasks of 4 rounds; TDM acts before rounds 2, 3, 5, 6 and 7."""
-    return load("split-digits", [*TINY, *overrides])
+    """The experiment in tiny.toml with overrides, as the command line takes them."""
+    return load(str(TINY), list(overrides))
 
 
 def tiny_world(*overrides: str) -> World:

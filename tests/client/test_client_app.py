@@ -2,15 +2,23 @@
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from worlds import tiny_world
 
 from client.app import make_client_app
 from client.device import load_state
 from client.stream import Stream
 from simulations.build import client_app, make_strategy
-from simulations.engine.adapter import RecordDictProto, from_bytes, handle, identify_process, number_message, recorddict_from_proto, to_bytes
+from simulations.engine.adapter import (
+    RecordDictProto,
+    from_bytes,
+    handle,
+    identify_process,
+    number_message,
+    recorddict_from_proto,
+    to_bytes,
+)
 from sparcl_core.learner import Learner
 from sparcl_core.protocol import Instruction, Report
-from worlds import tiny_world
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +96,13 @@ def test_devices_do_not_leak_into_each_other(world, instruction):
 
 
 def test_two_rounds_count_on(world, instruction):
+    """DDR takes away floor(0.3 * 14) = 4 of the device's 14 samples before the second epoch."""
     app = client_app(*world.app_args)
     _, state = ask(app, 0, training(instruction))
     _, state = ask(app, 0, training(Instruction(2, 0, 1, False, ())), state=state)
     assert stored(state).memory.epochs == 2
-    assert stored(state).memory.buffer.offered == 2 * world.streams[0].sizes[0]
+    assert world.streams[0].sizes[0] == 14
+    assert stored(state).memory.buffer.offered == 14 + 10
 
 
 def no_data(device: int) -> Stream:

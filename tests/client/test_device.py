@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from worlds import assert_same_arrays
 
 from client import device as devices
 from client.device import DeviceState
@@ -19,15 +20,14 @@ from sparcl_core.models import ModelConfig
 from sparcl_core.protocol import Instruction
 from sparcl_core.solo import start_model
 from sparcl_core.tdm import TDMConfig
-from worlds import assert_same_arrays
 
 INPUTS = InputSpec((1, 4, 4), 4, (8.0,), (4.0,))
 SEED = 5
 
 
 def method_of(dtype: str = "float32") -> MethodConfig:
-    learner = LearnerConfig(batch_size=4, buffer_size=6)
-    return MethodConfig(ModelConfig("mlp", width=16, dtype=dtype), learner, TDMConfig(p_intra=0.1, p_inter=0.1), DDRConfig(), DGMConfig(), 0.5)
+    model, learner, tdm_config = ModelConfig("mlp", width=16, dtype=dtype), LearnerConfig(batch_size=4, buffer_size=6), TDMConfig(0.1, 0.1)
+    return MethodConfig(model, learner, tdm_config, DDRConfig(), DGMConfig(), sparsity=0.5)
 
 
 def make_stream() -> Stream:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from worlds import RecordingGrid, play, tiny_world
 
 from client import device as devices
 from server.aggregate import Update, mean_importance, mean_update
@@ -11,7 +12,6 @@ from simulations.build import make_strategy
 from sparcl_core.codec import Layout, SparseTensor
 from sparcl_core.learner import Learner
 from sparcl_core.protocol import Instruction
-from worlds import RecordingGrid, play, tiny_world
 
 LAYOUT = Layout({"hidden": (2, 3), "rows": (3, 2), "bias": (3,)}, frozenset({"hidden"}))
 CLASSIFIER = ("rows", "bias")

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from worlds import assert_same_arrays
 
 from server.broadcast import Broadcast
 from sparcl_core import codec, tdm
 from sparcl_core.codec import Layout, decode
 from sparcl_core.tdm import TDMConfig
-from worlds import assert_same_arrays
 
 LAYOUT = Layout({"w": (20, 10), "b": (10,)}, frozenset({"w"}))
 CONFIG, SPARSITY = TDMConfig(p_intra=0.1, p_inter=0.1), 0.5

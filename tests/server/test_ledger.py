@@ -3,11 +3,11 @@
 from collections import Counter
 
 import pytest
+from worlds import RecordingGrid, play, tiny_world
 
 from server.ledger import COLUMNS, Ledger
 from sparcl_core.costs import DeviceProfile
 from sparcl_core.flops import Flops
-from worlds import RecordingGrid, play, tiny_world
 
 # round figures, so that costs can be worked out in the head: dense 50 FLOP/s, sparse 10 FLOP/s, 80 bit/s = 10 B/s down, 40 up
 PROFILE = DeviceProfile("test", 100.0, 0.5, 0.1, 1e6, 4.0, 2.0, 0.25, 80.0, 40.0, 1.0)

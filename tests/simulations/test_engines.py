@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
+from worlds import assert_same_arrays, play, tiny_world
 
 from client.app import make_client_app
 from client.stream import Stream
@@ -23,7 +24,6 @@ from simulations.engine.adapter import RUN_ID, EngineError, identify_process
 from simulations.engine.inline import InlineGrid
 from simulations.engine.ray import RayGrid, start_ray
 from simulations.run import run_world
-from worlds import assert_same_arrays, play, tiny_world
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,7 @@ def orders(*what: str) -> list[Message]:
 
 def answers(replies) -> dict[int, dict | str]:
     """Node id -> the answer, or the reason of an error."""
-    return {
-        reply.metadata.src_node_id: reply.error.reason if reply.has_error() else dict(reply.content["answer"]) for reply in replies
-    }
+    return {reply.metadata.src_node_id: reply.error.reason if reply.has_error() else dict(reply.content["answer"]) for reply in replies}
 
 
 def counts(grid) -> list[int]:

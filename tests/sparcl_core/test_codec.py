@@ -228,7 +228,7 @@ def test_damage_behind_a_good_checksum_decodes_or_is_refused(form, kind):
     rng, decoded, refused = np.random.default_rng(0), 0, 0
     tracemalloc.start()
     try:
-        for _ in range(1200):
+        for _ in range(900):
             damaged = checksummed(mutate(payload[:-4], rng))
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
@@ -247,7 +247,7 @@ def test_damage_behind_a_good_checksum_decodes_or_is_refused(form, kind):
             assert tracemalloc.get_traced_memory()[1] - before < 100_000
     finally:
         tracemalloc.stop()
-    assert decoded and refused > 600  # both kinds of outcome were really met
+    assert decoded and refused > 400  # both kinds of outcome were really met
 
 
 def forged(section: bytes) -> bytes:

@@ -266,6 +266,20 @@ def test_every_part_of_the_address_changes_the_draws(change):
     assert not np.array_equal(base.state["first.weight"], changed.state["first.weight"])
 
 
+def test_every_epoch_is_a_pass_over_all_data_in_an_order_of_its_own():
+    # A buffer with room for all keeps samples in the order in which they were trained on.
+    learner, state, masks, memory = start(without(tiny_method("mlp"), "ddr"), capacity=80)
+    orders = []
+    for device in (0, 1):
+        for task in tiny_tasks(2):
+            rows = {image.tobytes(): i for i, image in enumerate(task.x)}
+            done = learner.train(state, masks, task, learner.begin_task(memory, 40), 2, device)
+            order = [rows[image.tobytes()] for image in done.memory.buffer.x]
+            orders += [tuple(order[:40]), tuple(order[40:])]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len(set(orders)) == 8  # 2 devices x 2 tasks x 2 epochs
+
+
 def test_sessions_are_only_cuts_where_no_gradient_mask_is_drawn():
     method, task = without(tiny_method("cnn"), "dgm"), tiny_tasks(1)[0]
     learner, state, masks, memory = start(method)

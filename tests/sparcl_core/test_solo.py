@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_learning import INPUTS, SEED, assert_same, frozen, start, tiny_method, tiny_tasks, without
 
+from sparcl_core import tdm
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.flops import Flops
 from sparcl_core.learner import Learner
@@ -83,6 +84,19 @@ def test_every_adaptation_keeps_what_the_slow_reference_ranks_highest(importance
                 assert sum(kept) == oracles.active_count(mask.size, 0.875)
                 checked += 1
     assert checked == 2 * 3
+
+
+def test_updates_are_numbered_through_the_whole_run_so_that_they_can_be_redone():
+    method, seen, number = sparcl("mlp"), run(sparcl("mlp")), 0
+    learner = Learner(method, INPUTS, EPOCHS, SEED)
+    for before, after in zip(seen, seen[1:], strict=False):
+        what = oracles.tdm_action_at(after.task, after.epoch - 1, EPOCHS, 1)
+        if what != "rest":
+            number += 1
+            importance, _ = learner.importance(before.state, before.masks, TASKS[before.task], before.memory, device=0)
+            update = tdm.plan_update(what, before.masks, before.state, importance, method.tdm, 0.75, number)
+            assert_same(after.masks, tdm.update_masks(before.masks, [], update, method.tdm, 0.75, SEED))
+    assert number == 3 + 1 + 3
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not():

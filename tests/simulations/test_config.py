@@ -1,0 +1,117 @@
+"""Experiments: complete, strict, and the same after a trip through a file. Messages name the key, the rule and the way out."""
+
+import tomllib
+from dataclasses import replace
+
+import pytest
+import tomli_w
+from worlds import tiny
+
+from simulations.config import ConfigError, available, dense_twin, from_tree, load, to_tree
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_experiment_loads_and_survives_its_own_file(name, tmp_path):
+    experiment = load(name)
+    assert experiment.name == name and experiment.description
+    path = tmp_path / "again.toml"
+    path.write_bytes(tomli_w.dumps(to_tree(experiment)).encode())
+    assert load(str(path)) == experiment
+
+
+def test_every_setting_survives_a_file():
+    """Also those that TOML cannot say (None) and tuples, which it calls arrays."""
+    experiment = tiny("model.sparse=['conv2.weight']", "dgm.sparsity=0.95", "data.fold=3", "tdm.p_intra=0.02", "learner.augment=crop")
+    again = from_tree(tomllib.loads(tomli_w.dumps(to_tree(experiment))))
+    assert again == experiment
+    assert (again.model.sparse, again.dgm.sparsity, again.data.fold) == (("conv2.weight",), 0.95, 3)
+
+
+def test_overrides_apply_in_order_and_are_toml():
+    experiment = tiny("seed=1", "learner.lr = 0.5", "model.name=mlp", "ddr.enabled=false", "seed=2")
+    assert (experiment.seed, experiment.learner.lr, experiment.model.name, experiment.ddr.enabled) == (2, 0.5, "mlp", False)
+    assert tiny("learner.lr=1").learner.lr == 1  # an integer is a number too
+    assert tiny("description=a = b").description == "a = b"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.lrr=0.1", "unknown config key 'learner.lrr'; did you mean 'learner.lr'?"),
+        ("buffer_size=3", "unknown config key 'buffer_size'; did you mean 'learner.buffer_size'?"),
+        ("learnr.lr=0.1", "unknown config key 'learnr'; did you mean 'learner"),
+        ("tdm.xyzzy=1", "unknown config key 'tdm.xyzzy'; known keys here: enabled, p_intra"),
+        ("zebra=1", "unknown config key 'zebra'; known keys here: name, description, seed"),
+        ("learner.lr=fast", "learner.lr is 'fast': input should be a valid number"),
+        ("learner.batch_size=2.5", "learner.batch_size is 2.5: input should be a valid integer"),
+        ("learner.batch_size=true", "learner.batch_size is True: input should be a valid integer"),
+        ("ddr.enabled=1", "ddr.enabled is 1: input should be a valid boolean"),
+        ("stream.devices='3'", "stream.devices is '3': input should be a valid integer"),
+        ("learner.method=ewc", "learner.method is 'ewc': input should be 'sgd', 'er', 'der' or 'derpp'"),
+        ("model.sparse=conv2", "model.sparse is 'conv2': input should be a valid array"),
+        ("learner=3", "learner is 3: input should be an object"),
+        ("learner.lr=inf", "learner.lr is inf: input should be a finite number"),
+        ("tdm.alpha=nan", "tdm.alpha is nan: input should be a finite number"),
+        ("name.first=x", "--set 'name.first=x': name is a value, not a section"),
+        ("learner.lr", "--set 'learner.lr': write key=value"),
+        ("=3", "--set '=3': write key=value"),
+        ("sparsity=1.0", "sparsity is 1.0: it must be in [0, 1); 0 trains the dense network"),
+        ("sparsity=-0.1", "sparsity is -0.1: it must be in [0, 1)"),
+        ("dgm.sparsity=0.5", "dgm.sparsity is 0.5: gradient sparsity must be in [sparsity, 1) = [0.9, 1); try 0.92"),
+        ("tdm.p_intra=0.1", "tdm.p_intra is 0.1: it must be below the density 1 - sparsity = 0.1; try 0.01"),
+        ("tdm.p_inter=0.2", "tdm.p_inter is 0.2: it must be below the density 1 - sparsity = 0.1; try 0.01"),
+        ("federation.rounds_per_task=3", "a task of 3 epochs has 3 stages of 1 epochs: TDM needs at least 4; lower tdm.stage_epochs"),
+        ("seed=-1", "seed is -1: it must not be negative"),
+        ("evaluate_every=-1", "evaluate_every is -1"),
+        ("name=a/b", "name is 'a/b': it names the run folder"),
+        ("name=..", "name is '..': it names the run folder"),
+        ("name=", "name is '': it names the run folder"),
+        ("data.name=parquet", "data: name is 'parquet', but path is empty: set data.path"),
+        ("data.folds=1", "data: folds is 1: at least 2"),
+        ("data.fold=5", "data: fold is 5: folds are numbered 0 to 4"),
+        ("data.validation=1.0", "data: validation is 1.0: a share in [0, 1)"),
+        ("data.train_limit=-1", "data: train_limit is -1"),
+        ("stream.tasks=0", "stream: tasks is 0"),
+        ("stream.alpha=0.0", "stream: alpha is 0.0: the concentration"),
+        ("learner.lr=0.0", "learner: lr is 0.0: the learning rate must be above 0"),
+        ("model.width=12", "model: width is 12: the cnn normalises over 8 groups"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named(override, message):
+    with pytest.raises(ConfigError) as caught:
+        tiny(override)
+    assert str(caught.value).startswith(message)
+
+
+def test_several_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        tiny("learner.lrr=0.1", "seed=x")
+    assert "learner.lrr" in str(caught.value) and "seed is 'x'" in str(caught.value)
+
+
+def test_a_date_is_text():
+    """TOML knows dates, experiments do not: 2024-01-01 is a fine description and no number."""
+    assert tiny("description=2024-01-01").description == "2024-01-01"
+    with pytest.raises(ConfigError, match="seed is '2024-01-01'"):
+        tiny("seed=2024-01-01")
+
+
+def test_files_that_are_not_there_or_no_toml(tmp_path):
+    with pytest.raises(ConfigError, match="experiment 'nope' is not here; there are .*split-digits"):
+        load("nope")
+    with pytest.raises(ConfigError, match=r"nope\.toml' is not here"):
+        load(str(tmp_path / "nope.toml"))
+    path = tmp_path / "broken.toml"
+    path.write_text("seed = = 3")
+    with pytest.raises(ConfigError, match=r"broken\.toml is no TOML"):
+        load(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"broken\.toml is no TOML"):
+        load(str(path))
+
+
+def test_a_dense_twin_differs_in_sparsity_only():
+    sparse = tiny("dgm.sparsity=0.95")
+    dense = dense_twin(sparse)
+    assert (dense.sparsity, dense.tdm.enabled, dense.ddr.enabled, dense.dgm.enabled) == (0, False, False, False)
+    assert replace(dense, name=sparse.name, sparsity=sparse.sparsity, tdm=sparse.tdm, ddr=sparse.ddr, dgm=sparse.dgm) == sparse
