@@ -1,5 +1,6 @@
 """The static picture of a run, drawn from its stored results only."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def draw_report(folder: Path) -> Path:
             known = ~np.isnan(values)
             panel.plot(numbers[known], values[known], style, color=SPARSE, label=scenario.title().replace("Il", "IL"))
         panel.set(title="Accuracy on the tasks so far", ylabel="%", ylim=(0, 102), xlabel="round")
-        panel.legend(frameon=False, loc="lower left")
+        panel.legend(frameon=False, loc="center right")
 
         _costs(axes[0, 1], ledger, numbers, ("train_flops", "importance_flops", "mask_flops"), ("dense_flops",), "Training FLOPs")
         _costs(axes[1, 0], ledger, numbers, ("up_bytes", "down_bytes"), ("dense_bytes",), "Bytes up and down")
@@ -38,7 +39,9 @@ def draw_report(folder: Path) -> Path:
                 panel.axvline(start - 0.5, color=FAINT, linewidth=0.8, zorder=0)
                 if panel is axes[0, 0]:
                     panel.annotate(f"task {task}", (start, 3), fontsize=7, color="#777777", ha="left")
-        figure.suptitle(folder.resolve().name.lstrip("."), x=0.01, ha="left", fontsize=10)
+        summary = json.loads((folder / "summary.json").read_text())
+        title = f"{summary['experiment']}, seed {summary['seed']}, sparsity {summary['sparsity']:g}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         path = folder / "report.png"
         figure.savefig(path, dpi=120)
         plt.close(figure)

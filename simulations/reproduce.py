@@ -21,21 +21,21 @@ CLAIMS = Path(__file__).parent / "claims"
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One row: its name, overrides of the experiment, and whether it is run as the dense twin."""
+    """One row: its name, overrides of the experiment, whether it is run as the dense twin, and the row it is paired with."""
 
     name: str
     set: tuple[str, ...] = ()
     dense: bool = False
+    versus: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A table. reference: name of the row that the others are paired with."""
+    """A table: rows x seeds of one experiment."""
 
     name: str
     experiment: str
     seeds: tuple[int, ...]
-    reference: str
     rows: tuple[ClaimRow, ...]
 
     def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
@@ -49,8 +49,8 @@ def load_claim(name: str) -> Claim:
     if not path.is_file():
         raise ConfigError(f"claim {name!r} is not here; there are {', '.join(sorted(p.stem for p in CLAIMS.glob('*.toml')))}")
     tree = tomllib.loads(path.read_text())
-    rows = tuple(ClaimRow(row["name"], tuple(row.get("set", ())), row.get("dense", False)) for row in tree["row"])
-    return Claim(name, tree["experiment"], tuple(tree["seeds"]), tree["reference"], rows)
+    rows = tuple(ClaimRow(row["name"], tuple(row.get("set", ())), row.get("dense", False), row.get("versus", "")) for row in tree["row"])
+    return Claim(name, tree["experiment"], tuple(tree["seeds"]), rows)
 
 
 def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None]) -> dict[str, list[dict]]:
@@ -75,16 +75,17 @@ def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
 
 
 def markdown(claim: Claim, results: dict[str, list[dict]]) -> str:
-    """The table: accuracy over seeds, paired difference to the reference, savings beside their ceilings."""
-    reference = _average(results[claim.reference], "class-il")
-    head = ("run", "Class-IL %", "minus reference, 95 % interval", "Task-IL %", "forgetting")
+    """The table: accuracy over seeds, paired difference to the dense twin, savings beside their ceilings."""
+    head = ("run", "Class-IL %", "minus its dense twin, 95 % interval", "Task-IL %", "forgetting")
     head += ("FLOPs saved (ceiling)", "bytes up (ceiling)", "bytes down")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in claim.rows:
         summaries = results[row.name]
         class_il = _average(summaries, "class-il")
-        difference, half = paired(class_il, reference)
-        gap = "reference" if row.name == claim.reference else f"{100 * difference:+.1f} ± {100 * half:.1f}"
+        gap = "-"
+        if row.versus:
+            difference, half = paired(class_il, _average(results[row.versus], "class-il"))
+            gap = f"{100 * difference:+.1f} ± {100 * half:.1f}"
         cells = [
             row.name,
             f"{100 * np.mean(class_il):.1f}",

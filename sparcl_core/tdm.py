@@ -109,7 +109,8 @@ def action(task: int, stage: int, stages: int) -> Action:
 class Schedule:
     """When masks change, for a task cut into sessions (a federation's rounds) of `session_epochs` local epochs.
 
-    An update happens before the first session of a stage.
+    An update happens before the first session of a stage. A task grows nothing at its start if no later session of it
+    adapts: sessions too long for the stages would otherwise add p_inter with every task and never take it back.
     """
 
     config: TDMConfig
@@ -133,7 +134,10 @@ class Schedule:
         stage = session * self.session_epochs // length
         if session > 0 and stage == (session - 1) * self.session_epochs // length:
             return "rest"
-        return action(task, stage, num_stages(self.task_epochs, length))
+        what = action(task, stage, num_stages(self.task_epochs, length))
+        if what == "grow" and not any(self.action(task, later) == "adapt" for later in range(1, self.sessions)):
+            return "rest"
+        return what
 
 
 @dataclass(frozen=True)

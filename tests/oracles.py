@@ -32,13 +32,16 @@ def tdm_action_at(task: int, epoch: int, epochs: int, length: int) -> str:
 
 
 def tdm_actions_by_round(task: int, epochs: int, length: int, round_epochs: int) -> list[str]:
-    """The same for a task cut into rounds: a round does what the latest stage that began since the last round asks for."""
+    """The same for a task cut into rounds: a round does what the latest stage that began since the last round asks for.
+
+    The first adaptation of a task undoes its inter-task growth; where rounds are too long for one, there is no growth.
+    """
     actions = []
     for begin in range(0, epochs, round_epochs):
         since = range(max(0, begin - round_epochs + 1), begin + 1)
         stage_starts = [epoch for epoch in since if epoch % length == 0]
         actions.append(tdm_action_at(task, stage_starts[-1], epochs, length) if stage_starts else "rest")
-    return actions
+    return actions if "adapt" in actions else ["rest"] * len(actions)
 
 
 def keep_highest(active: list[bool], score: list[float], keep: int) -> list[bool]:

@@ -5,11 +5,13 @@ no state with it. A state is replaced only when its round succeeded, so a lost w
 with the same bits, by a new process. The ClientApp's arguments (data above all) go into the store once per run.
 """
 
+import contextlib
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import ray
 from flwr.app import Message
@@ -28,6 +30,7 @@ from simulations.engine.adapter import (
 
 log = logging.getLogger(__name__)
 TRIES = 3
+OUR_ROOT = Path(__file__).parents[2]
 
 
 def start_ray(workers: int) -> None:
@@ -41,14 +44,16 @@ def start_ray(workers: int) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            num_gpus=0,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        # Ray puts the current folder first on its workers' path: a `client` or `server` folder there would stand in for ours
+        with contextlib.chdir(OUR_ROOT):
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                num_gpus=0,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except Exception as error:
         raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
 
@@ -120,7 +125,7 @@ class RayGrid(EngineGrid):
                 reply, is_new = ray.get(done[0])
             except ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:
-                    raise EngineError(f"a worker cannot start: {error}") from error
+                    raise EngineError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}") from error
                 free[-1] = self._replace(worker)
                 if tries:
                     log.warning("the worker of device %d was lost; its round is tried again", node - 1)

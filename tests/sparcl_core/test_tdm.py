@@ -64,6 +64,15 @@ def test_any_schedule_equals_the_slow_reference(task, epochs, length, session_ep
     assert schedule.action(task, schedule.sessions) == "rest"  # nothing comes after a task's last session
 
 
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_what_a_task_grows_it_sheds_again_before_the_next(epochs, session_epochs):
+    # One round a task, say: were it to grow, the network would get denser by p_inter with every task.
+    schedule = Schedule(CONFIG, SPARSITY, epochs, session_epochs)
+    actions = [schedule.action(1, session) for session in range(schedule.sessions)]
+    assert actions.count("grow") <= 1
+    assert "grow" not in actions or (actions[0] == "grow" and "adapt" in actions)
+
+
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_sessions_cut_a_task_without_loss(epochs, session_epochs):
     schedule = Schedule(CONFIG, SPARSITY, epochs, session_epochs)
