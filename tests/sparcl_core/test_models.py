@@ -122,6 +122,11 @@ def test_a_state_loads_and_reads_back_bit_for_bit_as_a_copy(name):
     assert all(np.array_equal(value, state[key]) for key, value in read_state(model).items())
 
 
+def test_tensors_of_one_shape_start_with_different_weights():
+    state = initial_weights(build("resnet18"), SEED)
+    assert not np.array_equal(state["layer1.0.conv1.weight"], state["layer1.0.conv2.weight"])
+
+
 def test_a_state_holds_running_statistics_but_no_integer_counter():
     keys = read_state(build("resnet18"))
     assert "bn1.running_mean" in keys and "bn1.running_var" in keys
