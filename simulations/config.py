@@ -124,6 +124,13 @@ class Experiment:
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only")
         tdm.check(self.method.tdm, self.sparsity, self.federation.task_epochs)
+        federation = self.federation
+        schedule = tdm.Schedule(self.tdm, self.sparsity, federation.task_epochs, federation.local_epochs)
+        if self.tdm.enabled and self.sparsity > 0 and not any(schedule.action(1, s) == "adapt" for s in range(schedule.sessions)):
+            raise ValueError(
+                f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
+                f"{federation.task_epochs} epochs; take shorter rounds, or set tdm.enabled=false"
+            )
 
     @property
     def method(self) -> MethodConfig:

@@ -9,6 +9,7 @@ Equal scores: the lower index goes first. Statistics come from the training pass
 stage; removed samples do not come back within the task. Protected: one batch or a quarter of the task's data, whichever is
 smaller, and one sample per class.
 
+The outcome of a sample's last pass is carried over the reset, so that a change from right to wrong across a stage counts.
 Epochs are the device's own local epochs in the task, also in a federation. A stage is postponed by one epoch while any
 remaining sample has not been seen since the last stage (a federated device that sat out rounds).
 """

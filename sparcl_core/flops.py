@@ -37,7 +37,8 @@ class LayerShape:
 class Flops:
     """FLOPs by column. `train_sparse` + `train_dense` = training in layers that may be sparse, and in all others.
 
-    `importance`: gradients computed for TDM's ranking. `masks`: one operation per weight that a ranking looks at.
+    `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
+    bound: gradients of dense weights are not needed for it). `masks`: one operation per weight that a ranking looks at.
     `paper`: the published convention for the same steps; not part of `total`.
     """
 

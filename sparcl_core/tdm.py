@@ -75,12 +75,14 @@ def check(config: TDMConfig, sparsity: float, epochs: int) -> None:
         return
     density = 1 - sparsity
     for name in ("p_intra", "p_inter"):
-        if exchanged_share(getattr(config, name), sparsity) >= density:
+        share = exchanged_share(getattr(config, name), sparsity)
+        if share >= density:
             raise ValueError(
-                f"tdm.{name} is {getattr(config, name)}: it must be below the density 1 - sparsity = {density:.4g}; try {density / 10:.2g}"
+                f"tdm.{name} is {share:.4g}: it must be below the density 1 - sparsity = {density:.4g}; try {density / 10:.2g}"
             )
-    if exchanged_share(config.p_inter, sparsity) > sparsity:
-        raise ValueError(f"tdm.p_inter is {config.p_inter}: it must not exceed the sparsity {sparsity}")
+    share = exchanged_share(config.p_inter, sparsity)
+    if share > sparsity:
+        raise ValueError(f"tdm.p_inter is {share:.4g}: it must not exceed the sparsity {sparsity}")
     stages = num_stages(epochs, stage_length(config, epochs))
     if stages < 4:
         raise ValueError(

@@ -139,6 +139,16 @@ def test_the_smallest_form_of_positions_is_chosen(total, data):
     assert np.array_equal(decode(payload, layout, {}).tensors["w"].places, places)
 
 
+def test_gaps_of_every_length():
+    """7 bits a byte: up to 127 in one, 16,383 in two, 2,097,151 in three."""
+    gaps = {0: 1, 127: 1, 128: 2, 16_383: 2, 16_384: 3, 2_097_151: 3, 2_097_152: 4}
+    places = np.cumsum(np.array(list(gaps)) + 1) - 1
+    layout = Layout({"w": (5_000_000,)}, frozenset())
+    payload = encode("adapt", layout, {"w": SparseTensor(places, np.empty(0))}, {}, "f32", 1, 1)
+    assert len(payload) == codec.HEADER.size + 7 + 4 + sum(gaps.values()) + 4
+    assert np.array_equal(decode(payload, layout, {}).tensors["w"].places, places)
+
+
 def test_payload_byte_by_byte():
     """One tensor of 20 places, active at 1, 4, 7, 9, 18; values 1.0 at 4 and -2.0 at 18: ranks 1 and 4 of 5 active places."""
     layout = Layout({"w": (4, 5)}, frozenset({"w"}))
