@@ -1,6 +1,7 @@
 """The ledger: what every device paid, one row per device, round and phase.
 
-Phases: `register` (once), `download`, `train`, `upload`; a device that sits a round out has one `train` row. Outcomes: `ok`,
+Phases: `register` (once), `download`, `train`, `upload`; a device that sits a task out for want of data has one `train` row a
+round, and one that was not drawn into the cohort has none. Outcomes: `ok`,
 `sat-out`, `failed` (the device or its worker raised), `rejected` (the server could not use the reply). Bytes of failed and
 rejected messages are counted. Totals are sums of rows.
 """
@@ -50,11 +51,12 @@ class Row:
     loss: float = 0.0
 
 
+PHASES = ("register", "download", "train", "upload")
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class Ledger:
-    """Rows in the order in which they were written: by round, then device, then phase."""
+    """Rows in the order in which they were written; `columns` has them by round, device and phase."""
 
     def __init__(self, profile: DeviceProfile, dense_message_bytes: int):
         """`dense_message_bytes`: what one message of the dense twin weighs, 4 bytes per parameter and float buffer."""
@@ -98,15 +100,20 @@ class Ledger:
     def totals(self) -> dict[str, float]:
         """Sums over all rows of every column that adds up."""
         names = [name for name in COLUMNS if name.endswith(("bytes", "flops", "seconds", "joules")) and name != "memory_bytes"]
-        totals = {name: sum(getattr(row, name) for row in self.rows) for name in names}
+        rows = self._ordered()  # the order of `columns`, so that totals are the sums of what is stored, to the bit
+        totals = {name: sum(getattr(row, name) for row in rows) for name in names}
         totals["flops"] = totals["train_flops"] + totals["importance_flops"] + totals["mask_flops"]
         for direction, phase in (("down", "download"), ("up", "upload")):
             totals[f"dense_{direction}_bytes"] = sum(row.dense_bytes for row in self.rows if row.phase == phase)
         return totals
 
     def columns(self) -> dict[str, list]:
-        """The rows as columns."""
-        return {name: [getattr(row, name) for row in self.rows] for name in COLUMNS}
+        """The rows as columns, by round, then device, then phase."""
+        rows = self._ordered()
+        return {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+
+    def _ordered(self) -> list[Row]:
+        return sorted(self.rows, key=lambda row: (row.round, row.device, PHASES.index(row.phase)))
 
     def _transferred(
         self, server_round: int, task: int, device: int, phase: str, outcome: str, reason: str, cost: Cost, dense: Cost, message_bytes: int

@@ -190,8 +190,8 @@ class SparCLStrategy(Strategy):
     def _accept(self, server_round: int, task: int, member: Member, reply: Message | None):
         """The decoded update of one device, its rows written."""
         device = member.device
-        if reply is None or reply.has_error():
-            reason = f"device {device}, round {server_round}: no reply" if reply is None else reply.error.reason
+        reason = _missing(reply, f"device {device}, round {server_round}")
+        if reason:
             self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
             self.ledger.failed(server_round, task, device, reason)
             raise _Unusable(reason)
@@ -242,6 +242,16 @@ class SparCLStrategy(Strategy):
 
 class _Unusable(Exception):
     """A reply that cannot be used; the message is the reason in the ledger."""
+
+
+def _missing(reply: Message | None, where: str) -> str:
+    """Why there is nothing to decode; empty if there is."""
+    if reply is None:
+        return f"{where}: no reply"
+    if reply.has_error():
+        return reply.error.reason or f"{where}: failed without a reason"
+    absent = {"report", "measures"} - set(reply.content)
+    return f"{where}: the reply has no record {sorted(absent)[0]!r}" if absent else ""
 
 
 def _flops(measures: MetricRecord, kind: str) -> Flops:
