@@ -55,8 +55,12 @@ def run(
 ) -> None:
     """Run an experiment: a fleet of devices learns a task stream."""
     with _one_message(debug):
-        resolved = load(experiment, [*(set_ or []), *([] if seed is None else [f"seed={seed}"])])
+        resolved = _resolve(experiment, set_, seed)
         _run(resolved, engine.value, workers, baseline, out)
+
+
+def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> Experiment:
+    return load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
 
 
 def _run(experiment: Experiment, engine: str, workers: int, baseline: bool, out: Path) -> None:
@@ -104,7 +108,7 @@ def train_one(
 ) -> None:
     """Train a single device that sees all data: the paper's own setting, without Flower or Ray."""
     with _one_message(debug):
-        resolved = load(experiment, [*(set_ or []), *([] if seed is None else [f"seed={seed}"])])
+        resolved = _resolve(experiment, set_, seed)
         _train_one(replace(resolved, name=f"{resolved.name}-alone"), baseline, out)
 
 
