@@ -7,7 +7,7 @@ wherever the runtime keeps a Context. A failure carries device, round and stage,
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -15,32 +15,17 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import device as devices
-from client.device import DeviceState
+from client.config import ClientConfig
+from client.inbox import receive
+from client.state import DeviceState, load_state, new_device, save_state
 from client.stream import Stream
-from sparcl_core.codec import Values
-from sparcl_core.flops import Flops
+from sparcl_core import codec
+from sparcl_core.codec import SparseTensor
 from sparcl_core.footprint import activation_bytes, footprint
-from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, MethodConfig, Session
+from sparcl_core.learner import Learner
 from sparcl_core.losses import REPLAY_DRAWS
-from sparcl_core.masks import count_active
-from sparcl_core.protocol import Instruction
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """What every device knows before the first message.
-
-    Attributes:
-        method, inputs, task_epochs, seed: see `sparcl_core.learner.Learner`.
-        up_values: how updates are coded.
-    """
-
-    method: MethodConfig
-    inputs: InputSpec
-    task_epochs: int
-    seed: int
-    up_values: Values
+from sparcl_core.masks import State, count_active
+from sparcl_core.protocol import Instruction, Report
 
 
 class DeviceError(RuntimeError):
@@ -67,6 +52,11 @@ def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream]) ->
     def train(message: Message, context: Context) -> Message:
         return Message(trainer.train(message.content, context), reply_to=message)
 
+    @app.query("calibrate")
+    def calibrate(message: Message, context: Context) -> Message:
+        """What are the BatchNorm statistics of this model on your data?"""
+        return Message(trainer.calibrate(message.content, context), reply_to=message)
+
     return app
 
 
@@ -88,47 +78,69 @@ class _Trainer:
 
     def train(self, content: RecordDict, context: Context) -> RecordDict:
         """One round on one device; `context.state` is replaced only if all of it succeeded."""
+        started = time.perf_counter()
+        number, config = _number(context), self.config
+        instruction, device, stream, where = self._receive(content, context)
+        with _stage(where, "train"):
+            device, done = devices.train(device, instruction, self.learner, stream, number, config)
+        with _stage(where, "report"):
+            device, report = devices.report(device, done, self.learner.layout, number, config, instruction.round)
+            state = save_state(device)
+        context.state["device"] = ConfigRecord({"state": state})
+        measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started}
+        records = {"report": _report_record(report), "measures": MetricRecord(measured)}
+        if config.batchnorm == "local" and self.learner.layout.statistics:
+            own = {name: device.base[name] for name in self.learner.layout.statistics}
+            records["observed"] = ConfigRecord({"statistics": self._statistics_payload(own, device)})
+        return RecordDict(records)
+
+    def calibrate(self, content: RecordDict, context: Context) -> RecordDict:
+        """BatchNorm statistics of the global model on this device's data; the device keeps the model that it was brought to."""
+        instruction, device, stream, where = self._receive(content, context)
+        with _stage(where, "calibrate"):
+            data = stream.task(instruction.task)
+            own, samples, flops = self.learner.statistics(device.base, device.masks, data, device.memory)
+            report = Report(device.version, samples, device.seen, self._statistics_payload(own, device), b"")
+            state = save_state(device)
+        context.state["device"] = ConfigRecord({"state": state})
+        measures = {f"flops.{key}": value for key, value in asdict(flops).items()}
+        return RecordDict({"report": _report_record(report), "measures": MetricRecord(measures)})
+
+    def _receive(self, content: RecordDict, context: Context) -> tuple[Instruction, DeviceState, Stream, str]:
+        """The instruction, and the device brought to the model that it speaks of."""
         torch.set_num_threads(1)
-        number, method = _number(context), self.config.method
+        number = _number(context)
         with _stage(f"device {number}", "instruction"):
             wire = content["instruction"]
             instruction = Instruction.from_wire(wire["control"], wire["payloads"])
         where = f"device {number}, round {instruction.round}"
-        started = time.perf_counter()
         with _stage(where, "receive"):
             stream = self.stream_of(number)
-            device = self._load(context, stream)
-            device = devices.receive(device, instruction, self.learner, method)
-        with _stage(where, "train"):
-            device, session = devices.train(device, instruction, self.learner, stream, number)
-        importance, flops = None, session.flops
-        if instruction.report_importance:
-            with _stage(where, "importance"):
-                data = stream.task(instruction.task)
-                importance, cost = self.learner.importance(session.state, device.masks, data, session.memory, number)
-                flops += cost
-        with _stage(where, "report"):
-            device, report = devices.report(device, session, importance, self.learner, self.config.up_values)
-            state = devices.save_state(device)
-        context.state["device"] = ConfigRecord({"state": state})
-        measured = self._measures(device, session, flops) | {"wall-seconds": time.perf_counter() - started}
-        reply = ConfigRecord({"control": report.control, "delta": report.delta, "importance": report.importance})
-        return RecordDict({"report": reply, "measures": MetricRecord(measured)})
+            device = receive(self._load(context, stream), instruction.payloads, self.learner.layout, self.config)
+        return instruction, device, stream, where
 
     def _load(self, context: Context, stream: Stream) -> DeviceState:
         if "device" in context.state:
-            return devices.load_state(context.state["device"]["state"])
-        return devices.new_device(self.config.method, self.learner, stream)
+            return load_state(context.state["device"]["state"])
+        return new_device(self.config.method, self.learner, stream)
 
-    def _measures(self, device: DeviceState, session: Session, flops: Flops) -> dict[str, int | float]:
+    def _statistics_payload(self, own: State, device: DeviceState) -> bytes:
+        layout, coded = self.learner.layout, {}
+        form = "f64" if self.config.method.model.dtype == "float64" else "f32"
+        for name, value in own.items():
+            over = codec.reference("statistics", layout, name, {})
+            coded[name] = codec.quantise(SparseTensor(np.arange(value.size), value.reshape(-1)), over, form, name)
+        return codec.encode("statistics", layout, coded, device.version, device.mask_version).data
+
+    def _measures(self, device: DeviceState, done: devices.Round) -> dict[str, int | float]:
         """What the simulator wants to know of the round; not part of the protocol, and not counted as bytes."""
-        config, learner = self.config.method.learner, self.learner
-        active = count_active(device.masks)
+        config, learner, session, flops = self.config.method.learner, self.learner, done.session, done.flops
+        active = count_active(done.masks)
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         draws = REPLAY_DRAWS[config.method]
         per_forward = config.batch_size * (1 + draws)
         needs = footprint(learner.model, active, updated, self._activations, per_forward, device.memory.buffer, federated=True)
-        whole = {name: mask.size for name, mask in device.masks.items()}
+        whole = {name: mask.size for name, mask in done.masks.items()}
         return {
             **{f"flops.{key}": value for key, value in asdict(flops).items()},
             **{f"dense-flops.{key}": value for key, value in asdict(session.dense_flops).items()},
@@ -146,6 +158,10 @@ class _Trainer:
 
 def _number(context: Context) -> int:
     return int(context.node_config["partition-id"])
+
+
+def _report_record(report: Report) -> ConfigRecord:
+    return ConfigRecord({"control": report.control, "delta": report.delta, "masks": report.masks})
 
 
 @contextmanager

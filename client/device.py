@@ -1,187 +1,131 @@
-"""DeviceState: everything a device keeps between rounds, as a value that saves to and loads from bytes.
+"""What a device does in a round: adapt its mask where it has one of its own, train, and report what changed.
 
-`receive` brings the model it holds up to date, `train` learns for one round, `report` encodes what changed. The update that
-is sent is taken against the model that was received; what a lossy code loses stays here as a residual and is added to the
-next update (error feedback).
+The update that is sent is taken against the model that was received; what a lossy code loses stays here as a residual and is
+added to the next update (error feedback).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from safetensors.numpy import load, save
 
+from client.config import ClientConfig
+from client.state import DeviceState
 from client.stream import Stream
-from sparcl_core import buffer as rehearsal
-from sparcl_core import codec, ddr, tdm
-from sparcl_core.codec import CodecError, SparseTensor
-from sparcl_core.learner import Learner, Memory, MethodConfig, Session
-from sparcl_core.masks import Masks, State
+from sparcl_core import codec, tdm
+from sparcl_core.codec import Encoded, Layout, SparseTensor
+from sparcl_core.flops import Flops
+from sparcl_core.learner import Learner, Session
+from sparcl_core.masks import Masks, State, apply_masks_
 from sparcl_core.protocol import Instruction, Report
+from sparcl_core.seeding import generator
+from sparcl_core.wire import code_update, statistics_form
 
 
 @dataclass(frozen=True)
-class DeviceState:
-    """What a device keeps.
+class Round:
+    """One device's round, done.
 
     Attributes:
-        base: the model as received, w^ of `version`; empty for a device that was never reached.
-        masks: weight masks of `mask_version`.
-        residual: what encoding has lost so far, per tensor.
-        memory: buffer, data removal, epochs.
-        task: the task it last trained on, -1 before the first.
-        seen: [C] bool, classes it has had data of.
+        session: the training session.
+        masks: the weight masks that it trained with.
+        update: how they differ from those that the server knows; None where they do not.
+        importance: reported importance, if it was asked for.
+        flops: everything that was computed.
     """
 
-    base: State
+    session: Session
     masks: Masks
-    residual: State
-    memory: Memory
-    seen: np.ndarray
-    task: int = -1
-    version: int = 0
-    mask_version: int = 0
+    update: tdm.MaskUpdate | None
+    importance: dict[str, np.ndarray] | None
+    flops: Flops
 
 
-def new_device(method: MethodConfig, learner: Learner, stream: Stream) -> DeviceState:
-    """A device that has received nothing yet; its buffer is sized by its whole stream."""
-    inputs = learner.inputs
-    buffer = rehearsal.empty(method.learner.buffer_capacity(sum(stream.sizes)), inputs.shape, inputs.num_classes, method.model.dtype)
-    return DeviceState({}, {}, {}, Memory(buffer, ddr.start(0)), np.zeros(inputs.num_classes, dtype=bool))
-
-
-def receive(device: DeviceState, instruction: Instruction, learner: Learner, method: MethodConfig) -> DeviceState:
-    """The device after applying the payloads of `instruction` in sequence.
-
-    Raises:
-        CodecError: if a payload is damaged or does not follow the version that the device holds.
-    """
-    layout, dtype = learner.layout, np.dtype(method.model.dtype)
-    base = {name: value.copy() for name, value in device.base.items()}
-    residual = {name: value.copy() for name, value in device.residual.items()}
-    masks, version, mask_version = device.masks, device.version, device.mask_version
-    for raw in instruction.payloads:
-        payload = codec.decode(raw, layout, masks)
-        if payload.kind == "whole":
-            _expect_all(payload, layout.shapes)
-            base = {name: _scatter(payload.tensors[name], shape, dtype) for name, shape in layout.shapes.items()}
-            residual = {name: np.zeros(shape, dtype) for name, shape in layout.shapes.items()}
-            masks = {name: _support(payload.tensors[name], layout.shapes[name]) for name in layout.shapes if name in layout.masked}
-            version, mask_version = payload.model_version, payload.mask_version
-        elif payload.kind in codec.PLACES_ONLY:
-            _expect(payload.mask_version, mask_version + 1, "mask")
-            _expect_all(payload, masks)
-            dropped = {name: payload.tensors[name].places for name in masks}
-            update = tdm.MaskUpdate(payload.mask_version, payload.kind, dropped)
-            masks = tdm.update_masks(masks, [base, residual], update, method.tdm, method.sparsity, learner.seed)
-            mask_version = payload.mask_version
-        elif payload.kind == "delta":
-            _expect(payload.model_version, version + 1, "model")
-            _expect(payload.mask_version, mask_version, "mask")
-            for name, tensor in payload.tensors.items():
-                base[name].reshape(-1)[tensor.places] += tensor.values.astype(dtype)
-            version = payload.model_version
-        else:
-            raise CodecError(f"an instruction brings whole models, deltas and mask updates, not {payload.kind!r}")
-    if not base:
-        raise CodecError("the device holds no model and the instruction brings none")
-    return replace(device, base=base, residual=residual, masks=masks, version=version, mask_version=mask_version)
-
-
-def train(device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int) -> tuple[DeviceState, Session]:
-    """The device after one round of local training, and the session that it was. `number`: the device's number."""
+def train(
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
+) -> tuple[DeviceState, Round]:
+    """The device after one round of local training, and the round that it was. `number`: the device's number."""
     data = stream.task(instruction.task)
     memory = device.memory
     if instruction.task != device.task:
         memory = learner.begin_task(memory, len(data.y))
-    session = learner.train(device.base, device.masks, data, memory, instruction.epochs, number)
+    device = replace(device, memory=memory, task=instruction.task)
+    start, masks, update, flops = device.base, device.masks, None, Flops()
+    if config.mask == "local":
+        start, masks, update, flops = _adapt(device, instruction, learner, stream, number, config)
+    session = learner.train(start, masks, data, memory, instruction.epochs, number)
+    flops += session.flops
+    importance = None
+    if instruction.report_importance:
+        importance, cost = learner.importance(session.state, masks, data, session.memory, number)
+        flops += cost
     seen = device.seen.copy()
     seen[np.unique(data.y)] = True
-    return replace(device, memory=session.memory, task=instruction.task, seen=seen), session
+    device = replace(device, memory=session.memory, seen=seen)
+    if config.batchnorm == "local":
+        own = {name: session.state[name] for name in learner.layout.statistics}
+        device = replace(device, base=device.base | own)
+    return device, Round(session, masks, update, importance, flops)
 
 
-def report(
-    device: DeviceState, session: Session, importance: dict[str, np.ndarray] | None, learner: Learner, values: codec.Values
-) -> tuple[DeviceState, Report]:
-    """The update of `session` as bytes, and the device with what encoding lost kept back.
+def _adapt(
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
+) -> tuple[State, Masks, tdm.MaskUpdate | None, Flops]:
+    """Where masks are the device's own: TDM by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022).
 
-    Args:
-        importance: I per sparse tensor, or None if it was not asked for; sent in 8 bits (`f64` where values are lossless).
-        values: how the update is coded.
+    The server thins what comes back to the target sparsity, so an inter-task growth lasts for one round.
     """
-    layout = learner.layout
-    tensors, residual = {}, {}
+    method = config.method
+    schedule = tdm.Schedule(method.tdm, method.sparsity, config.task_epochs, instruction.epochs)
+    what = schedule.action(instruction.task, device.memory.epochs // instruction.epochs)
+    if what == "rest":
+        return device.base, device.masks, None, Flops()
+    importance, flops = {}, Flops()
+    if what == "adapt":
+        data = stream.task(instruction.task)
+        importance, flops = learner.importance(device.base, device.masks, data, device.memory, number)
+    start = {name: value.copy() for name, value in device.base.items()}
+    planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
+    update = replace(planned, device=number)
+    masks = tdm.update_masks(device.masks, [start], update, method.tdm, method.sparsity, config.seed)
+    return start, masks, update, flops
+
+
+def report(device: DeviceState, done: Round, whole: Layout, number: int, config: ClientConfig, server_round: int) -> tuple[DeviceState, Report]:
+    """The round's update as bytes, and the device with what encoding lost kept back."""
+    layout, wire = config.layout(whole), config.wire
+    residuals = {name: value.copy() for name, value in device.residual.items()}
+    apply_masks_(residuals, done.masks)
+    coded = {}
     for name in layout.shapes:
-        delta = (session.state[name] - device.base[name]).reshape(-1)
-        places = np.flatnonzero(delta)
-        wanted = delta[places] + device.residual[name].reshape(-1)[places]
-        tensors[name] = SparseTensor(places, wanted)
-        residual[name] = device.residual[name].copy()
-        residual[name].reshape(-1)[places] = wanted - codec.quantised(wanted, values)
-    version, mask_version = device.version, device.mask_version
-    delta = codec.encode("delta", layout, tensors, device.masks, values, version, mask_version)
-    ranked = b""
-    if importance is not None:
-        active = {name: np.flatnonzero(mask) for name, mask in device.masks.items()}
-        scores = {name: SparseTensor(places, importance[name].reshape(-1)[places]) for name, places in active.items()}
-        code = "u8" if values in ("f16", "u8") else "f64"
-        ranked = codec.encode("importance", layout, scores, device.masks, code, version, mask_version)
-    return replace(device, residual=residual), Report(version, session.samples, device.seen, delta, ranked)
+        delta = done.session.state[name] - device.base[name]
+        if name in done.masks:
+            delta[~done.masks[name]] = 0  # a dropped weight is gone, not changed: the mask update says so
+        form = statistics_form(wire.up) if name in layout.statistics else wire.up
+        rng = generator(config.seed, "rounding", number, server_round, name) if wire.rounding == "stochastic" else None
+        over = codec.reference("delta", layout, name, done.masks)
+        share = 1.0 if name in layout.statistics else wire.up_share
+        sent = code_update(delta, residuals[name], over, form, name, rng, wire.block, share)
+        coded[name], residuals[name] = sent.coded, sent.residual
+    versions = (device.version, device.mask_version)
+    delta = codec.encode("delta", layout, coded, *versions)
+    masks = _mask_payload(device, done, layout, config, versions)
+    told = Report(device.version, done.session.samples, device.seen, delta.data, masks.data if masks else b"")
+    return replace(device, residual=residuals), told
 
 
-def save_state(device: DeviceState) -> bytes:
-    """The device as safetensors bytes."""
-    memory, buffer, removal = device.memory, device.memory.buffer, device.memory.ddr
-    arrays = {
-        "scalars": np.array(
-            [device.task, device.version, device.mask_version, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
-            dtype=np.int64,
-        ),
-        "seen": device.seen,
-        "buffer.x": buffer.x,
-        "buffer.y": buffer.y,
-        "buffer.logits": buffer.logits,
-    }
-    arrays |= {f"ddr.{key}": getattr(removal, key) for key in _DDR_ARRAYS}
-    for part in ("base", "masks", "residual"):
-        arrays |= {f"{part}/{name}": value for name, value in getattr(device, part).items()}
-    return save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
-
-
-def load_state(data: bytes) -> DeviceState:
-    """The inverse of `save_state`."""
-    arrays = load(data)
-    task, version, mask_version, epochs, twin_offered, offered, stages = map(int, arrays["scalars"])
-    buffer = rehearsal.Buffer(arrays["buffer.x"], arrays["buffer.y"], arrays["buffer.logits"], offered)
-    removal = ddr.DDRState(*(arrays[f"ddr.{key}"].copy() for key in _DDR_ARRAYS), stages=stages)
-    parts = {
-        part: {key.removeprefix(f"{part}/"): value for key, value in arrays.items() if key.startswith(f"{part}/")}
-        for part in ("base", "masks", "residual")
-    }
-    memory = Memory(buffer, removal, epochs, twin_offered)
-    return DeviceState(**parts, memory=memory, seen=arrays["seen"], task=task, version=version, mask_version=mask_version)
-
-
-_DDR_ARRAYS = ("kept", "misses", "forgotten", "learned", "was_right", "passes")
-
-
-def _expect(got: int, wanted: int, what: str) -> None:
-    if got != wanted:
-        raise CodecError(f"payload brings {what} version {got} where {wanted} must follow")
-
-
-def _expect_all(payload: codec.Payload, names: Iterable[str]) -> None:
-    if missing := [name for name in names if name not in payload.tensors]:
-        raise CodecError(f"payload {payload.kind!r} leaves out {missing[0]}")
-
-
-def _scatter(tensor: SparseTensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    array = np.zeros(shape, dtype)
-    array.reshape(-1)[tensor.places] = tensor.values
-    return array
-
-
-def _support(tensor: SparseTensor, shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.zeros(shape, dtype=bool)
-    mask.reshape(-1)[tensor.places] = True
-    return mask
+def _mask_payload(device: DeviceState, done: Round, layout: Layout, config: ClientConfig, versions: tuple[int, int]) -> Encoded | None:
+    """The device's part in the next masks: how its own differ, or what it thinks of the shared ones."""
+    if done.update is not None:
+        return codec.encode_places(done.update.what, layout, done.update.dropped, device.masks, versions)
+    if done.importance is None:
+        return None
+    method, form = config.method, config.wire.importance
+    if form == "votes":
+        plan = tdm.plan_update("adapt", device.masks, done.session.state, done.importance, method.tdm, method.sparsity, 0)
+        return codec.encode_places("votes", layout, plan.dropped, device.masks, versions)
+    scores = {}
+    for name in device.masks:
+        over = codec.reference("importance", layout, name, device.masks)
+        values = done.importance[name].reshape(-1)[over.places]
+        scores[name] = codec.quantise(SparseTensor(over.places, values), over, form, name)
+    return codec.encode("importance", layout, scores, *versions)

@@ -1,68 +1,135 @@
-"""Averaging sparse updates, pure and in device order.
+"""Averaging sparse updates: pure functions, sums over devices in the order given, in float64.
 
-For coordinate j and devices k with n_k samples and update d_k (0 where a device sent nothing):
+Device k has n_k samples and sends d_k, its change of the model that it received. v_kj = 1 where its change of coordinate j counts:
+its mask holds j and, in a classifier with row voting, it has seen the class of j's row; else 0. What a holder did not send is 0.
+With the server's weights w, what is added to w_j is, by rule:
 
-    update_j = sum_k v_kj n_k d_kj / sum_k v_kj n_k        (0 where the sum of weights is 0)
+- `masked-mean`: u_j = sum_k n_k v_kj d_kj / (sum_k n_k v_kj + tau). The sparse weighted average of FedDST (Bibikar et al., AAAI 2022:
+  sum n m theta / sum n m), of changes. A coordinate that one device holds takes that device's change whole.
+- `count-mean`: the same with n_k = 1 in all sums. HeteroFL (Diao et al., ICLR 2021, section 3): the plain mean over holders.
+- `zero-filled`: theta_j = (sum_k n_k v_kj (w_j + d_kj) + tau w_j) / (sum_k n_k + tau), u_j = theta_j - w_j. FedAvg (McMahan et al.,
+  AISTATS 2017, Algorithm 1) with 0 for what a device does not hold. It shrinks a coordinate to its share of holders: kept as
+  the baseline that shows the danger. In the row of a class, devices that have not seen it leave both sums: to have no data
+  of a class is not to want its weights at 0.
 
-With shared masks every device holds every active coordinate, so v_kj = 1: FedAvg (McMahan et al. 2017) on the active set.
-Only the rows of the classifier differ: a device votes on the rows of classes that it has seen (v_kj = 0 elsewhere), so that
-devices that never met a class do not pull its row back. Sums run over devices in the order given, in float64.
+tau = shrinkage * sum_k n_k over all devices: the server's own value is one more holder, with tau samples, so that the fewer devices
+hold a coordinate, the closer it stays to the server's value.
+
+Where fewer than `min_votes` devices count, a coordinate is unheld under every rule: u_j = 0, or -w_j with `unheld = "zero"`. Only
+masked tensors are zeroed, and only where at least `min_votes` devices could have voted: a classifier row whose class was absent
+this round is kept (absence of data says nothing about a weight), and so is a model of which too few devices came back. Dense
+tensors and BatchNorm statistics are always kept: no mask speaks against them.
+
+With shared masks every device holds every active coordinate and no update has masks of its own: FedAvg on the active set under
+all rules (`count-mean` without the weights), at the cost of the values sent and one pass over the model.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from sparcl_core.codec import Layout, SparseTensor
-from sparcl_core.masks import State
+from sparcl_core.masks import Masks, State
+
+RULES = ("masked-mean", "zero-filled", "count-mean")
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """Settings of the average; the formulas stand in the module's text.
+
+    Attributes:
+        rule: `masked-mean`, `zero-filled` or `count-mean`.
+        unheld: what becomes of a masked coordinate that fewer than `min_votes` devices hold: `keep` the server's value or `zero` it.
+        min_votes: devices (not samples) that must hold a coordinate to move it. More than the cohort has means that nothing moves,
+            dense tensors included.
+        shrinkage: weight of the server's own value as a share of all samples of the round; 0 for none.
+        row_voting: classifier rows are averaged over the devices that have seen the class.
+    """
+
+    rule: Literal["masked-mean", "zero-filled", "count-mean"] = "masked-mean"
+    unheld: Literal["keep", "zero"] = "keep"
+    min_votes: int = 1
+    shrinkage: float = 0.0
+    row_voting: bool = True
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"aggregation.rule is {self.rule!r}: choose one of {', '.join(RULES)}")
+        if self.unheld not in ("keep", "zero"):
+            raise ValueError(f"aggregation.unheld is {self.unheld!r}: keep the server's value or zero it; choose keep or zero")
+        if self.min_votes < 1:
+            raise ValueError(f"aggregation.min_votes is {self.min_votes}: at least 1; 1 moves whatever a single device holds")
+        if not 0 <= self.shrinkage < math.inf:
+            raise ValueError(f"aggregation.shrinkage is {self.shrinkage}: finite and not negative; 0 switches it off")
 
 
 @dataclass(frozen=True)
 class Update:
-    """One device's decoded update. samples: n_k; seen: [C] bool, classes it has seen."""
+    """One device's decoded update.
+
+    Attributes:
+        device: its number.
+        samples: n_k, samples of the current task processed this round.
+        seen: [C] bool, classes it has had data of.
+        tensors: d_k, the change of the model that the device received; tensors and places left out did not change.
+        masks: the weight masks that the device ended with (mask mode `local`), bool in the layout's shapes. A tensor without a mask is
+            held wholly; None: so are all (shared masks: inactive places are in no update, and stay at 0).
+    """
 
     device: int
     samples: int
     seen: np.ndarray
     tensors: dict[str, SparseTensor]
+    masks: Masks | None = None
 
 
-def mean_update(updates: list[Update], layout: Layout, classifier: tuple[str, ...]) -> State:
-    """The weighted mean of `updates`, float64 arrays in the layout's shapes.
+def mean_update(updates: list[Update], weights: State, layout: Layout, classifier: tuple[str, ...], config: AggregationConfig) -> State:
+    """What is to be added to `weights`: u of the module's text, float64 arrays in the layout's shapes.
 
     Args:
         updates: sorted by device.
-        classifier: names of the tensors whose first axis is the class and whose rows are voted on; empty: none.
+        weights: the server's w, any float dtype; read by `zero-filled` and `unheld = "zero"` only.
+        classifier: names of the tensors whose first axis is the class; read under `row_voting` only. What a device sends for
+            rows of classes that it has not seen is left out, not refused: a dense softmax moves every row.
 
     Raises:
-        ValueError: if there is no update, they are out of order, or all weights are 0.
+        ValueError: if there is no update, they are out of order, all samples are 0, or a device sent a value where its mask is off.
     """
-    order = [update.device for update in updates]
-    if not updates or order != sorted(set(order)):
-        raise ValueError(f"updates of devices {order}: at least one, each device once, in device order")
-    total = float(sum(update.samples for update in updates))
-    if total <= 0:
-        raise ValueError("no update has a sample behind it: they cannot be weighted")
+    counts = _counts(updates, config)
+    tau = config.shrinkage * sum(counts)
     result = {}
     for name, shape in layout.shapes.items():
-        sums = np.zeros(shape)
-        flat = sums.reshape(-1)
-        weights = np.zeros(shape[0]) if name in classifier else total
-        for update in updates:
-            if name in update.tensors:
-                dense = np.zeros(flat.size)
-                dense[update.tensors[name].places] = update.tensors[name].values
-                if name in classifier:
-                    dense = (dense.reshape(shape[0], -1) * update.seen[:, None]).reshape(-1)
-                flat += update.samples * dense
-            if name in classifier:
-                weights += update.samples * update.seen
-        if name in classifier:
-            rows = sums.reshape(shape[0], -1)
-            rows /= np.where(weights > 0, weights, 1)[:, None]
-        else:
-            sums /= weights
-        result[name] = sums
+        votes = _votes(name, updates, counts, layout, classifier, config)
+        mean = _sums(name, updates, counts, votes, layout)
+        old = weights[name].reshape(mean.shape)
+        total = votes.weight
+        if config.rule == "zero-filled":
+            # theta - w = (sum n v d - (weight of those without the coordinate) w) / (sum n + tau): exact where nobody is without
+            total = votes.electorate_weight
+            missing = total - votes.weight
+            if missing.any():
+                mean -= missing * old
+        np.divide(mean, total + tau, out=mean, where=total + tau > 0)  # where the weights are 0, so is the sum
+        unheld = votes.holders < config.min_votes
+        np.copyto(mean, 0.0, where=unheld)
+        if config.unheld == "zero" and name in layout.masked - layout.statistics:
+            erased = unheld & (votes.electorate >= config.min_votes)
+            if erased.any():
+                np.copyto(mean, -old, where=erased)
+        result[name] = mean.reshape(shape)
+    return result
+
+
+def voted(updates: list[Update], layout: Layout, classifier: tuple[str, ...], config: AggregationConfig) -> dict[str, np.ndarray]:
+    """Which coordinates at least `min_votes` devices count for: bool arrays in the layout's shapes. Arguments as in `mean_update`."""
+    counts = _counts(updates, config)
+    result = {}
+    for name, shape in layout.shapes.items():
+        enough = _votes(name, updates, counts, layout, classifier, config).holders >= config.min_votes
+        result[name] = np.broadcast_to(enough, (enough.shape[0], layout.size(name) // enough.shape[0])).copy().reshape(shape)
     return result
 
 
@@ -76,3 +143,82 @@ def mean_importance(reports: list[tuple[int, dict[str, SparseTensor]]], layout: 
         for name, mean in result.items():
             mean.reshape(-1)[tensors[name].places] += samples / total * tensors[name].values
     return result
+
+
+@dataclass(frozen=True)
+class _Votes:
+    """Who counts for a tensor seen as [rows, width]: a row for each class under row voting, else one. Sums over devices in order.
+
+    Arrays of one column say the same of a whole row: without masks, no array of the tensor's size is needed.
+
+    Attributes:
+        electorate: [rows, 1] int64, devices that could vote (that have seen the class); all where there is no row voting.
+        electorate_weight: [rows, 1] float64, sum of their n_k.
+        holders: [rows, width or 1] int64, sum of v_kj.
+        weight: [rows, width or 1] float64, sum of n_k v_kj.
+        row_voting: rows are classes.
+    """
+
+    electorate: np.ndarray
+    electorate_weight: np.ndarray
+    holders: np.ndarray
+    weight: np.ndarray
+    row_voting: bool
+
+
+def _votes(
+    name: str, updates: list[Update], counts: list[float], layout: Layout, classifier: tuple[str, ...], config: AggregationConfig
+) -> _Votes:
+    row_voting = config.row_voting and name in classifier
+    rows = layout.shapes[name][0] if row_voting else 1
+    width = layout.size(name) // rows
+    masks = [_mask(update, name, layout) for update in updates]
+    extent = (rows, 1 if all(mask is None for mask in masks) else width)
+    electorate, electorate_weight = np.zeros((rows, 1), np.int64), np.zeros((rows, 1))
+    holders, weight = np.zeros(extent, np.int64), np.zeros(extent)
+    for update, mask, count in zip(updates, masks, counts, strict=True):
+        able = update.seen[:, None] if row_voting else np.ones((1, 1), bool)
+        holds = able if mask is None else mask.reshape(rows, width) & able
+        electorate += able
+        electorate_weight += count * able
+        holders += holds
+        np.add(weight, count, out=weight, where=holds)
+    return _Votes(electorate, electorate_weight, holders, weight, row_voting)
+
+
+def _sums(name: str, updates: list[Update], counts: list[float], votes: _Votes, layout: Layout) -> np.ndarray:
+    """sum_k n_k v_kj d_kj, [rows, width] float64, at the cost of the values sent."""
+    rows = votes.electorate.shape[0]
+    sums = np.zeros((rows, layout.size(name) // rows))
+    flat = sums.reshape(-1)
+    for update, count in zip(updates, counts, strict=True):
+        if name not in update.tensors:
+            continue
+        places, values = update.tensors[name].places, update.tensors[name].values
+        mask = _mask(update, name, layout)
+        if mask is not None and not mask.reshape(-1)[places].all():
+            outside = np.count_nonzero(~mask.reshape(-1)[places])
+            raise ValueError(f"device {update.device} sent {outside} values of {name} at places that its mask does not hold")
+        if votes.row_voting:
+            counted = update.seen[places // sums.shape[1]]
+            places, values = places[counted], values[counted]
+        flat[places] += np.multiply(values, count, dtype=np.float64)  # float32 values would be multiplied in float32
+    return sums
+
+
+def _mask(update: Update, name: str, layout: Layout) -> np.ndarray | None:
+    """The device's mask of a tensor, None if it holds all of it."""
+    mask = None if update.masks is None else update.masks.get(name)
+    if mask is not None and mask.shape != layout.shapes[name]:
+        raise ValueError(f"device {update.device} has a mask of shape {mask.shape} for {name}, which has shape {layout.shapes[name]}")
+    return mask
+
+
+def _counts(updates: list[Update], config: AggregationConfig) -> list[float]:
+    """n_k by device, 1 under `count-mean`, of updates that are fit to be averaged."""
+    order = [update.device for update in updates]
+    if not updates or order != sorted(set(order)):
+        raise ValueError(f"updates of devices {order}: at least one, each device once, in device order")
+    if sum(update.samples for update in updates) <= 0:
+        raise ValueError("no update has a sample behind it: they cannot be weighted")
+    return [1.0 if config.rule == "count-mean" else float(update.samples) for update in updates]

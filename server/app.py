@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.masking import Diversity
 from server.strategy import SparCLStrategy
 from sparcl_core.masks import State
 
@@ -18,7 +19,8 @@ from sparcl_core.masks import State
 class RoundRecord:
     """One finished round. accuracy: [2, T] Class-IL and Task-IL per task, or None where this round was not evaluated.
 
-    ends_task: the round was the last of its task, so its accuracy is a row of the accuracy matrix.
+    ends_task: the round was the last of its task, so its accuracy is a row of the accuracy matrix. diversity: of the devices' masks;
+    None without masks.
     """
 
     round: int
@@ -27,6 +29,7 @@ class RoundRecord:
     num_devices: int
     num_samples: int
     accuracy: np.ndarray | None
+    diversity: Diversity | None = None
 
 
 def run_rounds(
@@ -53,8 +56,10 @@ def run_rounds(
         _, metrics = strategy.aggregate_train(server_round, replies)
         ends_task = session == rounds_per_task - 1
         is_due = ends_task or (evaluate_every > 0 and server_round % evaluate_every == 0)
+        if is_due and strategy.recomputes_statistics:
+            strategy.aggregate_calibrate(server_round, grid.send_and_receive(strategy.configure_calibrate(server_round)))
         accuracy = evaluate(strategy.weights) if is_due else None
-        observe(RoundRecord(server_round, task, ends_task, metrics["num-devices"], metrics["num-examples"], accuracy))
+        observe(RoundRecord(server_round, task, ends_task, metrics["num-devices"], metrics["num-examples"], accuracy, strategy.diversity))
 
 
 def make_server_app(make_strategy: Callable[[], SparCLStrategy], **loop) -> ServerApp:

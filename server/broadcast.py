@@ -9,46 +9,68 @@ forgotten.
 import numpy as np
 
 from sparcl_core import codec, tdm
-from sparcl_core.codec import Layout, SparseTensor, Values
-from sparcl_core.masks import Masks, State
+from sparcl_core.codec import Encoded, Layout, SparseTensor
+from sparcl_core.masks import Masks, State, apply_masks_
+from sparcl_core.seeding import generator
+from sparcl_core.wire import WireConfig, code_update, statistics_form
 
 
 class Broadcast:
     """The broadcast side of a run; `version` counts published models, `mask_version` mask updates."""
 
-    def __init__(self, weights: State, masks: Masks, layout: Layout, values: Values):
-        self.layout, self.values = layout, values
-        self.held = {name: value.copy() for name, value in weights.items()}
+    def __init__(self, weights: State, masks: Masks, layout: Layout, wire: WireConfig, seed: int):
+        self.layout, self.wire, self.seed = layout, wire, seed
+        self.held = {name: weights[name].copy() for name in layout.shapes}
         self.masks = masks
         self.version = self.mask_version = 0
-        self._steps: dict[int, list[bytes]] = {}
-        self._pending_mask: list[bytes] = []
-        self._whole: bytes | None = None
+        self._steps: dict[int, list[Encoded]] = {}
+        self._pending_mask: list[Encoded] = []
+        self._whole: Encoded | None = None
 
-    def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float, seed: int) -> None:
-        """Change the masks; dropped places of `weights` and of the held model are set to 0, in place."""
-        dropped = {name: SparseTensor(places, np.empty(0)) for name, places in update.dropped.items()}
-        self._pending_mask.append(codec.encode(update.what, self.layout, dropped, self.masks, "f32", self.version, update.number))
-        self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config, sparsity, seed)
+    def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float) -> None:
+        """Change the masks by an update that devices can redo; dropped places of `weights` and of the held model become 0, in place."""
+        self._pending_mask.append(self._places(update.what, update.dropped, update.number))
+        self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config, sparsity, self.seed)
         self.mask_version = update.number
+
+    def replace_masks(self, weights: State, masks: Masks) -> None:
+        """Change the masks to others that devices cannot foresee: dropped and added places are sent; as `update_masks` otherwise."""
+        gone = {name: np.flatnonzero(old & ~masks[name]) for name, old in self.masks.items()}
+        come = {name: np.flatnonzero(masks[name] & ~old) for name, old in self.masks.items()}
+        if not any(places.size for places in (*gone.values(), *come.values())):
+            return
+        number = self.mask_version + 1
+        self._pending_mask.append(self._places("drop", gone, number))
+        self.masks = {name: old & masks[name] for name, old in self.masks.items()}
+        self._pending_mask.append(self._places("add", come, number))
+        self.masks = {name: mask.copy() for name, mask in masks.items()}
+        self.mask_version = number
+        for state in (weights, self.held):
+            apply_masks_(state, self.masks)
 
     def publish(self, weights: State) -> None:
         """Make the next version: encode what `weights` differ from the held model, and move the held model by what was encoded."""
         self.version += 1
-        tensors = {}
         if self.version > 1:
-            for name, value in weights.items():
-                delta = (value - self.held[name]).reshape(-1)
-                places = np.flatnonzero(delta)
-                tensors[name] = SparseTensor(places, delta[places])
-                self.held[name].reshape(-1)[places] += codec.quantised(delta[places], self.values).astype(value.dtype)
-            delta = codec.encode("delta", self.layout, tensors, self.masks, self.values, self.version, self.mask_version)
+            delta = self._delta(weights)
             self._steps[self.version] = [*self._pending_mask, delta]
         self._pending_mask = []
         self._whole = None
         self._forget()
 
-    def payloads(self, version: int) -> tuple[bytes, ...]:
+    def _delta(self, weights: State) -> Encoded:
+        coded, wire = {}, self.wire
+        for name in self.layout.shapes:
+            is_statistics = name in self.layout.statistics
+            form = statistics_form(wire.down) if is_statistics else wire.down
+            rng = generator(self.seed, "rounding", "server", self.version, name) if wire.rounding == "stochastic" else None
+            over = codec.reference("delta", self.layout, name, self.masks)
+            sent = code_update(weights[name] - self.held[name], None, over, form, name, rng, wire.block).coded
+            self.held[name].reshape(-1)[sent.places] += sent.values.astype(self.held[name].dtype)
+            coded[name] = sent
+        return codec.encode("delta", self.layout, coded, self.version, self.mask_version)
+
+    def payloads(self, version: int) -> tuple[Encoded, ...]:
         """What a device that holds `version` (0: nothing) needs; one shared object for all devices of the same version."""
         missing = range(version + 1, self.version + 1)
         if version == 0 or any(number not in self._steps for number in missing):
@@ -57,17 +79,21 @@ class Broadcast:
         return steps if sum(map(len, steps)) <= len(self.whole) else (self.whole,)
 
     @property
-    def whole(self) -> bytes:
+    def whole(self) -> Encoded:
         """The held model, lossless, masks included."""
         if self._whole is None:
             tensors = {}
             for name, value in self.held.items():
                 flat = value.reshape(-1)
                 places = np.flatnonzero(self.masks[name]) if name in self.masks else np.arange(flat.size)
-                tensors[name] = SparseTensor(places, flat[places])
-            lossless = "f64" if next(iter(self.held.values())).dtype == np.float64 else "f32"
-            self._whole = codec.encode("whole", self.layout, tensors, {}, lossless, self.version, self.mask_version)
+                form = "f64" if value.dtype == np.float64 else "f32"
+                over = codec.reference("whole", self.layout, name, self.masks)
+                tensors[name] = codec.quantise(SparseTensor(places, flat[places]), over, form, name)
+            self._whole = codec.encode("whole", self.layout, tensors, self.version, self.mask_version)
         return self._whole
+
+    def _places(self, kind: str, places: dict[str, np.ndarray], number: int) -> Encoded:
+        return codec.encode_places(kind, self.layout, places, self.masks, (self.version, number))
 
     def _forget(self) -> None:
         total = 0

@@ -1,13 +1,14 @@
 """The ledger: what every device paid, one row per device, round and phase.
 
-Phases: `register` (once), `download`, `train`, `upload`; a device that sits a task out for want of data has one `train` row a
+Phases: `register` (once), `download`, `train`, `calibrate` (BatchNorm statistics recomputed), `upload`; a device that sits a task out for want of data has one `train` row a
 round, and one that was not drawn into the cohort has none. Outcomes: `ok`,
 `sat-out`, `failed` (the device or its worker raised), `rejected` (the server could not use the reply). Bytes of failed and
-rejected messages are counted. Totals are sums of rows.
+rejected messages are counted. Totals are sums of rows. What the bytes of a message are for stands beside them: `codec.Sizes`.
 """
 
 from dataclasses import dataclass, fields
 
+from sparcl_core.codec import Sizes
 from sparcl_core.costs import Cost, DeviceProfile, compute_cost, download_cost, upload_cost
 from sparcl_core.flops import Flops
 
@@ -16,6 +17,7 @@ from sparcl_core.flops import Flops
 class Row:
     """One row. Bytes are payload bytes; `message_bytes` is the serialised Flower message. dense_*: the dense twin's.
 
+    values_bytes to unread_bytes: the row's down_bytes or up_bytes by what they are for, see `sparcl_core.codec.Sizes`.
     `loss` and the counts are those of the `train` phase; memory_bytes is what the device needs to train, `active` its
     active maskable weights, `updated` those that a gradient mask touched, `kept` the task's samples that DDR keeps.
     No column is measured in wall-clock time: the ledger of a repeated run is the same to the byte.
@@ -30,9 +32,16 @@ class Row:
     down_bytes: int = 0
     up_bytes: int = 0
     message_bytes: int = 0
+    values_bytes: int = 0
+    positions_bytes: int = 0
+    rest_bytes: int = 0
+    masks_bytes: int = 0
+    header_bytes: int = 0
+    unread_bytes: int = 0
     train_flops: int = 0
     importance_flops: int = 0
     mask_flops: int = 0
+    statistics_flops: int = 0
     paper_flops: int = 0
     seconds: float = 0.0
     joules: float = 0.0
@@ -51,7 +60,8 @@ class Row:
     loss: float = 0.0
 
 
-PHASES = ("register", "download", "train", "upload")
+PHASES = ("register", "download", "train", "upload", "calibrate")
+KINDS = tuple(field.name for field in fields(Sizes))
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
@@ -70,17 +80,27 @@ class Ledger:
     def sat_out(self, server_round: int, task: int, device: int, reason: str) -> None:
         self.rows.append(Row(server_round, task, device, "train", "sat-out", reason))
 
-    def downloaded(self, server_round: int, task: int, device: int, num_bytes: int, message_bytes: int) -> None:
-        cost, dense = download_cost(self.profile, num_bytes), download_cost(self.profile, self.dense_message_bytes)
-        self._transferred(server_round, task, device, "download", "ok", "", cost, dense, message_bytes)
+    def downloaded(self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int) -> None:
+        cost, dense = download_cost(self.profile, sizes.total), download_cost(self.profile, self.dense_message_bytes)
+        self._transferred(server_round, task, device, "download", "ok", "", sizes, cost, dense, message_bytes)
 
-    def uploaded(self, server_round: int, task: int, device: int, num_bytes: int, message_bytes: int, reason: str = "") -> None:
-        cost, dense = upload_cost(self.profile, num_bytes), upload_cost(self.profile, self.dense_message_bytes)
+    def uploaded(self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int, reason: str = "") -> None:
+        cost, dense = upload_cost(self.profile, sizes.total), upload_cost(self.profile, self.dense_message_bytes)
         outcome = "rejected" if reason else "ok"
-        self._transferred(server_round, task, device, "upload", outcome, reason, cost, dense, message_bytes)
+        self._transferred(server_round, task, device, "upload", outcome, reason, sizes, cost, dense, message_bytes)
 
-    def failed(self, server_round: int, task: int, device: int, reason: str) -> None:
-        self.rows.append(Row(server_round, task, device, "train", "failed", reason))
+    def failed(self, server_round: int, task: int, device: int, reason: str, phase: str = "train") -> None:
+        self.rows.append(Row(server_round, task, device, phase, "failed", reason))
+
+    def calibrated(self, server_round: int, task: int, device: int, flops: Flops, is_sparse: bool) -> None:
+        """A forward pass that recomputed BatchNorm statistics; the dense twin, which averages them, has none."""
+        cost = compute_cost(self.profile, flops, is_sparse)
+        self.rows.append(
+            Row(
+                server_round, task, device, "calibrate", "ok",
+                statistics_flops=flops.statistics, seconds=cost.seconds, joules=cost.joules,
+            )
+        )  # fmt: skip
 
     def trained(self, server_round: int, task: int, device: int, flops: Flops, dense_flops: Flops, is_sparse: bool, **measures) -> None:
         """A finished training phase; `measures`: the remaining columns of a `train` row."""
@@ -102,9 +122,12 @@ class Ledger:
         names = [name for name in COLUMNS if name.endswith(("bytes", "flops", "seconds", "joules")) and name != "memory_bytes"]
         rows = self._ordered()  # the order of `columns`, so that totals are the sums of what is stored, to the bit
         totals = {name: sum(getattr(row, name) for row in rows) for name in names}
-        totals["flops"] = totals["train_flops"] + totals["importance_flops"] + totals["mask_flops"]
+        totals["flops"] = sum(totals[f"{kind}_flops"] for kind in ("train", "importance", "mask", "statistics"))
         for direction, phase in (("down", "download"), ("up", "upload")):
-            totals[f"dense_{direction}_bytes"] = sum(row.dense_bytes for row in self.rows if row.phase == phase)
+            own = [row for row in rows if row.phase == phase]
+            totals[f"dense_{direction}_bytes"] = sum(row.dense_bytes for row in own)
+            for kind in KINDS:
+                totals[f"{direction}_{kind}_bytes"] = sum(getattr(row, f"{kind}_bytes") for row in own)
         return totals
 
     def columns(self) -> dict[str, list]:
@@ -116,12 +139,23 @@ class Ledger:
         return sorted(self.rows, key=lambda row: (row.round, row.device, PHASES.index(row.phase)))
 
     def _transferred(
-        self, server_round: int, task: int, device: int, phase: str, outcome: str, reason: str, cost: Cost, dense: Cost, message_bytes: int
+        self,
+        server_round: int,
+        task: int,
+        device: int,
+        phase: str,
+        outcome: str,
+        reason: str,
+        sizes: Sizes,
+        cost: Cost,
+        dense: Cost,
+        message_bytes: int,
     ) -> None:
         self.rows.append(
             Row(
                 server_round, task, device, phase, outcome, reason,
                 down_bytes=cost.down_bytes, up_bytes=cost.up_bytes, message_bytes=message_bytes,
+                **{f"{kind}_bytes": getattr(sizes, kind) for kind in KINDS},
                 seconds=cost.seconds, joules=cost.joules,
                 dense_bytes=self.dense_message_bytes, dense_seconds=dense.seconds, dense_joules=dense.joules,
             )

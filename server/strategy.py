@@ -7,23 +7,29 @@ per run: a device's identity is the number that it registered with.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.serde import message_to_proto
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server.aggregate import Update, mean_importance, mean_update
+from server import intake
+from server.aggregate import AggregationConfig, mean_update, voted
 from server.broadcast import Broadcast
 from server.fleet import Member, Roster
+from server.intake import Accepted, message_bytes
 from server.ledger import Ledger
-from sparcl_core import codec, tdm
-from sparcl_core.codec import CodecError, Layout, Values
+from server.masking import Diversity, LocalMasks, MasksOverdue, SharedMasks, diversity
+from server.optimizer import ServerOptimizer, ServerOptimizerConfig
+from server.settings import FederationConfig
+from server.statistics import pooled_statistics
+from sparcl_core import tdm
+from sparcl_core.codec import CodecError, Layout, Sizes
 from sparcl_core.flops import Flops
-from sparcl_core.learner import MethodConfig
 from sparcl_core.masks import Masks, State
-from sparcl_core.protocol import Instruction, Report
+from sparcl_core.method import MethodConfig
+from sparcl_core.protocol import Instruction
+from sparcl_core.wire import WireConfig
 
 log = logging.getLogger(__name__)
 
@@ -32,47 +38,16 @@ class FleetError(RuntimeError):
     """The run cannot go on; the message says why."""
 
 
-@dataclass(frozen=True)
-class FederationConfig:
-    """Settings of the federation.
-
-    Attributes:
-        rounds_per_task: rounds of one task.
-        local_epochs: epochs a device trains in a round.
-        cohort_size: devices per round, drawn from those with data; 0 takes all of them.
-        up_values, down_values: how updates are coded: f16, or lossless f32 or f64.
-        row_voting: classifier rows are averaged over devices that have seen the class.
-    """
-
-    rounds_per_task: int = 10
-    local_epochs: int = 2
-    cohort_size: int = 0
-    up_values: Values = "f16"
-    down_values: Values = "f16"
-    row_voting: bool = True
-
-    def __post_init__(self):
-        if self.rounds_per_task < 1 or self.local_epochs < 1:
-            raise ValueError(f"rounds_per_task is {self.rounds_per_task}, local_epochs {self.local_epochs}: both at least 1")
-        if self.cohort_size < 0:
-            raise ValueError(f"cohort_size is {self.cohort_size}: 0 for all devices, or a number of devices")
-        for name in ("up_values", "down_values"):
-            if getattr(self, name) not in ("f16", "f32", "f64"):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: weights are coded as f16, f32 or f64")
-
-    @property
-    def task_epochs(self) -> int:
-        """K: local epochs of a whole task."""
-        return self.rounds_per_task * self.local_epochs
-
-
 class SparCLStrategy(Strategy):
-    """Holds the server's state: weights w, the broadcast, the masks' schedule and the ledger."""
+    """Holds the server's state: weights w, the broadcast, who decides on masks, the optimiser and the ledger."""
 
     def __init__(
         self,
         method: MethodConfig,
         federation: FederationConfig,
+        wire: WireConfig,
+        aggregation: AggregationConfig,
+        optimizer: ServerOptimizerConfig,
         layout: Layout,
         classifier: tuple[str, ...],
         weights: State,
@@ -80,16 +55,20 @@ class SparCLStrategy(Strategy):
         ledger: Ledger,
         seed: int,
     ):
-        """`classifier`: tensors whose first axis is the class, for row voting. `weights`: inactive ones are 0."""
+        """`layout`: of the whole model. `classifier`: tensors whose first axis is the class, for row voting. `weights`: inactive ones are 0."""
         tdm.check(method.tdm, method.sparsity, federation.task_epochs)
-        self.method, self.federation, self.layout, self.seed, self.ledger = method, federation, layout, seed, ledger
-        self.classifier = classifier if federation.row_voting else ()
+        self.method, self.federation, self.aggregation, self.seed, self.ledger = method, federation, aggregation, seed, ledger
+        self.whole, self.classifier = layout, classifier
+        self.layout = layout if federation.batchnorm == "global" else layout.without_statistics()
         self.weights = {name: value.copy() for name, value in weights.items()}
-        self.broadcast = Broadcast(weights, masks, layout, federation.down_values)
-        self.schedule = tdm.Schedule(method.tdm, method.sparsity, federation.task_epochs, federation.local_epochs)
+        self.broadcast = Broadcast(weights, masks, self.layout, wire, seed)
+        self.optimizer = ServerOptimizer(optimizer, self.layout)
+        schedule = tdm.Schedule(method.tdm, method.sparsity, federation.task_epochs, federation.local_epochs)
+        is_shared = federation.mask == "shared"
+        self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
+        self.diversity: Diversity | None = None
         self.roster = Roster(())
         self._held: dict[int, int] = {}
-        self._importance: dict = {}
         self._cohort: dict[int, Member] = {}
 
     @property
@@ -109,7 +88,7 @@ class SparCLStrategy(Strategy):
                 raise FleetError(f"a device could not be registered: {reply.error.reason}")
             content = reply.content["device"]
             members.append(Member(content["device"], reply.metadata.src_node_id, tuple(content["samples"])))
-            sizes[content["device"]] = _message_bytes(reply)
+            sizes[content["device"]] = message_bytes(reply)
         if not members:
             raise FleetError("no device is connected: nothing can be trained")
         self.roster = Roster.of(members)
@@ -123,16 +102,18 @@ class SparCLStrategy(Strategy):
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The instructions of a round. `arrays` and `config` are not read: the strategy holds the model and the schedule."""
         task, session = self.position(server_round)
-        what = self.schedule.action(task, session)
-        if what != "rest":
-            self._update_masks(what)
-        self.broadcast.publish(self.weights)
+        try:
+            surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
+        except MasksOverdue as error:
+            raise FleetError(str(error)) from error
+        self.optimizer.drop(surviving)
+        self._publish()
         for member in self.roster.without_data(task):
             self.ledger.sat_out(server_round, task, member.device, f"no data for task {task}")
         cohort = self.roster.cohort(self.seed, server_round, task, self.federation.cohort_size)
         self._cohort = {member.node_id: member for member in cohort}
-        wants_importance = self.schedule.action(task, session + 1) == "adapt"
-        return [self._instruct(server_round, task, member, wants_importance) for member in cohort]
+        wants_report = self.masking.wants_report(task, session)
+        return [self._instruct("train", server_round, task, member, wants_report) for member in cohort]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the replies into the model. Failed and rejected devices are ledger rows; the round goes on without them.
@@ -141,26 +122,61 @@ class SparCLStrategy(Strategy):
             FleetError: if not one device of the round could be used.
         """
         task, _ = self.position(server_round)
-        by_device = {self._cohort[reply.metadata.src_node_id].device: reply for reply in replies}
-        updates, importance, problems = [], [], []
+        by_device = self._by_device(replies)
+        accepted, observed, problems = [], [], []
         for member in self._cohort.values():
+            reply = by_device.get(member.device)
             try:
-                update, ranks = self._accept(server_round, task, member, by_device.get(member.device))
+                accepted.append(self._accept(server_round, task, member.device, reply))
             except _Unusable as problem:
                 log.warning("round %d goes on without device %d: %s", server_round, member.device, problem)
                 problems.append(str(problem))
                 continue
-            updates.append(update)
-            if ranks is not None:
-                importance.append((update.samples, ranks))
-        if not updates and self._cohort:
+            if "observed" in reply.content:
+                observed.append((accepted[-1].update.samples, intake.statistics(reply.content["observed"]["statistics"], self.whole)))
+        if not accepted and self._cohort:
             raise FleetError(f"all {len(problems)} devices of round {server_round} failed; the first: {problems[0]}")
-        if updates:
-            for name, mean in mean_update(updates, self.layout, self.classifier).items():
-                self.weights[name] += mean.astype(self.weights[name].dtype)
-        self._importance = mean_importance(importance, self.layout) if importance else {}
-        metrics = {"num-devices": len(updates), "num-examples": sum(update.samples for update in updates)}
-        return None, MetricRecord(metrics)
+        self._apply(accepted)
+        if observed:  # statistics that stay on the devices: their average is what the global model is evaluated with, it is never sent
+            self._set_statistics(observed)
+        samples = sum(one.update.samples for one in accepted)
+        return None, MetricRecord({"num-devices": len(accepted), "num-examples": samples})
+
+    @property
+    def recomputes_statistics(self) -> bool:
+        """Do devices recompute the global model's statistics before it is evaluated?"""
+        return self.federation.batchnorm == "recompute" and bool(self.whole.statistics)
+
+    def configure_calibrate(self, server_round: int) -> Iterable[Message]:
+        """Bring the round's devices to the model as it is now, and ask for its statistics on their data."""
+        task, _ = self.position(server_round)
+        self._publish()
+        return [self._instruct("query.calibrate", server_round, task, member, False) for member in self._cohort.values()]
+
+    def aggregate_calibrate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Pool the devices' statistics by samples; those that fail are ledger rows. Without any, the old statistics stay."""
+        task, _ = self.position(server_round)
+        by_device, pooled = self._by_device(replies), []
+        for member in self._cohort.values():
+            device, reply = member.device, by_device.get(member.device)
+            where = f"device {device}, round {server_round}"
+            if reason := intake.missing(reply, where):
+                self._lost(server_round, task, device, reason, "calibrate")
+                continue
+            self.ledger.calibrated(server_round, task, device, _flops(reply.content["measures"], "flops"), self.method.is_sparse)
+            size = message_bytes(reply)
+            try:
+                report = intake.read_report(reply)
+                own = intake.statistics(report.delta, self.whole)
+            except CodecError as error:
+                self._rejected(server_round, task, device, reply, f"{where}, stage decode: {error}")
+                continue
+            self._held[device] = report.base_version
+            sizes = Sizes(header=len(report.control), rest=len(report.delta))
+            self.ledger.uploaded(server_round, task, device, sizes, size)
+            pooled.append((report.samples, own))
+        if pooled:
+            self._set_statistics(pooled)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the global model is evaluated at the server, which costs a device nothing."""
@@ -172,62 +188,75 @@ class SparCLStrategy(Strategy):
     def summary(self) -> None:
         log.info("SparCL %s at sparsity %s over %d devices", self.method.learner.method, self.method.sparsity, len(self.roster.members))
 
-    def _update_masks(self, what: tdm.Action) -> None:
-        if what == "adapt" and not self._importance:
-            raise FleetError("the masks are due for an update, but no device of the last round reported an importance")
-        number = self.broadcast.mask_version + 1
-        update = tdm.plan_update(what, self.masks, self.weights, self._importance, self.method.tdm, self.method.sparsity, number)
-        self.broadcast.update_masks(self.weights, update, self.method.tdm, self.method.sparsity, self.seed)
+    def _publish(self) -> None:
+        try:
+            self.broadcast.publish(self.weights)
+        except ValueError as error:
+            raise FleetError(f"the global model cannot be sent: {error}") from error
 
-    def _instruct(self, server_round: int, task: int, member: Member, wants_importance: bool) -> Message:
+    def _instruct(self, action: str, server_round: int, task: int, member: Member, wants_report: bool) -> Message:
         payloads = self.broadcast.payloads(self._held.get(member.device, 0))
-        instruction = Instruction(server_round, task, self.federation.local_epochs, wants_importance, payloads)
-        wire = ConfigRecord({"control": instruction.control, "payloads": list(payloads)})
-        message = Message(RecordDict({"instruction": wire}), member.node_id, "train", group_id=str(server_round))
-        self.ledger.downloaded(server_round, task, member.device, instruction.num_bytes, _message_bytes(message))
+        data = tuple(payload.data for payload in payloads)
+        instruction = Instruction(server_round, task, self.federation.local_epochs, wants_report, data)
+        wire = ConfigRecord({"control": instruction.control, "payloads": list(data)})
+        message = Message(RecordDict({"instruction": wire}), member.node_id, action, group_id=str(server_round))
+        sizes = sum((payload.sizes for payload in payloads), Sizes(header=len(instruction.control)))
+        self.ledger.downloaded(server_round, task, member.device, sizes, message_bytes(message))
         return message
 
-    def _accept(self, server_round: int, task: int, member: Member, reply: Message | None):
+    def _by_device(self, replies: Iterable[Message]) -> dict[int, Message]:
+        return {self._cohort[reply.metadata.src_node_id].device: reply for reply in replies}
+
+    def _accept(self, server_round: int, task: int, device: int, reply: Message | None) -> Accepted:
         """The decoded update of one device, its rows written."""
-        device = member.device
-        reason = _missing(reply, f"device {device}, round {server_round}")
-        if reason:
-            self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
-            self.ledger.failed(server_round, task, device, reason)
+        where = f"device {device}, round {server_round}"
+        if reason := intake.missing(reply, where):
+            self._lost(server_round, task, device, reason, "train")
             raise _Unusable(reason)
         self._record_training(server_round, task, device, reply.content["measures"])
-        wire, size = reply.content["report"], _message_bytes(reply)
-        payload_bytes = sum(len(value) for value in wire.values())
         try:
-            report = Report.from_wire(wire["control"], wire["delta"], wire["importance"])
-            update, importance = self._decode(device, report)
-        except (CodecError, KeyError) as error:
-            reason = f"device {device}, round {server_round}, stage decode: {error}"
-            self._held[device] = 0  # what it holds is unknown now, so it gets the whole model next time
-            self.ledger.uploaded(server_round, task, device, payload_bytes, size, reason)
+            report = intake.read_report(reply)
+            accepted = intake.accept(report, device, server_round, self.broadcast, self.masking, self._voting_rows)
+        except CodecError as error:
+            reason = f"{where}, stage decode: {error}"
+            self._rejected(server_round, task, device, reply, reason)
             raise _Unusable(reason) from error
-        self._held[device] = report.base_version
-        self.ledger.uploaded(server_round, task, device, report.num_bytes, size)
-        return update, importance
+        self._held[device] = accepted.base_version
+        self.ledger.uploaded(server_round, task, device, accepted.sizes, message_bytes(reply))
+        return accepted
 
-    def _decode(self, device: int, report: Report):
-        delta = codec.decode(report.delta, self.layout, self.masks)
-        if delta.kind != "delta" or report.base_version != self.broadcast.version or delta.mask_version != self.broadcast.mask_version:
-            raise CodecError(
-                f"{delta.kind} against version {report.base_version}, masks {delta.mask_version}: "
-                f"this round wants a delta against version {self.broadcast.version}, masks {self.broadcast.mask_version}"
-            )
-        if report.samples < 1:
-            raise CodecError("the update rests on no sample, so it has no weight")
-        if any(self.layout.shapes[name][0] != report.classes.size for name in self.classifier):
-            raise CodecError(f"the report speaks of {report.classes.size} classes: the classifier has another number of rows")
-        importance = None
-        if report.importance:
-            payload = codec.decode(report.importance, self.layout, self.masks)
-            if payload.kind != "importance" or payload.tensors.keys() != self.masks.keys():
-                raise CodecError("the importance report does not cover the masked tensors")
-            importance = payload.tensors
-        return Update(device, report.samples, report.classes, delta.tensors), importance
+    @property
+    def _voting_rows(self) -> tuple[str, ...]:
+        return self.classifier if self.aggregation.row_voting else ()
+
+    def _lost(self, server_round: int, task: int, device: int, reason: str, phase: str) -> None:
+        self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
+        self.ledger.failed(server_round, task, device, reason, phase)
+
+    def _rejected(self, server_round: int, task: int, device: int, reply: Message, reason: str) -> None:
+        self._held[device] = 0  # what it holds is unknown now, so it gets the whole model next time
+        size = sum(len(value) for value in reply.content["report"].values() if isinstance(value, bytes))
+        self.ledger.uploaded(server_round, task, device, Sizes(unread=size), message_bytes(reply), reason)
+
+    def _apply(self, accepted: list[Accepted]) -> None:
+        """Move the weights by the average, then let the masks follow."""
+        updates = [one.update for one in accepted]
+        if not updates:
+            return
+        mean = mean_update(updates, self.weights, self.layout, self.classifier, self.aggregation)
+        votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.classifier, self.aggregation)
+        step = self.optimizer.step(mean, votes)
+        for name, change in step.items():
+            self.weights[name] += change.astype(self.weights[name].dtype)
+        reports = [(one.update.samples, one.report) for one in accepted if one.report is not None]
+        self.masking.after_round(updates, reports, self.weights, self.broadcast)
+        self.optimizer.drop(self.masks)
+        if self.masks:
+            self.diversity = diversity([update.masks or self.masks for update in updates])
+
+    def _set_statistics(self, found: list[tuple[int, dict[str, np.ndarray]]]) -> None:
+        for name, value in pooled_statistics(found).items():
+            self.weights[name] = value.astype(self.weights[name].dtype)
 
     def _record_training(self, server_round: int, task: int, device: int, measures: MetricRecord) -> None:
         flops = {kind: _flops(measures, kind) for kind in ("flops", "dense-flops")}
@@ -244,20 +273,6 @@ class _Unusable(Exception):
     """A reply that cannot be used; the message is the reason in the ledger."""
 
 
-def _missing(reply: Message | None, where: str) -> str:
-    """Why there is nothing to decode; empty if there is."""
-    if reply is None:
-        return f"{where}: no reply"
-    if reply.has_error():
-        return reply.error.reason or f"{where}: failed without a reason"
-    absent = {"report", "measures"} - set(reply.content)
-    return f"{where}: the reply has no record {sorted(absent)[0]!r}" if absent else ""
-
-
 def _flops(measures: MetricRecord, kind: str) -> Flops:
     prefix = f"{kind}."
     return Flops(**{key.removeprefix(prefix): value for key, value in measures.items() if key.startswith(prefix)})
-
-
-def _message_bytes(message: Message) -> int:
-    return message_to_proto(message).ByteSize()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.clientapp import ClientApp
 
-from client.app import ClientConfig, make_client_app
+from client.app import make_client_app
+from client.config import ClientConfig
 from client.stream import Stream
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
@@ -29,7 +30,8 @@ class World:
     @property
     def client_config(self) -> ClientConfig:
         e = self.experiment
-        return ClientConfig(e.method, self.data.inputs, e.federation.task_epochs, e.seed, e.federation.up_values)
+        federation = e.federation
+        return ClientConfig(e.method, self.data.inputs, federation.task_epochs, e.seed, e.wire, federation.mask, federation.batchnorm)
 
     @property
     def app_args(self) -> tuple:
@@ -62,7 +64,8 @@ def make_strategy(world: World) -> SparCLStrategy:
     weights, masks = start_model(learner, e.method, e.seed)
     profile, _ = load_profile(e.profile)
     ledger = Ledger(profile, learner.layout.dense_bytes)
-    return SparCLStrategy(e.method, e.federation, learner.layout, _classifier(learner), weights, masks, ledger, e.seed)
+    settings = (e.method, e.federation, e.wire, e.aggregation, e.server_optimizer)
+    return SparCLStrategy(*settings, learner.layout, _classifier(learner), weights, masks, ledger, e.seed)
 
 
 def _classifier(learner: Learner) -> tuple[str, ...]:

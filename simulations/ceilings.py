@@ -1,8 +1,9 @@
 """How large a saving can get at all: what the dense share of the network and the data share leave.
 
 FLOPs: the sparse layers cost 2 (1 - s) + (1 - q) of 3 passes, everything else its dense cost, on the share of the data
-that DDR leaves over a whole task; importance and mask updates are not in it. Bytes up: every weight of one gradient mask
-and the dense rest at the width of their values, no positions, header, importance or control.
+that DDR leaves over a whole task; importance and mask updates are not in it. Bytes: every weight of one gradient mask (up), or every
+active one (down), and the dense rest at the width of their values, no positions, header, importance or control. Entropy coding
+and values that round to 0 can beat a ceiling of bytes; they are why one is beaten.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Ceilings:
 
     flops: float
     up_bytes: float
+    down_bytes: float
     data_share: float
 
 
@@ -44,5 +46,6 @@ def ceilings(world: World) -> Ceilings:
     dense, sparse = per_sample(learner.layers, sizes, sizes), per_sample(learner.layers, active, updated)
     share = data_share(e.ddr, e.federation.task_epochs)
     rest = sum(learner.layout.size(name) for name in learner.layout.shapes) - sum(sizes.values())
-    up = learner.layout.dense_bytes / (WIDTH[e.federation.up_values] * (rest + sum(updated.values())))
-    return Ceilings((dense.sparse + dense.dense) / (sparse.sparse + sparse.dense) / share, up, share)
+    up = 8 * learner.layout.dense_bytes / (WIDTH[e.wire.up] * (rest + sum(updated.values())))
+    down = 8 * learner.layout.dense_bytes / (WIDTH[e.wire.down] * (rest + sum(active.values())))
+    return Ceilings((dense.sparse + dense.dense) / (sparse.sparse + sparse.dense) / share, up, down, share)

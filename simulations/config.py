@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from server.strategy import FederationConfig
+from server.aggregate import AggregationConfig
+from server.optimizer import ServerOptimizerConfig
+from server.settings import FederationConfig
 from sparcl_core import tdm
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
-from sparcl_core.learner import LearnerConfig, MethodConfig
+from sparcl_core.method import LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig
 from sparcl_core.tdm import TDMConfig
+from sparcl_core.wire import WireConfig
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
@@ -115,6 +118,9 @@ class Experiment:
     ddr: DDRConfig = field(default_factory=DDRConfig)
     dgm: DGMConfig = field(default_factory=DGMConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    server_optimizer: ServerOptimizerConfig = field(default_factory=ServerOptimizerConfig)
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -137,7 +143,10 @@ class Experiment:
         return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity)
 
 
-SECTIONS = (DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig, FederationConfig)
+SECTIONS = (
+    DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig,
+    FederationConfig, WireConfig, AggregationConfig, ServerOptimizerConfig,
+)  # fmt: skip
 for _section in (*SECTIONS, Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
     _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
@@ -193,7 +202,7 @@ def to_tree(experiment: Experiment) -> dict[str, Any]:
 
 
 def dense_twin(experiment: Experiment) -> Experiment:
-    """The same experiment without sparsity of any kind: same schedule, buffer, augmentation and single-head masking."""
+    """The same experiment without sparsity of any kind, sent in fp32: same schedule, buffer, augmentation and single-head masking."""
     return replace(
         experiment,
         name=f"{experiment.name}-dense",
@@ -201,6 +210,8 @@ def dense_twin(experiment: Experiment) -> Experiment:
         tdm=replace(experiment.tdm, enabled=False),
         ddr=replace(experiment.ddr, enabled=False),
         dgm=replace(experiment.dgm, enabled=False, sparsity=None),
+        federation=replace(experiment.federation, mask="shared"),
+        wire=WireConfig(up="f32", down="f32", importance="f32"),
     )
 
 

@@ -171,9 +171,10 @@ def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
 
 
 def _round_columns(result: Result) -> dict[str, list]:
-    columns = {key: [] for key in ("round", "task", "num_devices", "num_samples", *SCENARIOS)}
+    columns = {key: [] for key in ("round", "task", "num_devices", "num_samples", *SCENARIOS, "union_density", "mask_distance")}
     for record in result.rounds:
-        values = (record.round, record.task, record.num_devices, record.num_samples, *accuracy_so_far(record, record.task + 1))
+        apart = (record.diversity.union_density, record.diversity.distance) if record.diversity else (None, None)
+        values = (record.round, record.task, record.num_devices, record.num_samples, *accuracy_so_far(record, record.task + 1), *apart)
         for key, value in zip(columns, values, strict=True):
             columns[key].append(value)
     return columns

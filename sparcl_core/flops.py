@@ -39,7 +39,7 @@ class Flops:
 
     `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
     bound: gradients of dense weights are not needed for it). `masks`: one operation per weight that a ranking looks at.
-    `paper`: the published convention for the same steps; not part of `total`.
+    `statistics`: forward passes that recompute BatchNorm statistics. `paper`: the published convention for the same steps; not part of `total`.
     """
 
     train_sparse: int = 0
@@ -47,6 +47,7 @@ class Flops:
     importance: int = 0
     masks: int = 0
     paper: int = 0
+    statistics: int = 0
 
     @property
     def train(self) -> int:
@@ -54,7 +55,7 @@ class Flops:
 
     @property
     def total(self) -> int:
-        return self.train + self.importance + self.masks
+        return self.train + self.importance + self.masks + self.statistics
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(
@@ -63,6 +64,7 @@ class Flops:
             self.importance + other.importance,
             self.masks + other.masks,
             self.paper + other.paper,
+            self.statistics + other.statistics,
         )
 
 

@@ -9,7 +9,6 @@ second task); augmentation draws per sample; NumPy and torch randomness both hav
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,94 +18,15 @@ from sparcl_core import buffer as rehearsal
 from sparcl_core import ddr as data_removal
 from sparcl_core import dgm as gradient_masking
 from sparcl_core.buffer import Buffer
-from sparcl_core.codec import Layout
-from sparcl_core.ddr import DDRConfig, DDRState
-from sparcl_core.dgm import DGMConfig
+from sparcl_core.ddr import DDRState
 from sparcl_core.flops import Flops, dense_forward, layer_shapes, paper_flops, per_sample, sizes
 from sparcl_core.importance import combine
-from sparcl_core.inputs import Augmentation, InputSpec, augment, normalise
+from sparcl_core.inputs import InputSpec, augment, normalise
 from sparcl_core.losses import REPLAY_DRAWS, Replay, current_term, replay_term, single_head
 from sparcl_core.masks import Masks, State, count_active
-from sparcl_core.models import DTYPES, ModelConfig, build_model, has_batch_statistics, load_state_, read_state, sparse_names
+from sparcl_core.method import MethodConfig, make_layout
+from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, read_state
 from sparcl_core.seeding import generator
-from sparcl_core.tdm import TDMConfig
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    """Settings of the replay method and its optimiser.
-
-    Attributes:
-        method: sgd, er, der or derpp.
-        lr: learning rate of SGD.
-        batch_size: samples per step, and per buffer draw (mammoth's minibatch_size).
-        alpha: weight of the distillation term of der and derpp.
-        beta: weight of the replayed cross-entropy of derpp.
-        replay_weight: weight of the replayed cross-entropy of er.
-        single_head: the current term sees the current task's classes only (SparCL's use_cl_mask).
-        replay_from: `first-sample`, or `second-task` as in the released code.
-        buffer_share: buffer capacity as a share of the device's whole stream, rounded up; used where buffer_size is 0.
-        buffer_size: buffer capacity in samples.
-        augment: none, crop, or crop-flip.
-        joint_forward: current data and replay draws run in one forward pass where the model allows it (no BatchNorm);
-            the same mathematics, fewer calls, more activation memory.
-    """
-
-    method: Literal["sgd", "er", "der", "derpp"] = "derpp"
-    lr: float = 0.03
-    batch_size: int = 32
-    alpha: float = 0.1
-    beta: float = 0.5
-    replay_weight: float = 1.0
-    single_head: bool = True
-    replay_from: Literal["first-sample", "second-task"] = "first-sample"
-    buffer_share: float = 0.1
-    buffer_size: int = 0
-    augment: Augmentation = "none"
-    joint_forward: bool = True
-
-    def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}: the learning rate must be above 0")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: a batch holds at least 1 sample")
-        if not 0 <= self.buffer_share <= 1 or self.buffer_size < 0:
-            raise ValueError(f"buffer_share is {self.buffer_share} and buffer_size {self.buffer_size}: take [0, 1] and >= 0")
-        for name in ("alpha", "beta", "replay_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight may not be negative")
-
-    def buffer_capacity(self, stream_samples: int) -> int:
-        """Buffer capacity of a device whose stream has `stream_samples` samples; 0 for sgd."""
-        if self.method == "sgd":
-            return 0
-        return self.buffer_size or int(np.ceil(self.buffer_share * stream_samples - 1e-9))
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """How a device learns: backbone, replay method, weight sparsity and the three mechanisms.
-
-    Raises:
-        ValueError: where two settings contradict each other: sparsity outside [0, 1), q below s.
-    """
-
-    model: ModelConfig
-    learner: LearnerConfig
-    tdm: TDMConfig
-    ddr: DDRConfig
-    dgm: DGMConfig
-    sparsity: float
-
-    def __post_init__(self):
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity is {self.sparsity}: it must be in [0, 1); 0 trains the dense network")
-        if self.is_sparse and self.dgm.enabled:
-            gradient_masking.gradient_sparsity(self.dgm, self.sparsity)
-
-    @property
-    def is_sparse(self) -> bool:
-        return self.sparsity > 0
 
 
 @dataclass(frozen=True)
@@ -159,12 +79,6 @@ class Session:
     steps: int
     loss: float
     updated: Masks
-
-
-def make_layout(model: torch.nn.Module, method: MethodConfig) -> Layout:
-    """What of `model` crosses the wire: every floating-point parameter and buffer; masked are those that are sparse."""
-    shapes = {name: value.shape for name, value in read_state(model).items()}
-    return Layout(shapes, frozenset(sparse_names(model, method.model) if method.is_sparse else ()))
 
 
 class Learner:
@@ -243,6 +157,20 @@ class Learner:
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
         return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()))
+
+    def statistics(self, state: State, masks: Masks, data: TaskData, memory: Memory) -> tuple[State, int, Flops]:
+        """BatchNorm statistics of `state` on what DDR keeps of the current data and on the buffer, recomputed in one pass.
+
+        Returns:
+            Mean and variance per statistics tensor, averaged over batches; how many samples they rest on; and what that cost.
+        """
+        load_state_(self.model, state)
+        x = np.concatenate([data.x[memory.ddr.kept], memory.buffer.x[: len(memory.buffer)]])
+        batches = np.array_split(x, max(1, len(x) // self.config.batch_size))
+        collect_statistics(self.model, [normalise(torch.from_numpy(batch), self.inputs, self.dtype) for batch in batches])
+        own = {name: value for name, value in read_state(self.model).items() if name in self.layout.statistics}
+        active = count_active(masks)
+        return own, len(x), Flops(statistics=per_sample(self.layers, active, active).forward * len(x))
 
     def _gradients(self, loss: Tensor, names, retain: bool = False) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss, [self._parameters[name] for name in names], retain_graph=retain)

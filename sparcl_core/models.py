@@ -159,6 +159,30 @@ def initial_weights(model: nn.Module, seed: int) -> dict[str, np.ndarray]:
     return state
 
 
+def fresh_statistics(shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """Running statistics of an untrained model: means 0, variances 1."""
+    return {name: np.full(shape, float(name.endswith("running_var")), dtype) for name, shape in shapes.items()}
+
+
+def collect_statistics(model: nn.Module, batches: list[Tensor]) -> None:
+    """Set the running statistics of `model` to their plain average over `batches`, in place; nothing else of it changes."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    training = model.training
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+        model.train()
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:
+        model.train(training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 def load_state_(model: nn.Module, state: dict[str, np.ndarray]) -> None:
     """Copy `state` into the model's floating-point parameters and buffers, in place; keys and shapes must match exactly.
 

@@ -1,8 +1,9 @@
 """What server and devices say to each other, as typed values and as bytes. Knows nothing of Flower.
 
 Down, an instruction: `control | payloads`. The payloads bring the device from the version it holds to the current one:
-either one `whole` payload, or per missed version an optional mask update (`grow` or `adapt`) and a `delta`.
-Up, a report: `control | delta | importance`. The delta is taken against the version that the instruction led to.
+either one `whole` payload, or per missed version an optional mask update (`grow` or `adapt`; `drop` and `add` where devices have
+masks of their own) and a `delta`. Up, a report: `control | delta | masks`. The delta is taken against the version that the
+instruction led to; `masks` is the device's part in the next mask update: its importance or votes, or how its own mask differs.
 Everything a protocol message needs is in these bytes; they are what the ledger counts. Payloads carry their own checksum, and
 so does the control part: a flipped bit in the number of samples would otherwise weight the average unnoticed.
 """
@@ -52,14 +53,14 @@ class Report:
     """A trained update.
 
     base_version: version the delta is taken against; samples: n_k, current-task samples processed; classes: [C] bool, the
-    classes the device has seen so far; delta: payload; importance: payload, empty if none was asked for.
+    classes the device has seen so far; delta: payload; masks: payload of importance, votes or a mask update, empty if there is none.
     """
 
     base_version: int
     samples: int
     classes: np.ndarray
     delta: bytes
-    importance: bytes
+    masks: bytes
 
     @property
     def control(self) -> bytes:
@@ -67,10 +68,10 @@ class Report:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.control) + len(self.delta) + len(self.importance)
+        return len(self.control) + len(self.delta) + len(self.masks)
 
     @classmethod
-    def from_wire(cls, control: bytes, delta: bytes, importance: bytes) -> "Report":
+    def from_wire(cls, control: bytes, delta: bytes, masks: bytes) -> "Report":
         body = _open(control, "a report")
         if len(body) < _UP.size:
             raise CodecError(f"control of a report has {len(body)} bytes, at least {_UP.size} are needed")
@@ -78,7 +79,7 @@ class Report:
         bits = np.frombuffer(body[_UP.size :], dtype=np.uint8)
         if bits.size != (count + 7) // 8:
             raise CodecError(f"control of a report codes {count} classes in {bits.size} bytes")
-        return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, importance)
+        return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, masks)
 
 
 def _seal(body: bytes) -> bytes:

@@ -146,13 +146,21 @@ class Schedule:
 class MaskUpdate:
     """One update of all masks, as a value: its running number, what it does, and what it drops.
 
-    `dropped[name]`: sorted flat indices into the tensor. Growth is drawn from the number, so whoever holds the old masks,
-    the settings and the seed can redo the update: growth costs no positions on the wire.
+    `dropped[name]`: sorted flat indices into the tensor. `device`: whose own masks they are; None: those that all share.
+    Growth is drawn from number and device, so whoever holds the old masks, the settings and the seed can redo the update: growth
+    costs no positions on the wire.
     """
 
     number: int
     what: Action
     dropped: dict[str, np.ndarray]
+    device: int | None = None
+
+    def growth(self, seed: int, name: str) -> np.random.Generator:
+        """Where the growth of one tensor is drawn from."""
+        if self.device is None:
+            return generator(seed, "grow", self.number, name)
+        return generator(seed, "grow", "device", self.device, self.number, name)
 
 
 def plan_update(
@@ -166,15 +174,33 @@ def plan_update(
         importance: I per tensor (same shapes); not read for `grow`.
         number: running number of the update in this run, the address of its growth.
     """
+    if what == "grow":
+        return MaskUpdate(number, what, {name: np.empty(0, dtype=np.int64) for name in masks})
+    scores = {name: np.abs(state[name].astype(np.float64)) + importance[name] for name in masks}
+    return MaskUpdate(number, what, _lowest(masks, scores, config, sparsity))
+
+
+def plan_by_votes(masks: Masks, state: State, votes: dict[str, np.ndarray], config: TDMConfig, sparsity: float, number: int) -> MaskUpdate:
+    """Decide an `adapt` from votes: the places with the largest share of votes go; of equal shares the smaller |w|.
+
+    Args:
+        votes: share of the voters (weighted) that would drop a place, per tensor; each voter names as many places as will go.
+    """
+    scores = {}
+    for name in masks:
+        rank = np.empty(masks[name].size)
+        rank[np.lexsort((np.abs(state[name]).reshape(-1), -votes[name].reshape(-1)))] = np.arange(rank.size)
+        scores[name] = rank.reshape(masks[name].shape)
+    return MaskUpdate(number, "adapt", _lowest(masks, scores, config, sparsity))
+
+
+def _lowest(masks: Masks, scores: dict[str, np.ndarray], config: TDMConfig, sparsity: float) -> dict[str, np.ndarray]:
+    """The places that shrinking to sparsity s + p_intra drops."""
     dropped = {}
     for name, mask in masks.items():
-        if what == "grow":
-            dropped[name] = np.empty(0, dtype=np.int64)
-        else:
-            score = np.abs(state[name].astype(np.float64)) + importance[name]
-            target = min(num_active(mask.size, sparsity + exchanged_share(config.p_intra, sparsity)), int(np.count_nonzero(mask)))
-            dropped[name] = np.flatnonzero(mask & ~shrink(mask, score, target))
-    return MaskUpdate(number, what, dropped)
+        target = min(num_active(mask.size, sparsity + exchanged_share(config.p_intra, sparsity)), int(np.count_nonzero(mask)))
+        dropped[name] = np.flatnonzero(mask & ~shrink(mask, scores[name], target))
+    return dropped
 
 
 def surviving(masks: Masks, update: MaskUpdate) -> Masks:
@@ -207,5 +233,5 @@ def update_masks(masks: Masks, states: list[State], update: MaskUpdate, config: 
             target = held + math.floor(exchanged_share(config.p_inter, sparsity) * kept.size + 0.5)
         else:
             target = num_active(kept.size, sparsity)
-        result[name] = grow(kept, target - held, generator(seed, "grow", update.number, name))
+        result[name] = grow(kept, target - held, update.growth(seed, name))
     return result

@@ -155,3 +155,55 @@ def er_loss(current, replay, weight: float, classes: list[int] | None = None) ->
 def derpp_loss(current, first, second, alpha: float, beta: float, classes: list[int] | None = None) -> float:
     """CE(f(x), y) + a MSE(f(B1.x), B1.logits) + b CE(f(B2.x), B2.y). `first`: pair of logits and stored logits."""
     return cross_entropy(*current, classes) + alpha * mean_squared_error(*first) + beta * cross_entropy(*second)
+
+
+# --- aggregation -----------------------------------------------------------------------------------------------------
+
+
+def averaged(
+    rule: str, samples: list[int], deltas: list[list[float]], held: list[list[bool]], saw: list[list[bool]], weights: list[float],
+    erasable: bool, min_votes: int, shrinkage: float,
+) -> tuple[list[Fraction], list[bool]]:  # fmt: skip
+    """What one tensor changes by, and where enough devices counted; in exact fractions, one coordinate after another.
+
+    `held[k][j]`: device k's mask holds j. `saw[k][j]`: it may vote on j (it has seen the class, or j is no classifier row).
+    `erasable`: coordinates that too few devices hold become 0, unless too few devices could have voted on them.
+    The server's own value is one more holder, with `shrinkage` times everybody's samples.
+    """
+    count = [1 if rule == "count-mean" else n for n in samples]
+    own = exact(shrinkage) * sum(count)
+    changes, enough = [], []
+    for j, weight in enumerate(weights):
+        old = Fraction(weight)
+        able = [k for k in range(len(samples)) if saw[k][j]]
+        holders = [k for k in able if held[k][j]]
+        enough.append(len(holders) >= min_votes)
+        if not enough[-1]:
+            changes.append(-old if erasable and len(able) >= min_votes else Fraction(0))
+            continue
+        value, total = own * old, own
+        for k in able if rule == "zero-filled" else holders:
+            value += count[k] * (old + Fraction(deltas[k][j])) if held[k][j] else 0
+            total += count[k]
+        changes.append(value / total - old)
+    return changes, enough
+
+
+def server_steps(name: str, lr: float, momentum: float, beta1: float, beta2: float, tau: float, rounds: list[tuple]) -> list[float]:
+    """How one coordinate moves, round by round. `rounds`: its average u, whether it was voted on, whether it was dropped after."""
+    first, second, steps = 0.0, tau * tau, []
+    for u, is_voted, is_dropped in rounds:
+        if not is_voted:
+            steps.append(u)
+        elif name == "sgd":
+            steps.append(lr * u)
+        elif name == "momentum":
+            first = momentum * first + u
+            steps.append(lr * first)
+        else:
+            first = beta1 * first + (1 - beta1) * u
+            second = beta2 * second + (1 - beta2) * u * u
+            steps.append(lr * first / (math.sqrt(second) + tau))
+        if is_dropped or (not is_voted and u != 0):
+            first, second = 0.0, tau * tau
+    return steps

@@ -12,7 +12,8 @@ from sparcl_core import ddr
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, LearnerConfig, Memory, MethodConfig, Session, TaskData
+from sparcl_core.learner import Learner, Memory, Session, TaskData
+from sparcl_core.method import LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig
 from sparcl_core.solo import start_model
 from sparcl_core.tdm import TDMConfig

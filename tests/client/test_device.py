@@ -15,7 +15,8 @@ from sparcl_core.codec import CodecError
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, LearnerConfig, MethodConfig
+from sparcl_core.learner import Learner
+from sparcl_core.method import LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig
 from sparcl_core.protocol import Instruction
 from sparcl_core.solo import start_model

@@ -1,0 +1,34 @@
+"""What every device knows before the first message."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sparcl_core.codec import Layout
+from sparcl_core.inputs import InputSpec
+from sparcl_core.method import MethodConfig
+from sparcl_core.wire import WireConfig
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Settings of all devices.
+
+    Attributes:
+        method, inputs, task_epochs, seed: see `sparcl_core.learner.Learner`.
+        wire: how updates are coded.
+        mask: `shared`, the server updates one mask for all; `local`, every device adapts its own within a round.
+        batchnorm: `global`, running statistics cross the wire like weights; `local`, they stay on the device; `recompute`, the server
+            asks for those of the global model.
+    """
+
+    method: MethodConfig
+    inputs: InputSpec
+    task_epochs: int
+    seed: int
+    wire: WireConfig = field(default_factory=WireConfig)
+    mask: Literal["shared", "local"] = "shared"
+    batchnorm: Literal["global", "local", "recompute"] = "global"
+
+    def layout(self, whole: Layout) -> Layout:
+        """What of a model with layout `whole` crosses the wire in every round."""
+        return whole if self.batchnorm == "global" else whole.without_statistics()

@@ -1,0 +1,37 @@
+"""Settings of the federation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Settings of the federation.
+
+    Attributes:
+        rounds_per_task: rounds of one task.
+        local_epochs: epochs a device trains in a round.
+        cohort_size: devices per round, drawn from those with data; 0 takes all of them.
+        mask: `shared`, the server updates one mask for all between rounds; `local`, every device adapts its own within a round and the
+            server thins what comes back to the target sparsity (FedDST, Bibikar et al. 2022).
+        batchnorm: what happens to BatchNorm's running statistics. `global`: they cross the wire and are averaged like weights;
+            `local`: they stay on the device (SiloBN, Andreux et al. 2020), and the global model is evaluated with their average;
+            `recompute`: before an evaluation devices recompute those of the global model in one pass (HeteroFL, Diao et al. 2021).
+    """
+
+    rounds_per_task: int = 10
+    local_epochs: int = 2
+    cohort_size: int = 0
+    mask: Literal["shared", "local"] = "shared"
+    batchnorm: Literal["global", "local", "recompute"] = "global"
+
+    def __post_init__(self):
+        if self.rounds_per_task < 1 or self.local_epochs < 1:
+            raise ValueError(f"rounds_per_task is {self.rounds_per_task}, local_epochs {self.local_epochs}: both at least 1")
+        if self.cohort_size < 0:
+            raise ValueError(f"cohort_size is {self.cohort_size}: 0 for all devices, or a number of devices")
+
+    @property
+    def task_epochs(self) -> int:
+        """K: local epochs of a whole task."""
+        return self.rounds_per_task * self.local_epochs

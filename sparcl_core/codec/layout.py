@@ -1,0 +1,93 @@
+"""What both sides know of a model before a byte is sent: names, shapes, which tensors are masked, which are statistics."""
+
+import math
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+class CodecError(ValueError):
+    """A payload that cannot be decoded: truncated, damaged, made for another model or another version."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors on the wire, in order.
+
+    Attributes:
+        shapes: name -> shape.
+        masked: names of the tensors with a weight mask; all others are the dense rest.
+        statistics: names of running statistics (BatchNorm's mean and variance); no parameters, never coded below 16 bits.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    masked: frozenset[str]
+    statistics: frozenset[str] = frozenset()
+
+    @cached_property
+    def fingerprint(self) -> int:
+        text = ";".join(f"{name}{list(shape)}{name in self.masked}{name in self.statistics}" for name, shape in self.shapes.items())
+        return zlib.crc32(text.encode())
+
+    @property
+    def dense_bytes(self) -> int:
+        """4 bytes for every parameter and float buffer: one message of a federation that sends everything."""
+        return 4 * sum(map(self.size, self.shapes))
+
+    def size(self, name: str) -> int:
+        return math.prod(self.shapes[name])
+
+    def without_statistics(self) -> "Layout":
+        """The layout of a federation whose statistics stay on the devices."""
+        return Layout({name: shape for name, shape in self.shapes.items() if name not in self.statistics}, self.masked)
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """`values` [k] at the sorted flat `places` [k] int64 of a tensor; everything else is 0."""
+
+    places: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The places that positions of one tensor are counted over: the active ones of a mask, or all (`places` None)."""
+
+    total: int
+    places: np.ndarray | None = None
+
+    def ranks(self, places: np.ndarray, name: str) -> np.ndarray:
+        """Index of each of the sorted `places` within the reference set.
+
+        Raises:
+            ValueError: if a place lies outside the set, or they are not sorted.
+        """
+        if places.size > 1 and not (np.diff(places) > 0).all():
+            raise ValueError(f"places of {name} are not sorted, each once")
+        if self.places is None:
+            if places.size and (places[0] < 0 or places[-1] >= self.total):
+                raise ValueError(f"{name} has values outside its {self.total} places: they cannot be encoded")
+            return places
+        if places.size == self.total and np.array_equal(places, self.places):
+            return np.arange(self.total)
+        ranks = np.searchsorted(self.places, places)
+        if (ranks == self.total).any() or not np.array_equal(self.places[ranks], places):
+            raise ValueError(f"{name} has values outside its mask: they cannot be encoded")
+        return ranks
+
+    def at(self, ranks: np.ndarray) -> np.ndarray:
+        """The inverse of `ranks`, which are sorted, each once."""
+        if self.places is None:
+            return ranks
+        return self.places if ranks.size == self.total else self.places[ranks]
+
+
+def reference_set(layout: Layout, name: str, masks: dict[str, np.ndarray]) -> Reference:
+    """The reference set of a tensor, given the weight masks that both sides hold."""
+    if name in layout.masked and name in masks:
+        places = np.flatnonzero(masks[name])
+        return Reference(places.size, places)
+    return Reference(layout.size(name))

@@ -1,0 +1,95 @@
+"""How updates are put on the wire: the form of their values, how much of them is sent, and what happens to the rest.
+
+Error feedback (Seide et al. 2014; Karimireddy et al. 2019): what a lossy code loses is kept by the sender, added to the next
+update, and so reaches the other side in the end. A device keeps its residual, the server the one of the broadcast.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sparcl_core.codec import LOSSLESS, Quantised, Reference, SparseTensor, Values, quantise
+
+WEIGHT_FORMS = ("f64", "f32", "f16", "bf16", "int8", "int4")
+IMPORTANCE_FORMS = ("f64", "f32", "u8", "u4", "votes")
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """Settings of the wire.
+
+    Attributes:
+        up, down: form of the values of updates from and to devices: f64 and f32 lose nothing; f16, bf16, int8, int4 do.
+        rounding: to integers, `nearest` or `stochastic` (seeded).
+        block: places of a tensor that share a scale of int8 and int4; 0: the whole tensor does.
+        up_share: share of a tensor's places (active weights, or all of a dense tensor) that an update may send, largest first
+            (top-k); 1 sends whatever changed.
+        importance: what devices report for a shared mask's update: the importance of every active weight in the given form,
+            or `votes`, the places that they would drop.
+    """
+
+    up: Literal["f64", "f32", "f16", "bf16", "int8", "int4"] = "int4"
+    down: Literal["f64", "f32", "f16", "bf16", "int8", "int4"] = "int8"
+    rounding: Literal["nearest", "stochastic"] = "stochastic"
+    block: int = 0
+    up_share: float = 1.0
+    importance: Literal["f64", "f32", "u8", "u4", "votes"] = "u4"
+
+    def __post_init__(self):
+        for name, known in (("up", WEIGHT_FORMS), ("down", WEIGHT_FORMS), ("importance", IMPORTANCE_FORMS), ("rounding", ("nearest", "stochastic"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: take one of {', '.join(known)}")
+        if self.block < 0:
+            raise ValueError(f"block is {self.block}: places per scale, or 0 for one scale per tensor")
+        if not 0 < self.up_share <= 1:
+            raise ValueError(f"up_share is {self.up_share}: a share in (0, 1]; 1 sends whatever changed")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What of one tensor is sent, and what is not: `residual`, in the tensor's shape and dtype."""
+
+    coded: Quantised
+    residual: np.ndarray
+
+
+def code_update(
+    delta: np.ndarray,
+    residual: np.ndarray | None,
+    reference: Reference,
+    form: Values,
+    name: str,
+    rng: np.random.Generator | None = None,
+    block: int = 0,
+    share: float = 1.0,
+) -> Sent:
+    """Code `delta` plus what is left from before.
+
+    Args:
+        delta: the change, any shape; 0 outside the reference set.
+        residual: same shape, what was not sent so far; None: nothing.
+        reference: the places that may be sent.
+        rng, block: see `codec.quantise`.
+        share: top-k, share of the reference set.
+
+    Of float forms only what changed is sent, or under top-k the largest; of integer forms everything whose code is not 0.
+    """
+    wanted = delta.reshape(-1) if residual is None else (delta + residual).reshape(-1)
+    flat = delta.reshape(-1) if residual is not None and form not in ("int8", "int4") and share == 1 else wanted
+    here = flat if reference.places is None else flat[reference.places]
+    ranks = np.flatnonzero(here)
+    keep = max(1, int(np.ceil(share * reference.total)))
+    if ranks.size > keep:
+        sizes = np.abs(here[ranks])
+        ranks = np.sort(ranks[np.argsort(-sizes, kind="stable")[:keep]])
+    places = reference.at(ranks)
+    coded = quantise(SparseTensor(places, wanted[places]), reference, form, name, rng, block)
+    left = wanted.copy()
+    left[coded.places] -= coded.values.astype(left.dtype)
+    return Sent(coded, left.reshape(delta.shape))
+
+
+def statistics_form(form: Values) -> Values:
+    """The form of running statistics: coarse integers could turn a variance negative; bf16's error is relative."""
+    return form if form in LOSSLESS else "bf16"
