@@ -98,8 +98,10 @@ class _Trainer:
         """BatchNorm statistics of the global model on this device's data; the device keeps the model that it was brought to."""
         instruction, device, stream, where = self._receive(content, context)
         with _stage(where, "calibrate"):
-            data = stream.task(instruction.task)
-            own, samples, flops = self.learner.statistics(device.base, device.masks, data, device.memory)
+            data, memory = stream.task(instruction.task), device.memory
+            if instruction.task != device.task:  # it failed to train on this task so far: what DDR keeps is of another one
+                memory = self.learner.begin_task(memory, len(data.y))
+            own, samples, flops = self.learner.statistics(device.base, device.masks, data, memory)
             report = Report(device.version, samples, device.seen, self._statistics_payload(own, device), b"")
             state = save_state(device)
         context.state["device"] = ConfigRecord({"state": state})

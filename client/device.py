@@ -51,7 +51,7 @@ def train(
     device = replace(device, memory=memory, task=instruction.task)
     start, masks, update, flops = device.base, device.masks, None, Flops()
     if config.mask == "local":
-        start, masks, update, flops = _adapt(device, instruction, learner, stream, number, config)
+        device, start, masks, update, flops = _adapt(device, instruction, learner, stream, number, config)
     session = learner.train(start, masks, data, memory, instruction.epochs, number)
     flops += session.flops
     importance = None
@@ -69,28 +69,31 @@ def train(
 
 def _adapt(
     device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
-) -> tuple[State, Masks, tdm.MaskUpdate | None, Flops]:
+) -> tuple[DeviceState, State, Masks, tdm.MaskUpdate | None, Flops]:
     """Where masks are the device's own: TDM by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022).
 
-    The server thins what comes back to the target sparsity, so an inter-task growth lasts for one round.
+    The server thins what comes back to the target sparsity, so an inter-task growth lasts for one round. A residual goes with the weight
+    that was dropped, also where the same update grows it back.
     """
     method = config.method
     schedule = tdm.Schedule(method.tdm, method.sparsity, config.task_epochs, instruction.epochs)
     what = schedule.action(instruction.task, device.memory.epochs // instruction.epochs)
     if what == "rest":
-        return device.base, device.masks, None, Flops()
+        return device, device.base, device.masks, None, Flops()
     importance, flops = {}, Flops()
     if what == "adapt":
         data = stream.task(instruction.task)
         importance, flops = learner.importance(device.base, device.masks, data, device.memory, number)
-    start = {name: value.copy() for name, value in device.base.items()}
+    start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
     planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
     update = replace(planned, device=number)
-    masks = tdm.update_masks(device.masks, [start], update, method.tdm, method.sparsity, config.seed)
-    return start, masks, update, flops
+    masks = tdm.update_masks(device.masks, [start, residual], update, method.tdm, method.sparsity, config.seed)
+    return replace(device, residual=residual), start, masks, update, flops
 
 
-def report(device: DeviceState, done: Round, whole: Layout, number: int, config: ClientConfig, server_round: int) -> tuple[DeviceState, Report]:
+def report(
+    device: DeviceState, done: Round, whole: Layout, number: int, config: ClientConfig, server_round: int
+) -> tuple[DeviceState, Report]:
     """The round's update as bytes, and the device with what encoding lost kept back."""
     layout, wire = config.layout(whole), config.wire
     residuals = {name: value.copy() for name, value in device.residual.items()}

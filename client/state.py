@@ -9,8 +9,8 @@ from client.stream import Stream
 from sparcl_core import buffer as rehearsal
 from sparcl_core import ddr
 from sparcl_core.learner import Learner, Memory
-from sparcl_core.method import MethodConfig
 from sparcl_core.masks import Masks, State
+from sparcl_core.method import MethodConfig
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """From a device's reply to values that can be averaged, or to the reason why not."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
+import numpy as np
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
@@ -9,18 +11,38 @@ from server.aggregate import Update
 from server.broadcast import Broadcast
 from server.masking import LocalMasks, SharedMasks
 from sparcl_core import codec
-from sparcl_core.codec import CodecError, Layout, Sizes
+from sparcl_core.codec import CodecError, Layout, Payload, Sizes
+from sparcl_core.flops import Flops
+from sparcl_core.masks import State
 from sparcl_core.protocol import Report
+
+COUNTS = ("samples", "replayed", "steps", "kept", "active", "updated")
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A reply that can be used. report: what a shared mask's update needs, if it was asked for; sizes: its bytes by kind."""
+    """A reply that can be used. report: what a shared mask's update needs, if it was asked for; sizes: its bytes by kind.
+
+    statistics: those that stay on the device, where they do.
+    """
 
     update: Update
     report: dict | None
     base_version: int
     sizes: Sizes
+    statistics: State | None = None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the simulator has measured of a round. counts: columns of the ledger's row; loss: mean over the steps."""
+
+    flops: Flops
+    dense_flops: Flops
+    memory_bytes: int
+    counts: dict[str, int]
+    loss: float
+    wall_s: float
 
 
 def missing(reply: Message | None, where: str, records: tuple[str, ...] = ("report", "measures")) -> str:
@@ -45,23 +67,39 @@ def read_report(reply: Message) -> Report:
     return Report.from_wire(*parts)
 
 
+def read_measures(reply: Message) -> Measures:
+    """Raises CodecError if one is missing, or cannot be: they are stored, and a table with a NaN in it is only noticed at the end."""
+    wire = reply.content["measures"]
+    memory = sum(_count(wire, key) for key in wire if key.startswith("memory."))
+    counts = {key: _count(wire, key) for key in COUNTS}
+    return Measures(read_flops(reply), read_flops(reply, "dense-flops"), memory, counts, _real(wire, "loss"), _real(wire, "wall-seconds"))
+
+
+def read_flops(reply: Message, kind: str = "flops") -> Flops:
+    """FLOPs among the measures. Raises CodecError as `read_measures`."""
+    wire = reply.content["measures"]
+    return Flops(**{part.name: _count(wire, f"{kind}.{part.name}") for part in fields(Flops)})
+
+
 def accept(
-    report: Report, device: int, server_round: int, broadcast: Broadcast, masking: SharedMasks | LocalMasks, classifier: tuple[str, ...]
-) -> Accepted:
-    """Decode and check one report of training.
+    report: Report, device: int, server_round: int, broadcast: Broadcast, masking: SharedMasks | LocalMasks,
+    classifier: tuple[str, ...], most_samples: int,
+) -> Accepted:  # fmt: skip
+    """Decode and check one report of training. `most_samples`: what the device can have processed in the round.
 
     Raises:
         CodecError: if anything about it is wrong.
     """
     layout, told, sizes = broadcast.layout, None, Sizes(header=len(report.control))
     own = broadcast.masks if isinstance(masking, LocalMasks) else None
-    if report.samples < 1:
-        raise CodecError("the update rests on no sample, so it has no weight")
+    if not 1 <= report.samples <= most_samples:
+        raise CodecError(f"the update rests on {report.samples} samples, which cannot be its weight: at least 1, at most {most_samples}")
     _expect_version(report.base_version, broadcast.mask_version, broadcast)
     if any(layout.shapes[name][0] != report.classes.size for name in classifier):
         raise CodecError(f"the report speaks of {report.classes.size} classes: the classifier has another number of rows")
     if report.masks:
         payload = codec.decode(report.masks, layout, broadcast.masks)
+        _expect_version(payload.model_version, payload.mask_version, broadcast)
         sizes += payload.sizes
         if isinstance(masking, LocalMasks):
             own = masking.read(payload, device, broadcast, server_round)
@@ -71,16 +109,34 @@ def accept(
     if delta.kind != "delta":
         raise CodecError(f"the update is of kind {delta.kind!r}: a delta was asked for")
     _expect_version(delta.model_version, delta.mask_version, broadcast)
+    _expect_range(delta, broadcast)
     return Accepted(Update(device, report.samples, report.classes, delta.tensors, own), told, report.base_version, sizes + delta.sizes)
 
 
-def statistics(data: bytes, layout: Layout) -> dict:
-    """Running statistics by name, float64 in their shapes, and the bytes by kind. Raises CodecError if they are not complete."""
-    payload = codec.decode(data, layout, {})
-    full = all(name in payload.tensors and payload.tensors[name].places.size == layout.size(name) for name in layout.statistics)
-    if payload.kind != "statistics" or not full:
+def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout) -> tuple[State, Sizes]:
+    """Decode and check one report of recomputed statistics; its bytes by kind. Raises CodecError if anything about it is wrong."""
+    if report.samples < 1:
+        raise CodecError("the statistics rest on no sample")
+    payload = codec.decode(report.delta, whole, {})
+    for model, masks in ((report.base_version, payload.mask_version), (payload.model_version, payload.mask_version)):
+        _expect_version(model, masks, broadcast)
+    return _complete(payload, whole), payload.sizes + Sizes(header=len(report.control), masks=len(report.masks))
+
+
+def observed(reply: Message, whole: Layout) -> State:
+    """Statistics that stay on the device, as they are after its round. Raises CodecError if they are not there."""
+    data = reply.content["observed"].get("statistics") if "observed" in reply.content else None
+    if not isinstance(data, bytes):
+        raise CodecError("the reply does not show the device's statistics")
+    return _complete(codec.decode(data, whole, {}), whole)
+
+
+def _complete(payload: Payload, layout: Layout) -> State:
+    """Running statistics by name, float64 in their shapes."""
+    found = payload.tensors
+    if payload.kind != "statistics" or any(name not in found or found[name].places.size < layout.size(name) for name in layout.statistics):
         raise CodecError(f"the running statistics are not complete (kind {payload.kind!r})")
-    return {name: payload.tensors[name].values.astype(float).reshape(layout.shapes[name]) for name in layout.shapes if name in layout.statistics}
+    return {name: found[name].values.astype(float).reshape(shape) for name, shape in layout.shapes.items() if name in layout.statistics}
 
 
 def message_bytes(message: Message) -> int:
@@ -94,3 +150,24 @@ def _expect_version(model: int, masks: int, broadcast: Broadcast) -> None:
             f"an update against version {model}, masks {masks}: this round wants one against version {broadcast.version}, "
             f"masks {broadcast.mask_version}"
         )
+
+
+def _expect_range(delta: Payload, broadcast: Broadcast) -> None:
+    """A double that the model's type cannot hold would make a weight infinite."""
+    for name, tensor in delta.tensors.items():
+        if np.abs(tensor.values).max(initial=0) > np.finfo(broadcast.held[name].dtype).max:
+            raise CodecError(f"{name} moves by more than {broadcast.held[name].dtype} can hold")
+
+
+def _count(measures, key: str) -> int:
+    value = measures.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 60:  # sums of a row stay within 64 bits
+        raise CodecError(f"the measures say that {key} is {value!r}: a count was expected")
+    return value
+
+
+def _real(measures, key: str) -> float:
+    value = measures.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CodecError(f"the measures say that {key} is {value!r}: a number was expected")
+    return float(value)

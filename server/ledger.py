@@ -1,9 +1,10 @@
 """The ledger: what every device paid, one row per device, round and phase.
 
-Phases: `register` (once), `download`, `train`, `calibrate` (BatchNorm statistics recomputed), `upload`; a device that sits a task out for want of data has one `train` row a
-round, and one that was not drawn into the cohort has none. Outcomes: `ok`,
-`sat-out`, `failed` (the device or its worker raised), `rejected` (the server could not use the reply). Bytes of failed and
-rejected messages are counted. Totals are sums of rows. What the bytes of a message are for stands beside them: `codec.Sizes`.
+Phases: `register` (once), `download`, `train`, `upload`, `calibrate` (BatchNorm statistics recomputed, with a `download` and an
+`upload` of its own); a device that sits a task out for want of data has one `train` row a round, and one that was not drawn into
+the cohort has none. Outcomes: `ok`, `sat-out`, `failed` (the device or its worker raised), `rejected` (the server could not use the
+reply). Bytes of failed and rejected messages are counted. Totals are sums of rows. What the bytes of a message are for stands
+beside them: `codec.Sizes`.
 """
 
 from dataclasses import dataclass, fields
@@ -80,12 +81,18 @@ class Ledger:
     def sat_out(self, server_round: int, task: int, device: int, reason: str) -> None:
         self.rows.append(Row(server_round, task, device, "train", "sat-out", reason))
 
-    def downloaded(self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int) -> None:
-        cost, dense = download_cost(self.profile, sizes.total), download_cost(self.profile, self.dense_message_bytes)
+    def downloaded(self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int, has_twin: bool = True) -> None:
+        """`has_twin`: the dense twin, which averages its statistics, sends such a message, too."""
+        cost = download_cost(self.profile, sizes.total)
+        dense = download_cost(self.profile, self.dense_message_bytes) if has_twin else Cost()
         self._transferred(server_round, task, device, "download", "ok", "", sizes, cost, dense, message_bytes)
 
-    def uploaded(self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int, reason: str = "") -> None:
-        cost, dense = upload_cost(self.profile, sizes.total), upload_cost(self.profile, self.dense_message_bytes)
+    def uploaded(
+        self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int, reason: str = "", has_twin: bool = True
+    ) -> None:
+        """`reason`: why the message was rejected, if it was. `has_twin`: as in `downloaded`."""
+        cost = upload_cost(self.profile, sizes.total)
+        dense = upload_cost(self.profile, self.dense_message_bytes) if has_twin else Cost()
         outcome = "rejected" if reason else "ok"
         self._transferred(server_round, task, device, "upload", outcome, reason, sizes, cost, dense, message_bytes)
 
@@ -157,6 +164,6 @@ class Ledger:
                 down_bytes=cost.down_bytes, up_bytes=cost.up_bytes, message_bytes=message_bytes,
                 **{f"{kind}_bytes": getattr(sizes, kind) for kind in KINDS},
                 seconds=cost.seconds, joules=cost.joules,
-                dense_bytes=self.dense_message_bytes, dense_seconds=dense.seconds, dense_joules=dense.joules,
+                dense_bytes=dense.down_bytes + dense.up_bytes, dense_seconds=dense.seconds, dense_joules=dense.joules,
             )
         )  # fmt: skip

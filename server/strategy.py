@@ -7,6 +7,7 @@ per run: a device's identity is the number that it registered with.
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -17,7 +18,7 @@ from server import intake
 from server.aggregate import AggregationConfig, mean_update, voted
 from server.broadcast import Broadcast
 from server.fleet import Member, Roster
-from server.intake import Accepted, message_bytes
+from server.intake import Accepted, Measures, message_bytes
 from server.ledger import Ledger
 from server.masking import Diversity, LocalMasks, MasksOverdue, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
@@ -25,7 +26,6 @@ from server.settings import FederationConfig
 from server.statistics import pooled_statistics
 from sparcl_core import tdm
 from sparcl_core.codec import CodecError, Layout, Sizes
-from sparcl_core.flops import Flops
 from sparcl_core.masks import Masks, State
 from sparcl_core.method import MethodConfig
 from sparcl_core.protocol import Instruction
@@ -55,7 +55,7 @@ class SparCLStrategy(Strategy):
         ledger: Ledger,
         seed: int,
     ):
-        """`layout`: of the whole model. `classifier`: tensors whose first axis is the class, for row voting. `weights`: inactive ones are 0."""
+        """`layout`: of the whole model. `classifier`: tensors whose first axis is the class. `weights`: inactive ones are 0."""
         tdm.check(method.tdm, method.sparsity, federation.task_epochs)
         self.method, self.federation, self.aggregation, self.seed, self.ledger = method, federation, aggregation, seed, ledger
         self.whole, self.classifier = layout, classifier
@@ -123,22 +123,18 @@ class SparCLStrategy(Strategy):
         """
         task, _ = self.position(server_round)
         by_device = self._by_device(replies)
-        accepted, observed, problems = [], [], []
+        accepted, problems = [], []
         for member in self._cohort.values():
-            reply = by_device.get(member.device)
             try:
-                accepted.append(self._accept(server_round, task, member.device, reply))
+                accepted.append(self._accept(server_round, task, member, by_device.get(member.device)))
             except _Unusable as problem:
                 log.warning("round %d goes on without device %d: %s", server_round, member.device, problem)
                 problems.append(str(problem))
-                continue
-            if "observed" in reply.content:
-                observed.append((accepted[-1].update.samples, intake.statistics(reply.content["observed"]["statistics"], self.whole)))
         if not accepted and self._cohort:
             raise FleetError(f"all {len(problems)} devices of round {server_round} failed; the first: {problems[0]}")
         self._apply(accepted)
-        if observed:  # statistics that stay on the devices: their average is what the global model is evaluated with, it is never sent
-            self._set_statistics(observed)
+        if observed := [(one.update.samples, one.statistics) for one in accepted if one.statistics]:
+            self._set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
         samples = sum(one.update.samples for one in accepted)
         return None, MetricRecord({"num-devices": len(accepted), "num-examples": samples})
 
@@ -163,17 +159,15 @@ class SparCLStrategy(Strategy):
             if reason := intake.missing(reply, where):
                 self._lost(server_round, task, device, reason, "calibrate")
                 continue
-            self.ledger.calibrated(server_round, task, device, _flops(reply.content["measures"], "flops"), self.method.is_sparse)
-            size = message_bytes(reply)
             try:
+                self.ledger.calibrated(server_round, task, device, intake.read_flops(reply), self.method.is_sparse)
                 report = intake.read_report(reply)
-                own = intake.statistics(report.delta, self.whole)
+                own, sizes = intake.accept_statistics(report, self.broadcast, self.whole)
             except CodecError as error:
-                self._rejected(server_round, task, device, reply, f"{where}, stage decode: {error}")
+                self._rejected(server_round, task, device, reply, f"{where}, stage decode: {error}", has_twin=False)
                 continue
             self._held[device] = report.base_version
-            sizes = Sizes(header=len(report.control), rest=len(report.delta))
-            self.ledger.uploaded(server_round, task, device, sizes, size)
+            self.ledger.uploaded(server_round, task, device, sizes, message_bytes(reply), has_twin=False)
             pooled.append((report.samples, own))
         if pooled:
             self._set_statistics(pooled)
@@ -201,22 +195,28 @@ class SparCLStrategy(Strategy):
         wire = ConfigRecord({"control": instruction.control, "payloads": list(data)})
         message = Message(RecordDict({"instruction": wire}), member.node_id, action, group_id=str(server_round))
         sizes = sum((payload.sizes for payload in payloads), Sizes(header=len(instruction.control)))
-        self.ledger.downloaded(server_round, task, member.device, sizes, message_bytes(message))
+        self.ledger.downloaded(server_round, task, member.device, sizes, message_bytes(message), has_twin=action == "train")
         return message
 
     def _by_device(self, replies: Iterable[Message]) -> dict[int, Message]:
-        return {self._cohort[reply.metadata.src_node_id].device: reply for reply in replies}
+        """The round's replies; one of a device that was not asked is none of them."""
+        cohort = self._cohort
+        return {cohort[reply.metadata.src_node_id].device: reply for reply in replies if reply.metadata.src_node_id in cohort}
 
-    def _accept(self, server_round: int, task: int, device: int, reply: Message | None) -> Accepted:
+    def _accept(self, server_round: int, task: int, member: Member, reply: Message | None) -> Accepted:
         """The decoded update of one device, its rows written."""
+        device = member.device
         where = f"device {device}, round {server_round}"
         if reason := intake.missing(reply, where):
             self._lost(server_round, task, device, reason, "train")
             raise _Unusable(reason)
-        self._record_training(server_round, task, device, reply.content["measures"])
+        most = member.samples[task] * self.federation.local_epochs
         try:
+            self._record_training(server_round, task, device, intake.read_measures(reply))
             report = intake.read_report(reply)
-            accepted = intake.accept(report, device, server_round, self.broadcast, self.masking, self._voting_rows)
+            accepted = intake.accept(report, device, server_round, self.broadcast, self.masking, self._voting_rows, most)
+            if self.federation.batchnorm == "local" and self.whole.statistics:
+                accepted = replace(accepted, statistics=intake.observed(reply, self.whole))
         except CodecError as error:
             reason = f"{where}, stage decode: {error}"
             self._rejected(server_round, task, device, reply, reason)
@@ -233,21 +233,26 @@ class SparCLStrategy(Strategy):
         self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
         self.ledger.failed(server_round, task, device, reason, phase)
 
-    def _rejected(self, server_round: int, task: int, device: int, reply: Message, reason: str) -> None:
+    def _rejected(self, server_round: int, task: int, device: int, reply: Message, reason: str, has_twin: bool = True) -> None:
         self._held[device] = 0  # what it holds is unknown now, so it gets the whole model next time
         size = sum(len(value) for value in reply.content["report"].values() if isinstance(value, bytes))
-        self.ledger.uploaded(server_round, task, device, Sizes(unread=size), message_bytes(reply), reason)
+        self.ledger.uploaded(server_round, task, device, Sizes(unread=size), message_bytes(reply), reason, has_twin)
 
     def _apply(self, accepted: list[Accepted]) -> None:
         """Move the weights by the average, then let the masks follow."""
         updates = [one.update for one in accepted]
-        if not updates:
+        if not updates:  # nobody has data for the task: what was reported before is out of date
+            self.masking.after_round([], [], self.weights, self.broadcast)
+            self.diversity = None
             return
         mean = mean_update(updates, self.weights, self.layout, self.classifier, self.aggregation)
         votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.classifier, self.aggregation)
         step = self.optimizer.step(mean, votes)
         for name, change in step.items():
             self.weights[name] += change.astype(self.weights[name].dtype)
+            if name in self.layout.statistics and name.endswith("running_var"):
+                # a lossy code errs by a share of the change, which may be more than what is left of a variance that fell
+                np.maximum(self.weights[name], 0, out=self.weights[name])
         reports = [(one.update.samples, one.report) for one in accepted if one.report is not None]
         self.masking.after_round(updates, reports, self.weights, self.broadcast)
         self.optimizer.drop(self.masks)
@@ -258,21 +263,13 @@ class SparCLStrategy(Strategy):
         for name, value in pooled_statistics(found).items():
             self.weights[name] = value.astype(self.weights[name].dtype)
 
-    def _record_training(self, server_round: int, task: int, device: int, measures: MetricRecord) -> None:
-        flops = {kind: _flops(measures, kind) for kind in ("flops", "dense-flops")}
-        memory = sum(value for key, value in measures.items() if key.startswith("memory."))
-        counts = {key: measures[key] for key in ("samples", "replayed", "steps", "kept", "active", "updated", "loss")}
+    def _record_training(self, server_round: int, task: int, device: int, measured: Measures) -> None:
         self.ledger.trained(
-            server_round, task, device, flops["flops"], flops["dense-flops"], self.method.is_sparse,
-            memory_bytes=memory, **counts,
+            server_round, task, device, measured.flops, measured.dense_flops, self.method.is_sparse,
+            memory_bytes=measured.memory_bytes, loss=measured.loss, **measured.counts,
         )  # fmt: skip
-        self.ledger.wall_s.append((server_round, device, measures["wall-seconds"]))
+        self.ledger.wall_s.append((server_round, device, measured.wall_s))
 
 
 class _Unusable(Exception):
     """A reply that cannot be used; the message is the reason in the ledger."""
-
-
-def _flops(measures: MetricRecord, kind: str) -> Flops:
-    prefix = f"{kind}."
-    return Flops(**{key.removeprefix(prefix): value for key, value in measures.items() if key.startswith(prefix)})

@@ -78,9 +78,11 @@ def _run(experiment: Experiment, engine: str, workers: int, baseline: bool, out:
 
 
 def _show(summary: dict, assumed: list[str], profile: str, folder: Path) -> None:
-    from simulations.view import final_table, footnote
+    from simulations.view import bytes_by_kind, final_table, footnote
 
     console.print(final_table(summary))
+    if made_of := bytes_by_kind(summary):
+        console.print(made_of)
     console.print(footnote(summary, assumed, profile))
     console.print(f"\nrun folder: {folder}", soft_wrap=True)
 

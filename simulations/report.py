@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 INK, SPARSE, DENSE, FAINT = "#222222", "#0b6e99", "#b4541a", "#cccccc"
+KINDS = {"values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "header": "#8c8c8c", "unread": "#c0392b"}
+NAMES = {"rest": "dense rest", "header": "headers"}
 
 
 def draw_report(folder: Path) -> Path:
-    """Draw `report.png` into a run folder: accuracy, and cumulative FLOPs, bytes and joules beside the dense twin's."""
+    """Draw `report.png` into a run folder: accuracy; cumulative FLOPs, bytes and joules beside the dense twin's; bytes by kind."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,7 +24,7 @@ def draw_report(folder: Path) -> Path:
     starts = [r for r, (a, b) in enumerate(zip(rounds["task"], rounds["task"][1:], strict=False), start=1) if b != a]
 
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK}):
-        figure, axes = plt.subplots(2, 2, figsize=(10, 6.2), layout="constrained")
+        figure, axes = plt.subplots(3, 2, figsize=(10, 9), layout="constrained")
         panel = axes[0, 0]
         for scenario, style in (("class-il", "-"), ("task-il", ":")):
             values = 100 * np.array(rounds[scenario], dtype=float)
@@ -31,9 +33,12 @@ def draw_report(folder: Path) -> Path:
         panel.set(title="Accuracy on the tasks so far", ylabel="%", ylim=(0, 102), xlabel="round")
         panel.legend(frameon=False, loc="center right")
 
-        _costs(axes[0, 1], ledger, numbers, ("train_flops", "importance_flops", "mask_flops"), ("dense_flops",), "Training FLOPs")
-        _costs(axes[1, 0], ledger, numbers, ("up_bytes", "down_bytes"), ("dense_bytes",), "Bytes up and down")
-        _costs(axes[1, 1], ledger, numbers, ("joules",), ("dense_joules",), "Joules (simulated)")
+        flops = ("train_flops", "importance_flops", "mask_flops", "statistics_flops")
+        _costs(axes[0, 1], ledger, numbers, flops, ("dense_flops",), "Training FLOPs, total so far")
+        _costs(axes[1, 0], ledger, numbers, ("up_bytes", "down_bytes"), ("dense_bytes",), "Bytes up and down, total so far")
+        _costs(axes[1, 1], ledger, numbers, ("joules",), ("dense_joules",), "Joules (simulated), total so far")
+        _bytes_by_kind(axes[2, 0], ledger, numbers, "upload", "Bytes up per device and round, by kind")
+        _bytes_by_kind(axes[2, 1], ledger, numbers, "download", "Bytes down per device and round, by kind")
         for panel in axes.flat:
             for task, start in enumerate(starts):
                 panel.axvline(start - 0.5, color=FAINT, linewidth=0.8, zorder=0)
@@ -59,3 +64,24 @@ def _costs(panel, ledger: dict, numbers: np.ndarray, own: tuple[str, ...], dense
         panel.annotate(f"{label} {total[-1]:.3g}", (numbers[-1], total[-1]), color=color, ha="right", va="bottom", fontsize=8)
     panel.set(title=title, xlabel="round", yscale="log")
     panel.margins(y=0.15)
+
+
+def _bytes_by_kind(panel, ledger: dict, numbers: np.ndarray, phase: str, title: str) -> None:
+    """What the average message of a round is made of; its first bar is cut where it dwarfs the others (whole models going out)."""
+    own = np.array([p == phase for p in ledger["phase"]])
+    rounds = np.array(ledger["round"])[own]
+    messages = np.maximum(np.bincount(rounds, minlength=numbers.max() + 1), 1)
+    below = np.zeros(numbers.max() + 1)
+    for kind, color in KINDS.items():
+        height = np.bincount(rounds, np.array(ledger[f"{kind}_bytes"])[own], minlength=below.size) / messages
+        if height.any():
+            panel.bar(numbers[1:], height[1:], bottom=below[1:], width=1.0, color=color, label=NAMES.get(kind, kind), linewidth=0)
+        below += height
+    panel.set(title=title, xlabel="round", ylabel="bytes")
+    panel.margins(x=0.01)
+    usual, largest = np.percentile(below[1:], 95), below.max()
+    cut = largest > 1.6 * usual > 0
+    panel.set_ylim(0, 1.35 * (usual if cut else largest) or 1)
+    if cut:
+        panel.annotate(f"up to {largest:,.0f}", (numbers[1 + int(below[1:].argmax())], 1.3 * usual), fontsize=7, color="#555555", va="top")
+    panel.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")

@@ -77,7 +77,7 @@ def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
 def markdown(claim: Claim, results: dict[str, list[dict]]) -> str:
     """The table: accuracy over seeds, paired difference to the dense twin, savings beside their ceilings."""
     head = ("run", "Class-IL %", "minus its dense twin, 95 % interval", "Task-IL %", "forgetting")
-    head += ("FLOPs saved (ceiling)", "bytes up (ceiling)", "bytes down")
+    head += ("FLOPs saved (ceiling)", "bytes up (ceiling)", "bytes down (ceiling)")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in claim.rows:
         summaries = results[row.name]

@@ -8,6 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from server.app import RoundRecord
+from server.ledger import KINDS
 from simulations.results import accuracy_so_far
 
 
@@ -102,6 +103,18 @@ def final_table(summary: dict) -> Table:
         factor = f"{savings[key]:.1f}x less" if key in savings else ""
         table.add_row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
     return table
+
+
+def bytes_by_kind(summary: dict) -> str:
+    """What the messages were made of, one line a direction; empty where nothing was sent."""
+    lines, names = [], {"rest": "dense rest", "header": "headers"}
+    for direction in ("up", "down"):
+        total = summary["totals"].get(f"{direction}_bytes")
+        if total:
+            parts = {kind: summary["totals"][f"{direction}_{kind}_bytes"] / total for kind in KINDS}
+            shares = ", ".join(f"{names.get(kind, kind)} {share:.0%}" for kind, share in parts.items() if share >= 0.005)
+            lines.append(f"bytes {direction + ':':5} {shares}")
+    return "\n".join(lines)
 
 
 def footnote(summary: dict, assumed: list[str], profile: str) -> str:

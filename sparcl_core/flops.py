@@ -39,7 +39,8 @@ class Flops:
 
     `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
     bound: gradients of dense weights are not needed for it). `masks`: one operation per weight that a ranking looks at.
-    `statistics`: forward passes that recompute BatchNorm statistics. `paper`: the published convention for the same steps; not part of `total`.
+    `statistics`: forward passes that recompute BatchNorm statistics. `paper`: the published convention for the same steps; not part of
+    `total`.
     """
 
     train_sparse: int = 0

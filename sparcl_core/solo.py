@@ -12,8 +12,8 @@ from sparcl_core import ddr, tdm
 from sparcl_core.flops import Flops
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner, Memory, TaskData
-from sparcl_core.method import MethodConfig
 from sparcl_core.masks import Masks, State, apply_masks_, initial_masks, rescale_
+from sparcl_core.method import MethodConfig
 from sparcl_core.models import initial_weights
 
 

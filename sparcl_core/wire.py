@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from sparcl_core.codec import LOSSLESS, Quantised, Reference, SparseTensor, Values, quantise
+from sparcl_core.codec import LOSSLESS, SIGNED, Quantised, Reference, SparseTensor, Values, quantise
 
-WEIGHT_FORMS = ("f64", "f32", "f16", "bf16", "int8", "int4")
+WEIGHT_FORMS = ("f64", "f32", "f16", "bf16", "int8", "int6", "int4")
 IMPORTANCE_FORMS = ("f64", "f32", "u8", "u4", "votes")
 
 
@@ -20,24 +20,25 @@ class WireConfig:
     """Settings of the wire.
 
     Attributes:
-        up, down: form of the values of updates from and to devices: f64 and f32 lose nothing; f16, bf16, int8, int4 do.
+        up, down: form of the values of updates from and to devices: f64 and f32 lose nothing; f16, bf16, int8, int6, int4 do.
         rounding: to integers, `nearest` or `stochastic` (seeded).
-        block: places of a tensor that share a scale of int8 and int4; 0: the whole tensor does.
+        block: places of a tensor that share a scale of integer forms; 0: the whole tensor does.
         up_share: share of a tensor's places (active weights, or all of a dense tensor) that an update may send, largest first
             (top-k); 1 sends whatever changed.
         importance: what devices report for a shared mask's update: the importance of every active weight in the given form,
             or `votes`, the places that they would drop.
     """
 
-    up: Literal["f64", "f32", "f16", "bf16", "int8", "int4"] = "int4"
-    down: Literal["f64", "f32", "f16", "bf16", "int8", "int4"] = "int8"
+    up: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int4"
+    down: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int8"
     rounding: Literal["nearest", "stochastic"] = "stochastic"
     block: int = 0
     up_share: float = 1.0
     importance: Literal["f64", "f32", "u8", "u4", "votes"] = "u4"
 
     def __post_init__(self):
-        for name, known in (("up", WEIGHT_FORMS), ("down", WEIGHT_FORMS), ("importance", IMPORTANCE_FORMS), ("rounding", ("nearest", "stochastic"))):
+        forms = {"up": WEIGHT_FORMS, "down": WEIGHT_FORMS, "importance": IMPORTANCE_FORMS, "rounding": ("nearest", "stochastic")}
+        for name, known in forms.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: take one of {', '.join(known)}")
         if self.block < 0:
@@ -76,7 +77,7 @@ def code_update(
     Of float forms only what changed is sent, or under top-k the largest; of integer forms everything whose code is not 0.
     """
     wanted = delta.reshape(-1) if residual is None else (delta + residual).reshape(-1)
-    flat = delta.reshape(-1) if residual is not None and form not in ("int8", "int4") and share == 1 else wanted
+    flat = delta.reshape(-1) if residual is not None and form not in SIGNED and share == 1 else wanted
     here = flat if reference.places is None else flat[reference.places]
     ranks = np.flatnonzero(here)
     keep = max(1, int(np.ceil(share * reference.total)))

@@ -139,8 +139,8 @@ def normalised(weights: list[int]) -> list[int]:
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
-LIMITS = {"int8": 127, "int4": 7, "u8": 255, "u4": 15}
-WIDTHS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "u8": 8, "u4": 4}
+LIMITS = {"int8": 127, "int6": 31, "int4": 7, "u8": 255, "u4": 15}
+WIDTHS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int6": 6, "int4": 4, "u8": 8, "u4": 4}
 
 
 def single(value: float) -> float:
@@ -256,7 +256,7 @@ def read_payload(data: bytes, references: list[list[int]]) -> dict:
 def _section(cursor: Cursor, index: int, total: int, kind: str) -> dict:
     """`parts`: (how many numbers, bits of each or None, table or None, whether bits follow its tokens)."""
     byte = cursor.take(1)[0]
-    where, form, is_coded = ("none", "all", "bitmap", "gaps", "holes")[byte % 8], VALUES[byte // 8 % 8], byte >= 128
+    where, form, is_coded = ("none", "all", "bitmap", "gaps", "holes")[byte % 8], VALUES[byte // 8 % 16], byte >= 128
     count = {"none": 0, "all": total}.get(where)
     count = cursor.varint() if count is None else count
     parts = []

@@ -6,15 +6,22 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Message
 
-from client import device as devices
-from client.device import DeviceState
+from client.state import DeviceState, load_state
 from server.app import RoundRecord, run_rounds
 from server.strategy import SparCLStrategy
 from simulations.build import World, client_app, make_strategy, make_world
 from simulations.config import Experiment, load
 from simulations.engine.inline import InlineGrid
+from sparcl_core.codec import KINDS
 
 TINY = Path(__file__).with_name("tiny.toml")
+LOSSLESS = ("wire.up=f32", "wire.down=f32", "wire.importance=f32")
+LOSSLESS_64 = ("model.dtype=float64", "wire.up=f64", "wire.down=f64", "wire.importance=f64")
+BATCHNORM = (  # a net with BatchNorm on 40 digits, two devices of 20; width 8: on narrower ones torch 2.15 corrupts its heap
+    "model.name=resnet18", "model.width=8", "stream.devices=2", "stream.tasks=1", "stream.partition=iid", "data.train_limit=4",
+    "learner.batch_size=10", "ddr.enabled=false",
+)  # fmt: skip
+Tamper = Callable[[int, list[Message]], Iterable[Message]]
 
 
 def tiny(*overrides: str) -> Experiment:
@@ -29,15 +36,19 @@ def tiny_world(*overrides: str) -> World:
 class RecordingGrid(InlineGrid):
     """An inline engine that keeps what went over it, and lets a test alter the replies of a round.
 
-    `tamper`: (round, replies) -> replies; the messages of round r are the r-th training batch, from 1.
+    `tamper`: (round, replies) -> replies; the messages of round r are the r-th training batch, from 1. `tamper_calibrate`: the same for
+    the replies that bring recomputed statistics.
     """
 
-    def __init__(self, world: World, tamper: Callable[[int, list[Message]], Iterable[Message]] | None = None, make_app=client_app):
+    def __init__(self, world: World, tamper: Tamper | None = None, make_app=client_app, tamper_calibrate: Tamper | None = None):
         super().__init__(make_app, world.app_args, len(world.streams))
         self.sent: dict[int, list[Message]] = {}
         self.received: dict[int, list[Message]] = {}
+        self.calibrating: dict[int, list[Message]] = {}
+        self.calibrated: dict[int, list[Message]] = {}
         self.sending: list[Message] = []
         self._tamper = tamper or (lambda server_round, replies: replies)
+        self._tamper_calibrate = tamper_calibrate or (lambda server_round, replies: replies)
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
@@ -46,6 +57,10 @@ class RecordingGrid(InlineGrid):
             server_round, self.sending = len(self.sent) + 1, messages
             replies = list(self._tamper(server_round, replies))
             self.sent[server_round], self.received[server_round] = messages, replies
+        if messages and messages[0].metadata.message_type == "query.calibrate":
+            server_round = len(self.sent)
+            replies = list(self._tamper_calibrate(server_round, replies))
+            self.calibrating[server_round], self.calibrated[server_round] = messages, replies
         return replies
 
     def device(self, number: int) -> DeviceState | None:
@@ -54,7 +69,7 @@ class RecordingGrid(InlineGrid):
         from flwr.proto.recorddict_pb2 import RecordDict
 
         records = recorddict_from_proto(RecordDict.FromString(self._states.get(number + 1, b"")))
-        return devices.load_state(records["device"]["state"]) if "device" in records else None
+        return load_state(records["device"]["state"]) if "device" in records else None
 
 
 def play(
@@ -72,6 +87,11 @@ def play(
         observe=lambda record: observe(record, strategy),
     )
     return strategy
+
+
+def kind_of(payload: bytes) -> str:
+    """What a payload says it is: behind magic and format version."""
+    return KINDS[payload[4]]
 
 
 def assert_same_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

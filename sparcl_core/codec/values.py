@@ -5,7 +5,7 @@
 | f64, f32 | everything |
 | f16 | IEEE half of value / 2^e, one exponent e per tensor, so that small updates are not lost to subnormals |
 | bf16 | the upper half of float32, to nearest even |
-| int8, int4 | round(value / scale), at most 127 or 7; one scale per tensor or per block of places; a 0 is not sent at all |
+| int8, int6, int4 | round(value / scale), at most 127, 31 or 7; one scale per tensor or per block of places; a 0 is not sent at all |
 | u8 | non-negative, round(value / scale), at most 255 |
 | u4 | non-negative, scale * (code / 15)^2: importance has a long tail |
 
@@ -14,6 +14,7 @@ the upper neighbour with a probability equal to the distance from the lower one)
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +24,11 @@ from sparcl_core.codec.layout import CodecError, Reference, SparseTensor
 from sparcl_core.codec.parts import Coded, Expected, Part, Raw, cheapest
 from sparcl_core.codec.tokens import Table, token
 
-Values = Literal["f64", "f32", "f16", "bf16", "int8", "int4", "u8", "u4"]
-VALUES: tuple[Values, ...] = ("f64", "f32", "f16", "bf16", "int8", "int4", "u8", "u4")
-WIDTH = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "u8": 8, "u4": 4}  # bits, before entropy coding
-LIMIT = {"int8": 127, "int4": 7, "u8": 255, "u4": 15}
-SIGNED = ("int8", "int4")
+Values = Literal["f64", "f32", "f16", "bf16", "int8", "int4", "u8", "u4", "int6"]
+VALUES: tuple[Values, ...] = ("f64", "f32", "f16", "bf16", "int8", "int4", "u8", "u4", "int6")
+WIDTH = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "u8": 8, "u4": 4, "int6": 6}  # bits, before entropy coding
+LIMIT = {"int8": 127, "int4": 7, "u8": 255, "u4": 15, "int6": 31}
+SIGNED = ("int8", "int6", "int4")
 LOSSLESS = ("f64", "f32")
 
 
@@ -210,7 +211,8 @@ def joined(form: Values, is_coded: bool, count: int, numbers: list[np.ndarray], 
         octets[:, 0], octets[:, 1:] = numbers[0], numbers[1].reshape(count, -1)
     else:
         octets[:] = numbers[0].reshape(count, -1)
-    return octets.view(f">u{octets.shape[1]}").reshape(-1).astype(f"u{octets.shape[1]}")  # the machine's own byte order
+    codes = octets.view(f"u{octets.shape[1]}").reshape(-1)
+    return codes.byteswap(inplace=True) if sys.byteorder == "little" else codes
 
 
 def highest_token(form: Values) -> int:

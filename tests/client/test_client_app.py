@@ -5,7 +5,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from worlds import tiny_world
 
 from client.app import make_client_app
-from client.device import load_state
+from client.state import load_state
 from client.stream import Stream
 from simulations.build import client_app, make_strategy
 from simulations.engine.adapter import (
@@ -31,7 +31,7 @@ def instruction(world) -> Instruction:
     """The first round's: the whole model, one epoch, importance wanted."""
     strategy = make_strategy(world)
     strategy.broadcast.publish(strategy.weights)
-    return Instruction(1, 0, 1, True, strategy.broadcast.payloads(0))
+    return Instruction(1, 0, 1, True, tuple(payload.data for payload in strategy.broadcast.payloads(0)))
 
 
 def ask(app, device: int, content: RecordDict, kind: str = "train", state: bytes = b""):
@@ -50,7 +50,7 @@ def training(instruction: Instruction, damage=lambda payload: payload) -> Record
 
 def report_of(reply: Message) -> Report:
     wire = reply.content["report"]
-    return Report.from_wire(wire["control"], wire["delta"], wire["importance"])
+    return Report.from_wire(wire["control"], wire["delta"], wire["masks"])
 
 
 def stored(state: bytes):
@@ -67,7 +67,7 @@ def test_a_round_returns_a_report_and_keeps_the_device(world, instruction):
     reply, state = ask(client_app(*world.app_args), 1, training(instruction))
     report = report_of(reply)
     assert (report.base_version, report.samples) == (1, world.streams[1].sizes[0])
-    assert report.delta and report.importance
+    assert report.delta and report.masks
     device = stored(state)
     assert (device.version, device.task, device.memory.epochs) == (1, 0, 1)
     assert reply.content["measures"]["samples"] == report.samples
@@ -77,7 +77,7 @@ def test_importance_is_sent_only_when_it_is_asked_for(world, instruction):
     quiet = Instruction(1, 0, 1, False, instruction.payloads)
     app = client_app(*world.app_args)
     asked, unasked = (ask(app, 0, training(i))[0] for i in (instruction, quiet))
-    assert report_of(unasked).importance == b""
+    assert report_of(unasked).masks == b""
     assert asked.content["measures"]["flops.importance"] > 0 == unasked.content["measures"]["flops.importance"]
     assert report_of(unasked).delta == report_of(asked).delta
 
@@ -121,7 +121,7 @@ def test_a_failure_names_device_round_and_stage_and_leaves_the_state(world, inst
         (app, training(later, lambda payload: payload[:-1]), None, "device 1, round 7, stage receive: CodecError: checksum"),
         (app, training(Instruction(7, 5, 1, True, instruction.payloads)), None, "device 1, round 7, stage train: ValueError: task is 5"),
         (app, training(later), "train", "device 1, round 7, stage train: FloatingPointError: not finite"),
-        (app, training(later), "importance", "device 1, round 7, stage importance: FloatingPointError: not finite"),
+        (app, training(later), "importance", "device 1, round 7, stage train: FloatingPointError: not finite"),
     ]
     for tried, content, method, message in cases:
         with monkeypatch.context() as patch:

@@ -7,11 +7,13 @@ import pytest
 from worlds import assert_same_arrays
 
 from client import device as devices
-from client.device import DeviceState
+from client.config import ClientConfig
+from client.inbox import receive
+from client.state import DeviceState, load_state, new_device, save_state
 from client.stream import Stream
 from server.broadcast import Broadcast
 from sparcl_core import codec, tdm
-from sparcl_core.codec import CodecError
+from sparcl_core.codec import CodecError, Encoded
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.inputs import InputSpec
@@ -21,13 +23,15 @@ from sparcl_core.models import ModelConfig
 from sparcl_core.protocol import Instruction
 from sparcl_core.solo import start_model
 from sparcl_core.tdm import TDMConfig
+from sparcl_core.wire import WireConfig
 
 INPUTS = InputSpec((1, 4, 4), 4, (8.0,), (4.0,))
 SEED = 5
 
 
 def method_of(dtype: str = "float32") -> MethodConfig:
-    model, learner, tdm_config = ModelConfig("mlp", width=16, dtype=dtype), LearnerConfig(batch_size=4, buffer_size=6), TDMConfig(0.1, 0.1)
+    model, learner = ModelConfig("mlp", width=16, dtype=dtype), LearnerConfig(batch_size=4, buffer_size=6)
+    tdm_config = TDMConfig(p_intra=0.1, p_inter=0.1)
     return MethodConfig(model, learner, tdm_config, DDRConfig(), DGMConfig(), sparsity=0.5)
 
 
@@ -40,17 +44,19 @@ def make_stream() -> Stream:
 class Lab:
     """A server's broadcast whose model drifts at random, and what is needed to receive from it."""
 
-    def __init__(self, values: codec.Values = "f16", dtype: str = "float32"):
+    def __init__(self, form: str = "f16", dtype: str = "float32", importance: str = "u8", mask: str = "shared", **wire):
         self.method = method_of(dtype)
+        self.wire = WireConfig(up=form, down=form, importance=importance, **wire)
+        self.config = ClientConfig(self.method, INPUTS, 10, SEED, self.wire, mask)
         self.learner = Learner(self.method, INPUTS, 10, SEED)
         self.stream = make_stream()
         self.weights, masks = start_model(self.learner, self.method, SEED)
-        self.broadcast = Broadcast(self.weights, masks, self.learner.layout, values)
+        self.broadcast = Broadcast(self.weights, masks, self.learner.layout, self.wire, SEED)
         self.rng = np.random.default_rng(1)
         self.broadcast.publish(self.weights)
 
     def new_device(self) -> DeviceState:
-        return devices.new_device(self.method, self.learner, self.stream)
+        return new_device(self.method, self.learner, self.stream)
 
     def next_version(self, share: float = 1.0, what: tdm.Action | None = None) -> None:
         """Move a share of the weights by about 0.01, change the masks if asked to, publish."""
@@ -63,16 +69,24 @@ class Lab:
             importance = {name: self.rng.random(mask.shape) for name, mask in self.broadcast.masks.items()}
             args = (self.method.tdm, self.method.sparsity)
             update = tdm.plan_update(what, self.broadcast.masks, self.weights, importance, *args, self.broadcast.mask_version + 1)
-            self.broadcast.update_masks(self.weights, update, *args, SEED)
+            self.broadcast.update_masks(self.weights, update, *args)
         self.broadcast.publish(self.weights)
 
-    def receive(self, device: DeviceState, payloads: tuple[bytes, ...] | None = None) -> DeviceState:
+    def receive(self, device: DeviceState, payloads: tuple[Encoded, ...] | None = None) -> DeviceState:
         """`device` after an instruction with `payloads`, by default those that its version needs."""
         payloads = self.broadcast.payloads(device.version) if payloads is None else payloads
-        return devices.receive(device, Instruction(1, 0, 1, False, payloads), self.learner, self.method)
+        return receive(device, [payload.data for payload in payloads], self.learner.layout, self.config)
 
-    def train(self, device: DeviceState, task: int = 0):
-        return devices.train(device, Instruction(1, task, 1, False, ()), self.learner, self.stream, 0)
+    def train(self, device: DeviceState, task: int = 0, importance: bool = False, server_round: int = 1):
+        instruction = Instruction(server_round, task, 1, importance, ())
+        return devices.train(device, instruction, self.learner, self.stream, 0, self.config)
+
+    def report(self, device: DeviceState, done: devices.Round, server_round: int = 1):
+        return devices.report(device, done, self.learner.layout, 0, self.config, server_round)
+
+    def sent(self, report) -> dict[str, codec.SparseTensor]:
+        """What arrives at the server."""
+        return codec.decode(report.delta, self.learner.layout, self.broadcast.masks).tensors
 
     def assert_up_to_date(self, device: DeviceState) -> None:
         assert_same_arrays(device.base, self.broadcast.held)
@@ -84,8 +98,8 @@ def trained_device(lab: Lab) -> DeviceState:
     """A device with something in every field: two rounds, a mask update, a residual, a half-full history."""
     device = lab.receive(lab.new_device())
     for what in (None, "adapt"):
-        device, session = lab.train(device)
-        device, _ = devices.report(device, session, None, lab.learner, "f16")
+        device, done = lab.train(device)
+        device, _ = lab.report(device, done)
         lab.next_version(what=what)
         device = lab.receive(device)
     return device
@@ -107,7 +121,7 @@ def flat(device: DeviceState) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_device_loads_as_it_was_saved(dtype):
     device = trained_device(Lab(dtype=dtype))
-    loaded = devices.load_state(devices.save_state(device))
+    loaded = load_state(save_state(device))
     assert_same_arrays(flat(loaded), flat(device))
     assert vars(device).keys() == {"base", "masks", "residual", "memory", "seen", "task", "version", "mask_version"}  # none forgotten
     assert vars(device.memory).keys() == {"buffer", "ddr", "epochs", "twin_offered"}
@@ -115,16 +129,16 @@ def test_a_device_loads_as_it_was_saved(dtype):
 
 def test_a_new_device_loads_as_it_was_saved():
     device = Lab().new_device()
-    assert_same_arrays(flat(devices.load_state(devices.save_state(device))), flat(device))
+    assert_same_arrays(flat(load_state(save_state(device))), flat(device))
 
 
 def test_a_loaded_device_goes_on_as_if_never_saved():
     """Also proves that loaded arrays may be written to, which arrays over a bytes object may not."""
     lab = Lab()
     device = trained_device(lab)
-    loaded = devices.load_state(devices.save_state(device))  # before: training counts DDR statistics in place
-    (went_on, session), (again, resumed) = lab.train(device), lab.train(loaded)
-    assert_same_arrays(resumed.state, session.state)
+    loaded = load_state(save_state(device))  # before: training counts DDR statistics in place
+    (went_on, done), (again, resumed) = lab.train(device), lab.train(loaded)
+    assert_same_arrays(resumed.session.state, done.session.state)
     assert_same_arrays(flat(again), flat(went_on))
 
 
@@ -134,16 +148,19 @@ def test_a_loaded_device_goes_on_as_if_never_saved():
 def test_a_device_never_seen_gets_the_whole_model():
     lab = Lab()
     payloads = lab.broadcast.payloads(0)
-    assert len(payloads) == 1 and codec.decode(payloads[0], lab.learner.layout, {}).kind == "whole"
+    assert len(payloads) == 1 and codec.decode(payloads[0].data, lab.learner.layout, {}).kind == "whole"
     device = lab.receive(lab.new_device(), payloads)
     lab.assert_up_to_date(device)
     assert all(not value.any() for value in device.residual.values())
 
 
-@pytest.mark.parametrize(("values", "dtype"), [("f16", "float32"), ("f32", "float32"), ("f64", "float64"), ("f16", "float64")])
-def test_what_devices_hold_is_what_the_server_thinks_they_hold(values, dtype):
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("f16", "float32"), ("f32", "float32"), ("f64", "float64"), ("f16", "float64"), ("int4", "float32"), ("int8", "float64")],
+)
+def test_what_devices_hold_is_what_the_server_thinks_they_hold(form, dtype):
     """Bit for bit, whatever was missed: one device in every round, one that comes back after three mask updates, one new."""
-    lab = Lab(values, dtype)
+    lab = Lab(form, dtype)
     steady = lab.receive(lab.new_device())
     stale = steady
     for what in ("grow", "adapt", None, "adapt"):
@@ -164,7 +181,7 @@ def test_a_device_that_missed_too_much_gets_the_whole_model():
     for _ in range(3):
         lab.next_version()
     payloads = lab.broadcast.payloads(device.version)
-    assert len(payloads) == 1 and codec.decode(payloads[0], lab.learner.layout, {}).kind == "whole"
+    assert len(payloads) == 1 and codec.decode(payloads[0].data, lab.learner.layout, {}).kind == "whole"
     lab.assert_up_to_date(lab.receive(device))
 
 
@@ -188,7 +205,7 @@ def test_a_place_that_is_dropped_and_grown_back_restarts_at_zero():
     device = replace(device, residual={key: np.ones_like(value) * lab_mask(lab, key) for key, value in device.residual.items()})
     active = np.flatnonzero(lab.broadcast.masks[name])
     update = tdm.MaskUpdate(1, "adapt", {name: active[1:]})
-    lab.broadcast.update_masks(lab.weights, update, lab.method.tdm, lab.method.sparsity, SEED)
+    lab.broadcast.update_masks(lab.weights, update, lab.method.tdm, lab.method.sparsity)
     lab.broadcast.publish(lab.weights)
     device = lab.receive(device)
     lab.assert_up_to_date(device)
@@ -236,7 +253,7 @@ def test_a_device_without_a_model_cannot_start_from_a_delta():
 def test_an_importance_report_is_no_instruction():
     lab = Lab()
     device = lab.receive(lab.new_device())
-    payload = codec.encode("importance", lab.learner.layout, {}, device.masks, "u8", 1, 0)
+    payload = codec.encode("importance", lab.learner.layout, {}, 1, 0)
     with pytest.raises(CodecError, match="not 'importance'"):
         lab.receive(device, (payload,))
 
@@ -246,7 +263,7 @@ def test_a_payload_that_leaves_tensors_out_is_refused(kind):
     """Well-formed, but not what the protocol says: a whole model has all tensors, a mask update all masked ones."""
     lab = Lab()
     device = lab.receive(lab.new_device())
-    payload = codec.encode(kind, lab.learner.layout, {}, device.masks if kind == "grow" else {}, "f32", 2, 1)
+    payload = codec.encode(kind, lab.learner.layout, {}, 2, 1)
     with pytest.raises(CodecError):
         lab.receive(device, (payload,))
 
@@ -270,64 +287,125 @@ def test_what_is_sent_and_what_is_kept_back_add_up(rounds):
     lab = Lab()
     device = lab.receive(lab.new_device())
     for _ in range(rounds):
-        old, session = lab.train(device)
-        device, report = devices.report(old, session, None, lab.learner, "f16")
-        sent = codec.decode(report.delta, lab.learner.layout, device.masks).tensors
+        old, done = lab.train(device)
+        device, report = lab.report(old, done)
+        sent = lab.sent(report)
         for name, shape in lab.learner.layout.shapes.items():
-            change = session.state[name] - old.base[name]
+            change = done.session.state[name] - old.base[name]
             arrived = np.zeros(shape, np.float32)
-            arrived.reshape(-1)[sent[name].places] = sent[name].values
+            if name in sent:
+                arrived.reshape(-1)[sent[name].places] = sent[name].values
             assert not arrived[change == 0].any()
             # exact: a half is its float rounded, and the difference of two floats that close is a float
             assert np.array_equal(arrived + device.residual[name], change + old.residual[name])
     assert any(value.any() for value in device.residual.values())
 
 
-@pytest.mark.parametrize(("values", "dtype"), [("f32", "float32"), ("f64", "float64")])
-def test_lossless_updates_keep_nothing_back(values, dtype):
-    lab = Lab(values, dtype)
-    device, session = lab.train(lab.receive(lab.new_device()))
-    device, report = devices.report(device, session, None, lab.learner, values)
+@pytest.mark.parametrize(("form", "dtype"), [("f32", "float32"), ("f64", "float64")])
+def test_lossless_updates_keep_nothing_back(form, dtype):
+    lab = Lab(form, dtype)
+    device, done = lab.train(lab.receive(lab.new_device()))
+    device, report = lab.report(device, done)
     assert all(not value.any() for value in device.residual.values())
-    sent = codec.decode(report.delta, lab.learner.layout, device.masks).tensors
-    for name, tensor in sent.items():
-        assert np.array_equal(tensor.values, (session.state[name] - device.base[name]).reshape(-1)[tensor.places])
+    for name, tensor in lab.sent(report).items():
+        assert np.array_equal(tensor.values, (done.session.state[name] - device.base[name]).reshape(-1)[tensor.places])
 
 
 def test_an_update_is_as_sparse_as_the_gradient_masks():
     lab = Lab()
-    device, session = lab.train(lab.receive(lab.new_device()))
-    _, report = devices.report(device, session, None, lab.learner, "f16")
-    sent = codec.decode(report.delta, lab.learner.layout, device.masks).tensors
+    device, done = lab.train(lab.receive(lab.new_device()))
+    _, report = lab.report(device, done)
+    sent = lab.sent(report)
     for name, mask in device.masks.items():
-        union = np.flatnonzero(session.updated[name])
+        union = np.flatnonzero(done.session.updated[name])
         assert np.isin(sent[name].places, union).all() and union.size < mask.sum()
 
 
 def test_a_report_says_what_it_rests_on():
     lab = Lab()
-    device, session = lab.train(lab.receive(lab.new_device()))
-    _, report = devices.report(device, session, None, lab.learner, "f16")
-    assert (report.base_version, report.samples, report.importance) == (1, 12, b"")
+    device, done = lab.train(lab.receive(lab.new_device()))
+    _, report = lab.report(device, done)
+    assert (report.base_version, report.samples, report.masks) == (1, 12, b"")
     assert report.classes.tolist() == [True, True, False, False]
-    device, session = lab.train(device, task=1)
-    assert devices.report(device, session, None, lab.learner, "f16")[1].classes.all()
+    device, done = lab.train(device, task=1)
+    assert lab.report(device, done)[1].classes.all()
 
 
-@pytest.mark.parametrize(("values", "exact"), [("f16", False), ("f32", True), ("f64", True)])
-def test_importance_travels_in_eight_bits_unless_updates_are_lossless(values, exact):
-    lab = Lab()
-    device, session = lab.train(lab.receive(lab.new_device()))
-    importance, _ = lab.learner.importance(session.state, device.masks, lab.stream.task(0), session.memory, 0)
-    _, report = devices.report(device, session, importance, lab.learner, values)
-    arrived = codec.decode(report.importance, lab.learner.layout, device.masks)
+@pytest.mark.parametrize(("form", "step", "at_most"), [("f64", 0, 8.5), ("f32", 2**-24, 4.5), ("u8", 0.5 / 255, 1.2), ("u4", 1 / 15, 0.7)])
+def test_importance_of_every_active_weight_travels_in_the_form_that_is_asked_for(form, step, at_most):
+    """u8: half a step of 255, scale rounded up by at most 1/128. u4, a square law: (c + 1/2)^2 - c^2 of 15^2 is below 1/15."""
+    lab = Lab(importance=form)
+    device, done = lab.train(lab.receive(lab.new_device()), importance=True)
+    importance, _ = lab.learner.importance(done.session.state, device.masks, lab.stream.task(0), done.session.memory, 0)
+    assert all(np.array_equal(done.importance[name], own) for name, own in importance.items())
+    _, report = lab.report(device, done)
+    arrived = codec.decode(report.masks, lab.learner.layout, device.masks)
     assert arrived.kind == "importance" and arrived.tensors.keys() == device.masks.keys()
     for name, tensor in arrived.tensors.items():
         true = importance[name].reshape(-1)[tensor.places]
         assert np.array_equal(tensor.places, np.flatnonzero(device.masks[name]))
-        assert np.array_equal(tensor.values, true) if exact else np.abs(tensor.values - true).max() <= true.max() / 255
-    per_weight = (len(report.importance) - codec.HEADER.size) / sum(mask.sum() for mask in device.masks.values())
-    assert 8 <= per_weight < 9 if exact else 1 <= per_weight < 1.3
+        assert np.abs(tensor.values - true).max() <= step * true.max() * 129 / 128
+    assert len(report.masks) / sum(mask.sum() for mask in device.masks.values()) <= at_most
+
+
+def test_a_vote_names_the_places_that_the_device_would_drop_itself():
+    lab = Lab(importance="votes")
+    device, done = lab.train(lab.receive(lab.new_device()), importance=True)
+    _, report = lab.report(device, done)
+    arrived = codec.decode(report.masks, lab.learner.layout, device.masks)
+    args = (lab.method.tdm, lab.method.sparsity)
+    own = tdm.plan_update("adapt", device.masks, done.session.state, done.importance, *args, 1).dropped
+    assert arrived.kind == "votes" and arrived.tensors.keys() == device.masks.keys() == own.keys()
+    for name, tensor in arrived.tensors.items():
+        assert np.array_equal(tensor.places, own[name]) and tensor.places.size == 26  # (0.6 - 0.5) of 256, to the nearest
+    assert len(report.masks) < 60  # 26 of 128 places: 92 bits of entropy and a header
+
+
+# -- masks of its own
+
+
+def test_a_device_adapts_its_own_mask_by_its_own_clock():
+    """Ten epochs in ten rounds: the mask rests in the first and the last, and changes in all others; a second task starts with growth.
+    The device itself keeps the model that it was sent: mask and weights of the round are told to the server, and come back from it."""
+    lab = Lab(mask="local")
+    device = lab.receive(lab.new_device())
+    shared, done, what = device.masks, None, []
+    for server_round in range(1, 12):
+        device, done = lab.train(device, task=int(server_round > 10), server_round=server_round)
+        what.append(done.update.what if done.update else "rest")
+        assert_same_arrays(device.masks, shared)
+        for name, mask in done.masks.items():
+            assert not done.session.state[name][~mask].any()
+            assert mask.sum() == shared[name].sum() + (26 if what[-1] == "grow" else 0)
+        if done.update:
+            assert done.update.device == 0 and done.update.number == server_round
+            redone = tdm.update_masks(shared, [], done.update, lab.method.tdm, lab.method.sparsity, SEED)
+            assert_same_arrays(done.masks, redone)
+    assert what == ["rest", *["adapt"] * 8, "rest", "grow"]
+
+
+def test_what_a_device_drops_by_itself_is_not_sent_and_takes_its_residual_along():
+    """Also where growth brings the place back in the same round: it restarts at 0, with nothing left over from before."""
+    lab = Lab(mask="local", importance="f64")
+    device, _ = lab.train(lab.receive(lab.new_device()))
+    device = replace(device, residual={key: np.ones_like(value) * lab_mask(lab, key) for key, value in device.residual.items()})
+    before = {name: value.copy() for name, value in device.residual.items()}
+    old = device
+    device, done = lab.train(device, server_round=2)
+    assert_same_arrays(old.residual, before)  # the old state must survive a round that fails later
+    back = dropped = 0
+    for name, places in done.update.dropped.items():
+        assert not device.residual[name].reshape(-1)[places].any()
+        dropped += places.size
+        back += np.count_nonzero(done.masks[name].reshape(-1)[places])
+    assert dropped == 26 and back > 0
+    device, report = lab.report(device, done, 2)
+    own = {name: tensor.places for name, tensor in codec.decode(report.delta, lab.learner.layout, done.masks).tensors.items()}
+    for name, mask in done.masks.items():
+        assert mask.reshape(-1)[own[name]].all() and not device.residual[name][~mask].any()
+    told = codec.decode(report.masks, lab.learner.layout, device.masks)
+    assert told.kind == "adapt"
+    assert_same_arrays({name: tensor.places for name, tensor in told.tensors.items()}, done.update.dropped)
 
 
 def test_a_new_task_restarts_data_removal_and_keeps_the_buffer():
@@ -345,4 +423,4 @@ def test_a_new_task_restarts_data_removal_and_keeps_the_buffer():
 def test_the_buffer_is_sized_by_the_whole_stream():
     lab = Lab()
     method = replace(lab.method, learner=replace(lab.method.learner, buffer_size=0, buffer_share=0.1))
-    assert devices.new_device(method, lab.learner, lab.stream).memory.buffer.capacity == 3  # a tenth of 24, rounded up
+    assert new_device(method, lab.learner, lab.stream).memory.buffer.capacity == 3  # a tenth of 24, rounded up

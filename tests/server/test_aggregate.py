@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import RecordingGrid, play, tiny_world
 
-from client import device as devices
+from client.device import train
+from client.state import new_device
 from server.aggregate import AggregationConfig, Update, mean_importance, mean_update, voted
 from simulations.build import make_strategy
 from sparcl_core.codec import Layout, SparseTensor
@@ -335,15 +336,16 @@ def test_one_dense_round_is_fedavg_end_to_end():
     """
     world = tiny_world(
         "stream.devices=2", "stream.tasks=1", "sparsity=0", "model.dtype=float64", "federation.rounds_per_task=1",
-        "wire.up_values=f64", "wire.down_values=f64", "aggregation.row_voting=false",
+        "wire.up=f64", "wire.down=f64", "aggregation.row_voting=false",
     )  # fmt: skip
     e = world.experiment
     start = make_strategy(world).weights
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     sessions = []
     for number, stream in enumerate(world.streams):
-        device = replace(devices.new_device(e.method, learner, stream), base=start)
-        sessions.append(devices.train(device, Instruction(1, 0, 1, False, ()), learner, stream, number)[1])
+        device = replace(new_device(e.method, learner, stream), base=start)
+        done = train(device, Instruction(1, 0, 1, False, ()), learner, stream, number, world.client_config)[1]
+        sessions.append(done.session)
 
     counts = [session.samples for session in sessions]
     assert counts[0] != counts[1]  # otherwise a mean without weights would pass too

@@ -6,6 +6,7 @@ import pytest
 from worlds import RecordingGrid, play, tiny_world
 
 from server.ledger import COLUMNS, Ledger
+from sparcl_core.codec import Sizes
 from sparcl_core.costs import DeviceProfile
 from sparcl_core.flops import Flops
 
@@ -17,8 +18,8 @@ def test_transfers_by_hand():
     """120 B down: 1 s latency + 120 / 10 = 13 s; 13 * 2 W + 120 * 0.25 J = 56 J. Up, at 5 B/s: 1 + 60 / 5 = 13 s, 26 + 15 = 41 J.
     The twin sends 400 B: 41 s and 182 J down, 81 s and 262 J up."""
     ledger = Ledger(PROFILE, dense_message_bytes=400)
-    ledger.downloaded(1, 0, 7, num_bytes=120, message_bytes=150)
-    ledger.uploaded(1, 0, 7, num_bytes=60, message_bytes=99)
+    ledger.downloaded(1, 0, 7, Sizes(values=100, header=20), message_bytes=150)
+    ledger.uploaded(1, 0, 7, Sizes(values=40, positions=20), message_bytes=99)
     down, up = ledger.rows
     assert (down.phase, down.outcome, down.down_bytes, down.up_bytes, down.message_bytes) == ("download", "ok", 120, 0, 150)
     assert (down.seconds, down.joules, down.dense_bytes, down.dense_seconds, down.dense_joules) == (13, 56, 400, 41, 182)
@@ -47,10 +48,10 @@ def test_a_dense_run_pays_the_dense_rate():
 def test_totals_by_hand():
     ledger = Ledger(PROFILE, dense_message_bytes=400)
     for device in (0, 1):
-        ledger.downloaded(1, 0, device, 120, 150)
+        ledger.downloaded(1, 0, device, Sizes(values=70, masks=30, header=20), 150)
     ledger.trained(1, 0, 0, Flops(30, 50, 40, 10, 99), Flops(500, 100), True, memory_bytes=1000)
     ledger.failed(1, 0, 1, "broke")
-    ledger.uploaded(1, 0, 0, 60, 99, reason="damaged")
+    ledger.uploaded(1, 0, 0, Sizes(unread=60), 99, reason="damaged")
     ledger.sat_out(2, 0, 1, "no data")
     totals = ledger.totals()
     assert (totals["down_bytes"], totals["up_bytes"], totals["message_bytes"]) == (240, 60, 399)

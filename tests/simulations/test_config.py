@@ -111,7 +111,11 @@ def test_files_that_are_not_there_or_no_toml(tmp_path):
 
 
 def test_a_dense_twin_differs_in_sparsity_only():
-    sparse = tiny("dgm.sparsity=0.95")
+    """And in its wire, which is fp32 both ways: what is saved is saved against that."""
+    sparse = tiny("dgm.sparsity=0.95", "federation.mask=local", "server_optimizer.name=momentum", "aggregation.rule=count-mean")
     dense = dense_twin(sparse)
     assert (dense.sparsity, dense.tdm.enabled, dense.ddr.enabled, dense.dgm.enabled) == (0, False, False, False)
-    assert replace(dense, name=sparse.name, sparsity=sparse.sparsity, tdm=sparse.tdm, ddr=sparse.ddr, dgm=sparse.dgm) == sparse
+    assert (dense.wire.up, dense.wire.down, dense.wire.up_share, dense.federation.mask) == ("f32", "f32", 1, "shared")
+    own = {key: getattr(sparse, key) for key in ("name", "sparsity", "tdm", "ddr", "dgm", "wire", "federation")}
+    assert replace(dense, **own) == sparse
+    assert replace(dense.federation, mask="local") == sparse.federation

@@ -17,8 +17,8 @@ def run_both(dtype: str, *overrides: str) -> tuple[list[Progress], list[dict]]:
     """What both sides held after every session: alone, and the device and the server of a federation."""
     values = LOSSLESS[dtype]
     world = tiny_world(
-        "stream.devices=1", f"model.dtype={dtype}", f"federation.up_values={values}", f"federation.down_values={values}",
-        "federation.row_voting=false", "learner.buffer_size=10", *overrides,
+        "stream.devices=1", f"model.dtype={dtype}", f"wire.up={values}", f"wire.down={values}", f"wire.importance={values}",
+        "aggregation.row_voting=false", "learner.buffer_size=10", *overrides,
     )  # fmt: skip
     e, grid, federated = world.experiment, RecordingGrid(world), []
 

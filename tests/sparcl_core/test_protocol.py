@@ -14,7 +14,7 @@ REPORTS = st.builds(
     samples=st.integers(0, 2**32 - 1),
     classes=st.lists(st.booleans(), min_size=1, max_size=40).map(np.array),
     delta=st.binary(max_size=30),
-    importance=st.binary(max_size=30),
+    masks=st.binary(max_size=30),
 )
 INSTRUCTIONS = st.builds(
     Instruction,
@@ -34,10 +34,10 @@ def test_an_instruction_survives_the_wire(instruction):
 
 @given(REPORTS)
 def test_a_report_survives_the_wire(report):
-    arrived = Report.from_wire(report.control, report.delta, report.importance)
+    arrived = Report.from_wire(report.control, report.delta, report.masks)
     assert np.array_equal(arrived.classes, report.classes) and arrived.classes.dtype == bool
     assert vars(arrived) | {"classes": None} == vars(report) | {"classes": None}
-    assert report.num_bytes == len(report.control + report.delta + report.importance)
+    assert report.num_bytes == len(report.control + report.delta + report.masks)
 
 
 def flips(data: bytes):

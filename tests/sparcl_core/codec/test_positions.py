@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcl_core.codec import Layout, decode, encode_places, positions
+from sparcl_core.codec import Layout, decode, encode_places, positions, tokens
 from sparcl_core.codec.parts import Coded, Raw
 
 
@@ -22,8 +22,6 @@ def numbers_of(part) -> np.ndarray:
     """What the decoder would find in a part."""
     if isinstance(part, Raw):
         return part.numbers.astype(np.uint8)
-    from sparcl_core.codec import tokens
-
     return tokens.join(part.symbols, part.extra, part.table.last)
 
 
@@ -65,7 +63,14 @@ def test_forms_by_hand():
 
 @pytest.mark.parametrize(
     ("form", "numbers", "count"),
-    [("bitmap", [1, 1, 0, 0], 1), ("bitmap", [0, 0, 0, 0], 1), ("gaps", [4], 1), ("gaps", [1, 2], 2), ("holes", [3, 0], 2), ("holes", [9], 3)],
+    [
+        ("bitmap", [1, 1, 0, 0], 1),
+        ("bitmap", [0, 0, 0, 0], 1),
+        ("gaps", [4], 1),
+        ("gaps", [1, 2], 2),
+        ("holes", [3, 0], 2),
+        ("holes", [9], 3),
+    ],
 )
 def test_numbers_that_are_no_places_are_noticed(form, numbers, count):
     assert positions.decode(form, np.array(numbers, np.uint8), count, 4) is None
@@ -92,7 +97,8 @@ def test_the_cheapest_form_is_chosen(total, share, seed):
 
 
 @pytest.mark.parametrize(
-    ("share", "form"), [(0.0, "none"), (0.001, "gaps"), (0.05, "gaps"), (0.3, "gaps"), (0.5, "bitmap"), (0.7, "holes"), (0.95, "holes"), (1.0, "all")]
+    ("share", "form"),
+    [(0.0, "none"), (0.001, "gaps"), (0.05, "gaps"), (0.3, "gaps"), (0.5, "bitmap"), (0.7, "holes"), (0.95, "holes"), (1.0, "all")],
 )
 def test_which_form_it_is(share, form):
     total = 100_000
