@@ -181,7 +181,7 @@ def plan_update(
 
 
 def plan_by_votes(masks: Masks, state: State, votes: dict[str, np.ndarray], config: TDMConfig, sparsity: float, number: int) -> MaskUpdate:
-    """Decide an `adapt` from votes: the places with the largest share of votes go; of equal shares the smaller |w|.
+    """Decide an `adapt` from votes: the places with the largest share of votes go; of equal shares the smaller |w|, then the higher index.
 
     Args:
         votes: share of the voters (weighted) that would drop a place, per tensor; each voter names as many places as will go.
@@ -189,7 +189,8 @@ def plan_by_votes(masks: Masks, state: State, votes: dict[str, np.ndarray], conf
     scores = {}
     for name in masks:
         rank = np.empty(masks[name].size)
-        rank[np.lexsort((np.abs(state[name]).reshape(-1), -votes[name].reshape(-1)))] = np.arange(rank.size)
+        index = np.arange(rank.size)
+        rank[np.lexsort((-index, np.abs(state[name]).reshape(-1), -votes[name].reshape(-1)))] = index
         scores[name] = rank.reshape(masks[name].shape)
     return MaskUpdate(number, "adapt", _lowest(masks, scores, config, sparsity))
 

@@ -29,12 +29,12 @@ class WireConfig:
             or `votes`, the places that they would drop.
     """
 
-    up: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int4"
+    up: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int6"
     down: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int8"
-    rounding: Literal["nearest", "stochastic"] = "stochastic"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
     block: int = 0
     up_share: float = 1.0
-    importance: Literal["f64", "f32", "u8", "u4", "votes"] = "u4"
+    importance: Literal["f64", "f32", "u8", "u4", "votes"] = "votes"
 
     def __post_init__(self):
         forms = {"up": WEIGHT_FORMS, "down": WEIGHT_FORMS, "importance": IMPORTANCE_FORMS, "rounding": ("nearest", "stochastic")}
