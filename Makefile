@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: $(READY)
 	$(VENV)/bin/sparcl run
@@ -13,6 +13,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
+
+bench: $(READY)
+	$(VENV)/bin/python -m benchmarks.codec
 
 lint: $(READY)
 	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e ".[lint]"

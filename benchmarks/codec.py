@@ -1,6 +1,6 @@
 """What the wire codec costs: bytes against the information content of the positions, and time of a large update.
 
-    python -m benchmarks.codec
+Run it as `python -m benchmarks.codec`.
 """
 
 import math

@@ -29,9 +29,7 @@ def receive(device: DeviceState, payloads: Iterable[bytes], whole: Layout, confi
         raise CodecError("the device holds no model and the instruction brings none")
     if held.awaits_growth:
         raise CodecError("a mask update drops weights and adds none: its second half is missing")
-    return replace(
-        device, base=held.base, residual=held.residual, masks=held.masks, version=held.version, mask_version=held.mask_version
-    )
+    return replace(device, base=held.base, residual=held.residual, masks=held.masks, version=held.version, mask_version=held.mask_version)
 
 
 class _Held:

@@ -137,7 +137,7 @@ def _train_one(experiment: Experiment, baseline: bool, out: Path) -> None:
 
 @app.command()
 def reproduce(
-    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A table of the README: split-digits.")] = "split-digits",
+    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A published table: split-digits, masks or wire.")] = "split-digits",
     processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one per core.")] = 0,
     out: OutOption = Path("runs"),
     debug: DebugOption = False,

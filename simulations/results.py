@@ -2,7 +2,7 @@
 
     config.toml          the resolved experiment; `sparcl run RUN/config.toml` repeats the run
     environment.json     versions, machine, engine, seconds
-    rounds.parquet       one row per round: devices, samples, accuracy so far
+    rounds.parquet       one row per round: devices, samples, accuracy so far, how far the devices' masks lie apart
     accuracy.parquet     one row per (scenario, after task, task)
     ledger.parquet       one row per device, round and phase
     wall.parquet         measured seconds per device and round; with environment.json the only file that differs when repeated
@@ -80,6 +80,7 @@ def summarise(result: Result, baseline: Result | None = None) -> dict:
         "totals": totals,
         "savings": savings(totals),
         "peak_device_memory_bytes": max((row.memory_bytes for row in rows), default=0),
+        "masks": mask_figures(result),
         "rows_by_outcome": {outcome: sum(row.outcome == outcome for row in rows) for outcome in outcomes},
         "dense_accuracy": accuracy_figures(baseline) if baseline else None,
         "dense_run_totals": baseline.strategy.ledger.totals() if baseline else None,
@@ -111,6 +112,15 @@ def summarise_solo(result: SoloResult, baseline: SoloResult | None = None) -> di
         "savings": savings(totals),
         "dense_accuracy": accuracy_figures(baseline) if baseline else None,
     }
+
+
+def mask_figures(result: Result) -> dict | None:
+    """How far the devices' masks lay apart: the largest union density and the mean distance over the rounds; None if dense."""
+    found = [record.diversity for record in result.rounds if record.diversity]
+    if not found:
+        return None
+    distances = [one.distance for one in found]
+    return {"largest_union_density": max(one.union_density for one in found), "mean_distance": float(np.mean(distances))}
 
 
 def accuracy_figures(result: Result | SoloResult) -> dict:

@@ -230,4 +230,3 @@ def _floats(upper: np.ndarray) -> np.ndarray:
 
 _NO_SCALE = np.empty(0, dtype=np.uint16)
 _F16_END = 32760.0 * 2.0**113  # from here on 11 bits round up to 2^128, which is no float32
-

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from worlds import RecordingGrid, play, tiny_world
 
-from server.ledger import COLUMNS, Ledger
+from server.ledger import COLUMNS, KINDS, Ledger
 from sparcl_core.codec import Sizes
 from sparcl_core.costs import DeviceProfile
 from sparcl_core.flops import Flops
@@ -61,6 +61,34 @@ def test_totals_by_hand():
     assert "memory_bytes" not in totals  # a peak, not a sum
     assert Counter(row.outcome for row in ledger.rows) == {"ok": 3, "failed": 1, "rejected": 1, "sat-out": 1}
     assert [row.reason for row in ledger.rows if row.reason] == ["broke", "damaged", "no data"]
+
+
+def test_what_bytes_are_for_is_kept_beside_them():
+    ledger = Ledger(PROFILE, dense_message_bytes=400)
+    ledger.downloaded(1, 0, 0, Sizes(values=1, positions=2, rest=4, masks=8, header=16), 99)
+    ledger.uploaded(1, 0, 0, Sizes(values=10, header=5), 99)
+    ledger.uploaded(1, 0, 1, Sizes(unread=7), 99, reason="damaged")
+    down, up, rejected = ledger.rows
+    assert [getattr(down, f"{kind}_bytes") for kind in KINDS] == [1, 2, 4, 8, 16, 0] and down.down_bytes == 31
+    assert (up.values_bytes, up.header_bytes, up.up_bytes) == (10, 5, 15) and (rejected.unread_bytes, rejected.up_bytes) == (7, 7)
+    totals = ledger.totals()
+    assert [totals[f"down_{kind}_bytes"] for kind in KINDS] == [1, 2, 4, 8, 16, 0]
+    assert [totals[f"up_{kind}_bytes"] for kind in KINDS] == [10, 0, 0, 0, 5, 7]
+
+
+def test_recomputed_statistics_by_hand():
+    """130 FLOP at the dense rate of 50/s, since no gradient is involved: 2.6 s, 10.4 J. The twin has no such phase and no such message."""
+    ledger = Ledger(PROFILE, dense_message_bytes=400)
+    ledger.downloaded(4, 0, 0, Sizes(rest=120), 150, has_twin=False)
+    ledger.calibrated(4, 0, 0, Flops(statistics=130), is_sparse=True)
+    ledger.uploaded(4, 0, 0, Sizes(rest=60), 99, has_twin=False)
+    down, run, up = ledger.rows
+    assert (run.phase, run.outcome, run.statistics_flops) == ("calibrate", "ok", 130)
+    assert (run.seconds, run.joules) == (pytest.approx(2.6), pytest.approx(10.4))
+    assert (down.seconds, down.joules, up.seconds, up.joules) == (13, 56, 13, 41)
+    assert all(row.dense_bytes == row.dense_flops == row.dense_seconds == row.dense_joules == 0 for row in ledger.rows)
+    assert ledger.totals()["flops"] == 130 and ledger.totals()["dense_down_bytes"] == 0
+    assert ledger.columns()["phase"] == ["download", "upload", "calibrate"]
 
 
 # -- of a whole run
@@ -124,6 +152,47 @@ def test_totals_are_sums_of_rows(skewed_run):
     assert totals["dense_down_bytes"] + totals["dense_up_bytes"] == totals["dense_bytes"]
     messages = sum(phase in ("download", "upload") for phase in columns["phase"])
     assert totals["dense_bytes"] == messages * ledger.dense_message_bytes
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("wire.importance=votes", "wire.up_share=0.3", "wire.block=32"),
+        ("federation.mask=local",),
+        ("stream.devices=5", "federation.cohort_size=2"),
+        ("stream.devices=5", "federation.cohort_size=2", "federation.mask=local"),
+        ("sparsity=0", "wire.up=f32", "wire.down=f32"),
+    ],
+    ids=["shared", "votes", "local", "stale", "stale-local", "dense"],
+)
+def test_every_byte_is_for_something(overrides):
+    """Kinds add up on every row and in the totals; what a rejected reply brought (device 1, round 2) is unread."""
+
+    def tamper(server_round, replies):
+        if server_round == 2:
+            wire = replies[1].content["report"]
+            wire["delta"] = wire["delta"][:-5]
+        return replies
+
+    world = tiny_world(*overrides)
+    ledger = play(world, RecordingGrid(world, tamper)).ledger
+    rejected = [row for row in ledger.rows if row.outcome == "rejected"]
+    assert [row.round for row in rejected] == [2]
+    for row in ledger.rows:
+        kinds = {kind: getattr(row, f"{kind}_bytes") for kind in KINDS}
+        assert min(kinds.values()) >= 0
+        assert sum(kinds.values()) == row.down_bytes + row.up_bytes
+        assert (kinds["unread"] > 0) == (row.outcome == "rejected") == (kinds["unread"] == row.up_bytes > 0)
+        if row.phase in ("download", "upload") and row.outcome == "ok":
+            assert kinds["header"] > 0
+    totals = ledger.totals()
+    for direction in ("up", "down"):
+        assert sum(totals[f"{direction}_{kind}_bytes"] for kind in KINDS) == totals[f"{direction}_bytes"]
+        assert (totals[f"{direction}_masks_bytes"] > 0) == ("sparsity=0" not in overrides)
+        assert (totals[f"{direction}_values_bytes"] > 0) == ("sparsity=0" not in overrides)
+    for kind in KINDS:
+        assert totals[f"{kind}_bytes"] == totals[f"up_{kind}_bytes"] + totals[f"down_{kind}_bytes"]
 
 
 def test_the_same_run_twice_has_the_same_rows(skewed_run):

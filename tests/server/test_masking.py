@@ -118,8 +118,9 @@ def test_what_is_dropped_follows_from_what_devices_sent(form):
                     mean[own.places] += told[device].samples / total * values
                 sizes = np.abs(strategy.weights[name]).reshape(-1).astype(np.float64)
                 gone = int(mask.sum()) - num_active(mask.size, 0.95)
-                order = (lambda j, m=mean, s=sizes: (-m[j], s[j], -j)) if form == "votes" else (lambda j, m=mean, s=sizes: (m[j] + s[j], -j))
-                dropped[name] = np.array(sorted(sorted(np.flatnonzero(mask), key=order)[:gone]))
+                # of equals the lower index stays
+                keys = {j: (-mean[j], sizes[j], -j) if form == "votes" else (mean[j] + sizes[j], -j) for j in np.flatnonzero(mask)}
+                dropped[name] = np.array(sorted(sorted(keys, key=keys.__getitem__)[:gone]))
             expected = {"masks": copied(masks), "dropped": dropped}
 
     strategy = play(world, grid, observe)

@@ -75,12 +75,49 @@ def test_overrides_apply_in_order_and_are_toml():
         ("stream.alpha=0.0", "stream: alpha is 0.0: the concentration"),
         ("learner.lr=0.0", "learner: lr is 0.0: the learning rate must be above 0"),
         ("model.width=12", "model: width is 12: the cnn normalises over 8 groups"),
+        ("federation.up_values=f32", "unknown config key 'federation.up_values'; "),
+        ("federation.mask=own", "federation.mask is 'own': input should be 'shared' or 'local'"),
+        ("federation.batchnorm=none", "federation.batchnorm is 'none': input should be 'global', 'local' or 'recompute'"),
+        ("wire.up=u8", "wire.up is 'u8': input should be 'f64', "),
+        ("wire.importance=int4", "wire.importance is 'int4': input should be 'f64', "),
+        ("wire.rounding=down", "wire.rounding is 'down': input should be 'nearest' or 'stochastic'"),
+        ("wire.block=-1", "wire: block is -1: places per scale"),
+        ("wire.up_share=0", "wire: up_share is 0.0: a share in (0, 1]"),
+        ("aggregation.rule=median", "aggregation.rule is 'median': input should be 'masked-mean'"),
+        ("aggregation.unheld=drop", "aggregation.unheld is 'drop': input should be 'keep' or 'zero'"),
+        ("aggregation.min_votes=0", "aggregation: aggregation.min_votes is 0: at least 1"),
+        ("aggregation.shrinkage=-1", "aggregation: aggregation.shrinkage is -1.0: finite and not negative"),
+        ("server_optimizer.name=yogi", "server_optimizer.name is 'yogi': input should be 'sgd', 'momentum' or 'adam'"),
+        ("server_optimizer.lr=0", "server_optimizer: server optimizer lr is 0.0: finite and above 0"),
+        ("server_optimizer.beta2=1", "server_optimizer: server optimizer beta2 is 1.0: a share in [0, 1)"),
+        ("server_optimizer.tau=0", "server_optimizer: server optimizer tau is 0.0: finite and above 0"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(override, message):
     with pytest.raises(ConfigError) as caught:
         tiny(override)
     assert str(caught.value).startswith(message)
+
+
+NEW_SETTINGS = {
+    "wire.up": "f16", "wire.down": "bf16", "wire.rounding": "nearest", "wire.block": 64, "wire.up_share": 0.25, "wire.importance": "votes",
+    "aggregation.rule": "count-mean", "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
+    "aggregation.row_voting": False, "server_optimizer.name": "adam", "server_optimizer.lr": 1.0, "server_optimizer.momentum": 0.5,
+    "server_optimizer.beta1": 0.8, "server_optimizer.beta2": 0.9, "server_optimizer.tau": 0.01, "federation.mask": "local",
+    "federation.batchnorm": "recompute",
+}  # fmt: skip
+
+
+def test_every_setting_of_wire_aggregation_and_server_is_reachable():
+    """All at once, `adam` with a learning rate of 1 among them: unwise, but it is the user's choice."""
+    spelled = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in NEW_SETTINGS.items()]
+    experiment = tiny(*spelled)
+    for key, value in NEW_SETTINGS.items():
+        section, name = key.split(".")
+        assert getattr(getattr(experiment, section), name) == value, key
+    for section in ("wire", "aggregation", "server_optimizer"):
+        assert {key.split(".")[1] for key in NEW_SETTINGS if key.startswith(f"{section}.")} == vars(getattr(experiment, section)).keys()
+    assert from_tree(tomllib.loads(tomli_w.dumps(to_tree(experiment)))) == experiment
 
 
 def test_several_mistakes_are_told_at_once():

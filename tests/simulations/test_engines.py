@@ -66,6 +66,21 @@ def test_the_result_does_not_depend_on_the_engine(world, on_inline, two_cores, w
     assert (result.workers, result.engine) == (workers, "ray")
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [("federation.mask=local", "server_optimizer.name=momentum"), ("wire.importance=votes", "wire.up_share=0.3")],
+    ids=["local", "votes"],
+)
+def test_nor_does_it_with_masks_of_devices_or_votes(overrides, two_cores):
+    """One task: the default wire rounds at random, and so must every engine, by address."""
+    world = tiny_world("stream.tasks=1", *overrides)
+    inline, result = run_world(world, "inline"), run_world(world, "ray", 2)
+    assert_same_arrays(result.strategy.weights, inline.strategy.weights)
+    assert_same_arrays(result.strategy.masks, inline.strategy.masks)
+    assert result.strategy.ledger.rows == inline.strategy.ledger.rows
+    assert [record.diversity for record in result.rounds] == [record.diversity for record in inline.rounds]
+
+
 def mortal_app(lives: str, config, x, y, samples, classes) -> ClientApp:
     """The SparCL app in a process that dies under device 1 as long as the file `lives` says so."""
 

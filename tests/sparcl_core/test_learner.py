@@ -26,8 +26,8 @@ from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.flops import Flops, dense_forward, layer_shapes, per_sample
 from sparcl_core.learner import TaskData
-from sparcl_core.method import LearnerConfig
 from sparcl_core.masks import count_active
+from sparcl_core.method import LearnerConfig
 from sparcl_core.models import build_model, load_state_
 from sparcl_core.tdm import TDMConfig
 
