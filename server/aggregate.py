@@ -57,13 +57,13 @@ class AggregationConfig:
 
     def __post_init__(self):
         if self.rule not in RULES:
-            raise ValueError(f"aggregation.rule is {self.rule!r}: choose one of {', '.join(RULES)}")
+            raise ValueError(f"rule is {self.rule!r}: choose one of {', '.join(RULES)}")
         if self.unheld not in ("keep", "zero"):
-            raise ValueError(f"aggregation.unheld is {self.unheld!r}: keep the server's value or zero it; choose keep or zero")
+            raise ValueError(f"unheld is {self.unheld!r}: keep the server's value or zero it; choose keep or zero")
         if self.min_votes < 1:
-            raise ValueError(f"aggregation.min_votes is {self.min_votes}: at least 1; 1 moves whatever a single device holds")
+            raise ValueError(f"min_votes is {self.min_votes}: at least 1; 1 moves whatever a single device holds")
         if not 0 <= self.shrinkage < math.inf:
-            raise ValueError(f"aggregation.shrinkage is {self.shrinkage}: finite and not negative; 0 switches it off")
+            raise ValueError(f"shrinkage is {self.shrinkage}: finite and not negative; 0 switches it off")
 
 
 @dataclass(frozen=True)

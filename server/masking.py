@@ -115,6 +115,8 @@ class LocalMasks:
         if payload.kind not in ("grow", "adapt") or payload.tensors.keys() != broadcast.masks.keys():
             raise CodecError(f"a mask update must cover the masked tensors; this is {payload.kind!r}")
         dropped = {name: tensor.places for name, tensor in payload.tensors.items()}
+        if payload.kind == "grow" and any(places.size for places in dropped.values()):
+            raise CodecError("a mask update that only grows drops weights: damaged")
         update = tdm.MaskUpdate(server_round, payload.kind, dropped, device)
         try:
             return tdm.update_masks(broadcast.masks, [], update, self.method.tdm, self.method.sparsity, self.seed)
@@ -122,7 +124,11 @@ class LocalMasks:
             raise CodecError(f"a mask update that cannot be redone: {error}") from error
 
     def after_round(self, updates: list[Update], reports: list[tuple[int, dict]], weights: State, broadcast: Broadcast) -> None:
-        """Keep the largest weights of the union, as many per layer as the sparsity allows; the others become 0, in place."""
+        """Keep the largest weights of the union, as many per layer as the sparsity allows; the others become 0, in place.
+
+        The server's own mask is part of the union: a weight that every device dropped stays in the running with its old value,
+        unless `aggregation.unheld` has set it to 0.
+        """
         own = [update.masks for update in updates if update.masks is not None]
         if not own:
             return

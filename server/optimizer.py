@@ -45,15 +45,15 @@ class ServerOptimizerConfig:
 
     def __post_init__(self):
         if self.name not in NAMES:
-            raise ValueError(f"server optimizer name is {self.name!r}: choose one of {', '.join(NAMES)}")
+            raise ValueError(f"name is {self.name!r}: choose one of {', '.join(NAMES)}")
         for key in ("lr", "tau"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(
-                    f"server optimizer {key} is {getattr(self, key)}: finite and above 0; the default is {getattr(type(self), key)}"
+                    f"{key} is {getattr(self, key)}: finite and above 0; the default is {getattr(type(self), key)}"
                 )
         for key in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"server optimizer {key} is {getattr(self, key)}: a share in [0, 1); 0 keeps nothing of the past")
+                raise ValueError(f"{key} is {getattr(self, key)}: a share in [0, 1); 0 keeps nothing of the past")
 
 
 class ServerOptimizer:

@@ -21,7 +21,7 @@ from sparcl_core.tdm import TDMConfig
 SEED = 7
 EPOCHS = 10  # K: DDR then has four stages, before epochs 1, 2, 3 and 4
 INPUTS = InputSpec((1, 4, 4), 4, mean=(128.0,), std=(64.0,))
-MODELS = {"mlp": ModelConfig("mlp", width=16), "cnn": ModelConfig("cnn", width=8, hidden=12), "resnet18": ModelConfig("resnet18", width=4)}
+MODELS = {"mlp": ModelConfig("mlp", width=16), "cnn": ModelConfig("cnn", width=8, hidden=12), "resnet18": ModelConfig("resnet18", width=8)}
 
 
 def tiny_method(model: str = "cnn", sparsity: float = 0.75, dtype: str = "float32", **learner) -> MethodConfig:

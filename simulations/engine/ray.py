@@ -42,6 +42,7 @@ def start_ray(workers: int) -> None:
     if ray.is_initialized():
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too short on a machine that is busy
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         # Ray puts the current folder first on its workers' path: a `client` or `server` folder there would stand in for ours

@@ -59,7 +59,7 @@ def left_behind(out: Path) -> list[Path]:
         ("model.sparse=['conv7.weight']", ("'conv7.weight'", "matches no weight of cnn", "conv2.weight")),
         ("wire.up=u8", ("wire.up is 'u8'", "'f64'", "'int4'")),
         ("wire.up_share=0", ("up_share is 0.0", "(0, 1]", "1 sends whatever changed")),
-        ("aggregation.min_votes=0", ("aggregation.min_votes is 0", "at least 1")),
+        ("aggregation.min_votes=0", ("aggregation: min_votes is 0", "at least 1")),
         ("server_optimizer.lr=0", ("lr is 0.0", "above 0", "the default is 1.0")),
         ("federation.mask=own", ("federation.mask is 'own'", "'shared' or 'local'")),
         ("profile=toaster", ("profile 'toaster' is not here", "raspberry-pi-4")),

@@ -85,12 +85,12 @@ def test_overrides_apply_in_order_and_are_toml():
         ("wire.up_share=0", "wire: up_share is 0.0: a share in (0, 1]"),
         ("aggregation.rule=median", "aggregation.rule is 'median': input should be 'masked-mean'"),
         ("aggregation.unheld=drop", "aggregation.unheld is 'drop': input should be 'keep' or 'zero'"),
-        ("aggregation.min_votes=0", "aggregation: aggregation.min_votes is 0: at least 1"),
-        ("aggregation.shrinkage=-1", "aggregation: aggregation.shrinkage is -1.0: finite and not negative"),
+        ("aggregation.min_votes=0", "aggregation: min_votes is 0: at least 1"),
+        ("aggregation.shrinkage=-1", "aggregation: shrinkage is -1.0: finite and not negative"),
         ("server_optimizer.name=yogi", "server_optimizer.name is 'yogi': input should be 'sgd', 'momentum' or 'adam'"),
-        ("server_optimizer.lr=0", "server_optimizer: server optimizer lr is 0.0: finite and above 0"),
-        ("server_optimizer.beta2=1", "server_optimizer: server optimizer beta2 is 1.0: a share in [0, 1)"),
-        ("server_optimizer.tau=0", "server_optimizer: server optimizer tau is 0.0: finite and above 0"),
+        ("server_optimizer.lr=0", "server_optimizer: lr is 0.0: finite and above 0"),
+        ("server_optimizer.beta2=1", "server_optimizer: beta2 is 1.0: a share in [0, 1)"),
+        ("server_optimizer.tau=0", "server_optimizer: tau is 0.0: finite and above 0"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(override, message):
