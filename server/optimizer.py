@@ -48,9 +48,7 @@ class ServerOptimizerConfig:
             raise ValueError(f"name is {self.name!r}: choose one of {', '.join(NAMES)}")
         for key in ("lr", "tau"):
             if not 0 < getattr(self, key) < math.inf:
-                raise ValueError(
-                    f"{key} is {getattr(self, key)}: finite and above 0; the default is {getattr(type(self), key)}"
-                )
+                raise ValueError(f"{key} is {getattr(self, key)}: finite and above 0; the default is {getattr(type(self), key)}")
         for key in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: a share in [0, 1); 0 keeps nothing of the past")

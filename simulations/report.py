@@ -83,5 +83,6 @@ def _bytes_by_kind(panel, ledger: dict, numbers: np.ndarray, phase: str, title: 
     cut = largest > 1.6 * usual > 0
     panel.set_ylim(0, 1.35 * (usual if cut else largest) or 1)
     if cut:
-        panel.annotate(f"up to {largest:,.0f}", (numbers[1 + int(below[1:].argmax())] + 1, 1.3 * usual), fontsize=7, color="#555555", va="top")
+        where = (numbers[1 + int(below[1:].argmax())] + 1, 1.3 * usual)
+        panel.annotate(f"up to {largest:,.0f}", where, fontsize=7, color="#555555", va="top")
     panel.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")

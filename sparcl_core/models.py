@@ -55,6 +55,8 @@ class ModelConfig:
             raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
         if self.name == "cnn" and self.width % 8:
             raise ValueError(f"width is {self.width}: the cnn normalises over 8 groups, so take a multiple of 8")
+        if self.name == "resnet18" and self.width < 8:  # seen with torch 2.15, widths 2 to 6, images of 8x8 and 16x16: the process aborts
+            raise ValueError(f"width is {self.width}: torch's backward pass of so narrow a resnet18 damages memory; take 8 or more")
 
 
 class MLP(nn.Module):

@@ -141,7 +141,7 @@ def test_layers_come_in_the_order_of_the_forward_pass_not_of_their_making():
 
 
 def test_measuring_shapes_leaves_the_model_as_it_was():
-    model = build_model(ModelConfig("resnet18", width=4), (3, 8, 8), 4).train()
+    model = build_model(ModelConfig("resnet18", width=8), (3, 8, 8), 4).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layer_shapes(model, (3, 8, 8))
     assert model.training

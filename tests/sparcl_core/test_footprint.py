@@ -51,7 +51,7 @@ def test_the_buffer_is_counted_with_inputs_labels_and_logits(cnn):
 
 
 def test_running_statistics_are_part_of_the_weights():
-    model = build_model(ModelConfig("resnet18", width=4), SHAPE, CLASSES)
+    model = build_model(ModelConfig("resnet18", width=8), SHAPE, CLASSES)
     parameters = sum(p.numel() for p in model.parameters())
     channels = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert of(model, {}, {}).weights == 4 * parameters + channels * 8 + 20 * 8  # mean and variance; 20 integer counters
@@ -93,7 +93,7 @@ def test_float64_activations_take_twice_the_bytes_but_for_the_indices(cnn):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_activations_leaves_the_model_as_it_was(training):
-    model = build_model(ModelConfig("resnet18", width=4), SHAPE, CLASSES).train(training)
+    model = build_model(ModelConfig("resnet18", width=8), SHAPE, CLASSES).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert activation_bytes(model, SHAPE) > 0
     assert model.training == training

@@ -74,7 +74,12 @@ def test_a_pattern_without_a_weight_is_refused(pattern):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"width": 0}, "width is 0"), ({"hidden": 0}, "hidden 0"), ({"name": "cnn", "width": 12}, "width is 12.*8 groups.*multiple of 8")],
+    [
+        ({"width": 0}, "width is 0"),
+        ({"hidden": 0}, "hidden 0"),
+        ({"name": "cnn", "width": 12}, "width is 12.*8 groups.*multiple of 8"),
+        ({"name": "resnet18", "width": 7}, "width is 7.*take 8 or more"),
+    ],
 )
 def test_sizes_that_make_no_network_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -40,7 +40,7 @@ def numbers_for(form: str, largest: float = 2.0**100):
 
 @given(st.lists(any_float64, max_size=30))
 def test_f64_loses_nothing(numbers):
-    array = np.array([*numbers, -0.0, 5e-324, -2.0**-1060, np.finfo(float).max])
+    array = np.array([*numbers, -0.0, 5e-324, -(2.0**-1060), np.finfo(float).max])
     assert sent(array, "f64").values.tobytes() == array.tobytes()
 
 
