@@ -118,8 +118,8 @@ def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout) -> tu
     if report.samples < 1:
         raise CodecError("the statistics rest on no sample")
     payload = codec.decode(report.delta, whole, {})
-    for model, masks in ((report.base_version, payload.mask_version), (payload.model_version, payload.mask_version)):
-        _expect_version(model, masks, broadcast)
+    for model in (report.base_version, payload.model_version):
+        _expect_version(model, payload.mask_version, broadcast)
     return _complete(payload, whole), payload.sizes + Sizes(header=len(report.control), masks=len(report.masks))
 
 
