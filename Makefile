@@ -3,19 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow test-network bench bench-engine bench-scale lint clean
 
 demo: $(READY)
 	$(VENV)/bin/sparcl run
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow and not network"
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
 
+# Needs root and iproute2: two network namespaces, one of which is cut off.
+test-network: $(READY)
+	$(VENV)/bin/python -m pytest -m network
+
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks.codec
+
+bench-engine: $(READY)
+	$(VENV)/bin/python -m benchmarks.engine
+
+bench-scale: $(READY)
+	$(VENV)/bin/python -m benchmarks.scale
 
 lint: $(READY)
 	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e ".[lint]"

@@ -16,9 +16,11 @@ from flwr.clientapp import ClientApp
 
 from client import device as devices
 from client.config import ClientConfig
-from client.inbox import receive
-from client.state import DeviceState, load_state, new_device, save_state
+from client.inbox import bring
+from client.model import writable
+from client.state import DeviceState, load_own, new_device, save_state
 from client.stream import Stream
+from client.versions import Versions
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
 from sparcl_core.footprint import activation_bytes, footprint
@@ -61,11 +63,12 @@ def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream]) ->
 
 
 class _Trainer:
-    """Holds the reusable learner; made when the first message arrives, in the process that trains."""
+    """Holds what devices share: the reusable learner and the models; made when the first message arrives, in the process that trains."""
 
     def __init__(self, config: ClientConfig, stream_of: Callable[[int], Stream]):
         self.config, self.stream_of = config, stream_of
         self._learner: Learner | None = None
+        self._versions: Versions | None = None
         self._activations = 0
 
     @property
@@ -76,6 +79,12 @@ class _Trainer:
             self._activations = activation_bytes(self._learner.model, config.inputs.shape)
         return self._learner
 
+    @property
+    def versions(self) -> Versions:
+        if self._versions is None:
+            self._versions = Versions(self.learner.layout, self.config)
+        return self._versions
+
     def train(self, content: RecordDict, context: Context) -> RecordDict:
         """One round on one device; `context.state` is replaced only if all of it succeeded."""
         started = time.perf_counter()
@@ -85,13 +94,12 @@ class _Trainer:
             device, done = devices.train(device, instruction, self.learner, stream, number, config)
         with _stage(where, "report"):
             device, report = devices.report(device, done, self.learner.layout, number, config, instruction.round)
-            state = save_state(device)
-        context.state["device"] = ConfigRecord({"state": state})
+            saved = save_state(device)
+        context.state["device"] = ConfigRecord(saved)
         measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started}
         records = {"report": _report_record(report), "measures": MetricRecord(measured)}
-        if config.batchnorm == "local" and self.learner.layout.statistics:
-            own = {name: device.base[name] for name in self.learner.layout.statistics}
-            records["observed"] = ConfigRecord({"statistics": self._statistics_payload(own, device)})
+        if config.batchnorm == "local" and device.statistics:
+            records["observed"] = ConfigRecord({"statistics": self._statistics_payload(device.statistics, device)})
         return RecordDict(records)
 
     def calibrate(self, content: RecordDict, context: Context) -> RecordDict:
@@ -101,10 +109,10 @@ class _Trainer:
             data, memory = stream.task(instruction.task), device.memory
             if instruction.task != device.task:  # it failed to train on this task so far: what DDR keeps is of another one
                 memory = self.learner.begin_task(memory, len(data.y))
-            own, samples, flops = self.learner.statistics(device.base, device.masks, data, memory)
+            own, samples, flops = self.learner.statistics(writable(device.base), device.masks, data, memory)
             report = Report(device.version, samples, device.seen, self._statistics_payload(own, device), b"")
-            state = save_state(device)
-        context.state["device"] = ConfigRecord({"state": state})
+            saved = save_state(device)
+        context.state["device"] = ConfigRecord(saved)
         measures = {f"flops.{key}": value for key, value in asdict(flops).items()}
         return RecordDict({"report": _report_record(report), "measures": MetricRecord(measures)})
 
@@ -118,13 +126,18 @@ class _Trainer:
         where = f"device {number}, round {instruction.round}"
         with _stage(where, "receive"):
             stream = self.stream_of(number)
-            device = receive(self._load(context, stream), instruction.payloads, self.learner.layout, self.config)
+            device = self._brought(context, stream, instruction.payloads)
         return instruction, device, stream, where
 
-    def _load(self, context: Context, stream: Stream) -> DeviceState:
-        if "device" in context.state:
-            return load_state(context.state["device"]["state"])
-        return new_device(self.config.method, self.learner, stream)
+    def _brought(self, context: Context, stream: Stream, payloads: tuple[bytes, ...]) -> DeviceState:
+        """What `client.inbox.receive` makes of the device, the work that devices share done once."""
+        saved = context.state.get("device", {"model": b""})
+        model, surviving = self.versions.follow(saved["model"], payloads)
+        if "own" in saved:
+            device = load_own(saved["own"], None if surviving.nothing else self.versions.load(saved["model"]))
+        else:
+            device = new_device(self.config.method, self.learner, stream)
+        return bring(device, model, surviving, self.learner.layout, self.config)
 
     def _statistics_payload(self, own: State, device: DeviceState) -> bytes:
         layout, coded = self.learner.layout, {}
@@ -137,7 +150,7 @@ class _Trainer:
     def _measures(self, device: DeviceState, done: devices.Round) -> dict[str, int | float]:
         """What the simulator wants to know of the round; not part of the protocol, and not counted as bytes."""
         config, learner, session, flops = self.config.method.learner, self.learner, done.session, done.flops
-        active = count_active(done.masks)
+        active = device.model.active if done.update is None else count_active(done.masks)
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         draws = REPLAY_DRAWS[config.method]
         per_forward = config.batch_size * (1 + draws)

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from client import sparse
 from client.config import ClientConfig
+from client.model import writable
 from client.state import DeviceState
 from client.stream import Stream
 from sparcl_core import codec, tdm
 from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.flops import Flops
 from sparcl_core.learner import Learner, Session
-from sparcl_core.masks import Masks, State, apply_masks_
+from sparcl_core.masks import Masks, State
 from sparcl_core.protocol import Instruction, Report
 from sparcl_core.seeding import generator
 from sparcl_core.wire import code_update, statistics_form
@@ -52,7 +54,7 @@ def train(
     start, masks, update, flops = device.base, device.masks, None, Flops()
     if config.mask == "local":
         device, start, masks, update, flops = _adapt(device, instruction, learner, stream, number, config)
-    session = learner.train(start, masks, data, memory, instruction.epochs, number)
+    session = learner.train(writable(start), writable(masks), data, memory, instruction.epochs, number)
     flops += session.flops
     importance = None
     if instruction.report_importance:
@@ -62,8 +64,7 @@ def train(
     seen[np.unique(data.y)] = True
     device = replace(device, memory=session.memory, seen=seen)
     if config.batchnorm == "local":
-        own = {name: session.state[name] for name in learner.layout.statistics}
-        device = replace(device, base=device.base | own)
+        device = replace(device, statistics={name: session.state[name] for name in device.statistics})
     return device, Round(session, masks, update, importance, flops)
 
 
@@ -81,10 +82,10 @@ def _adapt(
     if what == "rest":
         return device, device.base, device.masks, None, Flops()
     importance, flops = {}, Flops()
+    start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
     if what == "adapt":
         data = stream.task(instruction.task)
-        importance, flops = learner.importance(device.base, device.masks, data, device.memory, number)
-    start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
+        importance, flops = learner.importance(start, device.masks, data, device.memory, number)
     planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
     update = replace(planned, device=number)
     masks = tdm.update_masks(device.masks, [start, residual], update, method.tdm, method.sparsity, config.seed)
@@ -95,19 +96,17 @@ def report(
     device: DeviceState, done: Round, whole: Layout, number: int, config: ClientConfig, server_round: int
 ) -> tuple[DeviceState, Report]:
     """The round's update as bytes, and the device with what encoding lost kept back."""
-    layout, wire = config.layout(whole), config.wire
-    residuals = {name: value.copy() for name, value in device.residual.items()}
-    apply_masks_(residuals, done.masks)
-    coded = {}
+    layout, wire, base = config.layout(whole), config.wire, device.model.base
+    coded, residuals = {}, {}
     for name in layout.shapes:
-        delta = done.session.state[name] - device.base[name]
-        if name in done.masks:
-            delta[~done.masks[name]] = 0  # a dropped weight is gone, not changed: the mask update says so
+        delta, residual = done.session.state[name] - base[name], device.residual[name]
+        if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
+            delta, residual = sparse.only(delta, done.masks[name]), sparse.only(residual, done.masks[name])
         form = statistics_form(wire.up) if name in layout.statistics else wire.up
         rng = generator(config.seed, "rounding", number, server_round, name) if wire.rounding == "stochastic" else None
-        over = codec.reference("delta", layout, name, done.masks)
+        over = device.model.references[name] if done.update is None else codec.reference("delta", layout, name, done.masks)
         share = 1.0 if name in layout.statistics else wire.up_share
-        sent = code_update(delta, residuals[name], over, form, name, rng, wire.block, share)
+        sent = code_update(delta, residual, over, form, name, rng, wire.block, share)
         coded[name], residuals[name] = sent.coded, sent.residual
     versions = (device.version, device.mask_version)
     delta = codec.encode("delta", layout, coded, *versions)
@@ -128,7 +127,7 @@ def _mask_payload(device: DeviceState, done: Round, layout: Layout, config: Clie
         return codec.encode_places("votes", layout, plan.dropped, device.masks, versions)
     scores = {}
     for name in device.masks:
-        over = codec.reference("importance", layout, name, device.masks)
+        over = device.model.references[name]
         values = done.importance[name].reshape(-1)[over.places]
         scores[name] = codec.quantise(SparseTensor(over.places, values), over, form, name)
     return codec.encode("importance", layout, scores, *versions)

@@ -1,16 +1,37 @@
-"""`receive`: the payloads of an instruction, applied to what a device holds."""
+"""The payloads of an instruction, applied: `follow` to a model, which many devices share, `bring` to what a device has of its own."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from client import sparse
 from client.config import ClientConfig
+from client.model import Model
 from client.state import DeviceState
 from sparcl_core import codec, tdm
 from sparcl_core.codec import CodecError, Layout, Payload, SparseTensor
 from sparcl_core.masks import Masks, State, apply_masks_
 from sparcl_core.models import fresh_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Surviving:
+    """What of a device's residual outlives an instruction: it depends on the payloads, not on the device.
+
+    Attributes:
+        nothing: a whole model came, and the residual starts at zero.
+        masks: else, where it stays as it is, per masked tensor: what no mask update dropped. Empty if there was no mask update.
+    """
+
+    nothing: bool
+    masks: Masks
+
+    def of(self, residual: State, model: Model) -> State:
+        """The residual of a device that was brought to `model`; the old one is not changed."""
+        if self.nothing:
+            return {name: sparse.zeros(value.shape, value.dtype) for name, value in model.base.items()}
+        return residual | {name: sparse.only(residual[name], mask) for name, mask in self.masks.items()}
 
 
 def receive(device: DeviceState, payloads: Iterable[bytes], whole: Layout, config: ClientConfig) -> DeviceState:
@@ -22,27 +43,45 @@ def receive(device: DeviceState, payloads: Iterable[bytes], whole: Layout, confi
     Raises:
         CodecError: if a payload is damaged or does not follow the version that the device holds.
     """
-    held = _Held(device, whole, config)
+    return bring(device, *follow(device.model, payloads, whole, config), whole, config)
+
+
+def bring(device: DeviceState, model: Model, surviving: Surviving, whole: Layout, config: ClientConfig) -> DeviceState:
+    """The device with the model that its own was followed by; statistics that stay on it begin as an untrained network's."""
+    layout = config.layout(whole)
+    stays = {name: shape for name, shape in whole.shapes.items() if name not in layout.shapes}
+    statistics = device.statistics or fresh_statistics(stays, np.dtype(config.method.model.dtype))
+    return replace(device, model=model, statistics=statistics, residual=surviving.of(device.residual, model))
+
+
+def begins_anew(payloads: tuple[bytes, ...]) -> bool:
+    """Do these payloads lead to the same model whatever is held? So says the first one; whether it is sound shows when it is decoded."""
+    return bool(payloads) and payloads[0][4:5] == _WHOLE
+
+
+def follow(model: Model, payloads: Iterable[bytes], whole: Layout, config: ClientConfig) -> tuple[Model, Surviving]:
+    """The model after `payloads`, and what of a residual survives them. Arguments and errors: see `receive`."""
+    held = _Held(model, whole, config)
     for raw in payloads:
         held.apply(codec.decode(raw, held.layout, held.masks))
     if not held.version:
         raise CodecError("the device holds no model and the instruction brings none")
     if held.awaits_growth:
         raise CodecError("a mask update drops weights and adds none: its second half is missing")
-    return replace(device, base=held.base, residual=held.residual, masks=held.masks, version=held.version, mask_version=held.mask_version)
+    surviving = Surviving(held.is_new, {} if held.is_new else held.surviving)
+    return Model(held.base, held.masks, held.version, held.mask_version), surviving
 
 
 class _Held:
-    """What a device holds while payloads are applied: copies."""
+    """A model while payloads are applied: copies. `surviving` stands in for every residual: it is 0 where theirs become 0."""
 
-    def __init__(self, device: DeviceState, whole: Layout, config: ClientConfig):
+    def __init__(self, model: Model, whole: Layout, config: ClientConfig):
         self.config, self.layout = config, config.layout(whole)
         self.dtype = np.dtype(config.method.model.dtype)
-        self.base: State = {name: value.copy() for name, value in device.base.items()}
-        self.residual: State = {name: value.copy() for name, value in device.residual.items()}
-        self.masks, self.version, self.mask_version = device.masks, device.version, device.mask_version
-        self.awaits_growth = False
-        self._own = {name: whole.shapes[name] for name in whole.shapes if name not in self.layout.shapes}
+        self.base: State = {name: value.copy() for name, value in model.base.items()}
+        self.masks, self.version, self.mask_version = model.masks, model.version, model.mask_version
+        self.surviving: Masks = {}
+        self.is_new = self.awaits_growth = False
 
     def apply(self, payload: Payload) -> None:
         kind = payload.kind
@@ -62,13 +101,13 @@ class _Held:
     def _replace(self, payload: Payload) -> None:
         shapes, tensors = self.layout.shapes, payload.tensors
         _expect_all(payload, shapes)
-        own = {name: self.base[name] for name in self._own if name in self.base} or fresh_statistics(self._own, self.dtype)
-        self.base = {name: _scatter(tensors[name], shape, self.dtype) for name, shape in shapes.items()} | own
-        self.residual = {name: np.zeros(shape, self.dtype) for name, shape in shapes.items()}
+        self.base = {name: _scatter(tensors[name], shape, self.dtype) for name, shape in shapes.items()}
         self.masks = {name: _support(tensors[name], shape) for name, shape in shapes.items() if name in self.layout.masked}
-        self.version, self.mask_version = payload.model_version, payload.mask_version
+        self.version, self.mask_version, self.is_new = payload.model_version, payload.mask_version, True
 
     def _add(self, payload: Payload) -> None:
+        if not self.base:
+            raise CodecError("the device holds no model that a delta could follow: it needs the whole model first")
         _expect(payload.model_version, self.version + 1, "model")
         _expect(payload.mask_version, self.mask_version, "mask")
         for name, tensor in payload.tensors.items():
@@ -80,8 +119,7 @@ class _Held:
         _expect(payload.mask_version, self.mask_version + 1, "mask")
         method = self.config.method
         update = tdm.MaskUpdate(payload.mask_version, payload.kind, _places(payload, self.masks))
-        states = [self.base, self.residual]
-        self.masks = tdm.update_masks(self.masks, states, update, method.tdm, method.sparsity, self.config.seed)
+        self.masks = tdm.update_masks(self.masks, self._dropped_from(), update, method.tdm, method.sparsity, self.config.seed)
         self.mask_version = payload.mask_version
 
     def _flip(self, payload: Payload) -> None:
@@ -93,9 +131,14 @@ class _Held:
             masks[name] = mask.copy()
             masks[name].reshape(-1)[places[name]] = not is_drop
         self.masks = masks
-        for state in (self.base, self.residual):
+        for state in self._dropped_from():
             apply_masks_(state, masks)
         self.mask_version, self.awaits_growth = payload.mask_version, is_drop
+
+    def _dropped_from(self) -> list[State]:
+        """What becomes 0 at places that a mask update drops."""
+        self.surviving = self.surviving or {name: np.ones(mask.shape, dtype=bool) for name, mask in self.masks.items()}
+        return [self.base, self.surviving]
 
 
 def _expect(got: int, wanted: int, what: str) -> None:
@@ -123,3 +166,6 @@ def _support(tensor: SparseTensor, shape: tuple[int, ...]) -> np.ndarray:
     mask = np.zeros(shape, dtype=bool)
     mask.reshape(-1)[tensor.places] = True
     return mask
+
+
+_WHOLE = bytes([codec.KINDS.index("whole")])

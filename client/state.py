@@ -1,10 +1,16 @@
-"""DeviceState: everything a device keeps between rounds, as a value that saves to and loads from bytes."""
+"""DeviceState: everything a device keeps between rounds, as a value that saves to and loads from bytes.
 
+Two byte strings: `model` is what all devices have that hold the same version, `own` what is this device's alone. Whoever keeps many
+devices keeps equal bytes once.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.numpy import load, save
 
+from client import frame, sparse
+from client.model import NO_MODEL, Model, load_model
 from client.stream import Stream
 from sparcl_core import buffer as rehearsal
 from sparcl_core import ddr
@@ -13,67 +19,94 @@ from sparcl_core.masks import Masks, State
 from sparcl_core.method import MethodConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeviceState:
-    """What a device keeps.
+    """What a device keeps. Its arrays may be read-only: whoever changes one copies it.
 
     Attributes:
-        base: the model as received, w^ of `version`, and statistics that stay on the device; empty for a device that was never reached.
-        masks: weight masks of `mask_version`.
-        residual: what encoding has lost so far, per tensor on the wire.
+        model: what it has received, shared with all devices that hold the same version.
+        statistics: running statistics that stay on the device; empty if they cross the wire.
+        residual: what encoding has lost so far, for every tensor of the model.
         memory: buffer, data removal, epochs.
         task: the task it last trained on, -1 before the first.
         seen: [C] bool, classes it has had data of.
     """
 
-    base: State
-    masks: Masks
+    model: Model
+    statistics: State
     residual: State
     memory: Memory
     seen: np.ndarray
     task: int = -1
-    version: int = 0
-    mask_version: int = 0
+
+    @property
+    def base(self) -> State:
+        """Every tensor of the network, as training starts from; empty for a device that was never reached."""
+        return self.model.base | self.statistics
+
+    @property
+    def masks(self) -> Masks:
+        return self.model.masks
+
+    @property
+    def version(self) -> int:
+        return self.model.version
+
+    @property
+    def mask_version(self) -> int:
+        return self.model.mask_version
 
 
 def new_device(method: MethodConfig, learner: Learner, stream: Stream) -> DeviceState:
     """A device that has received nothing yet; its buffer is sized by its whole stream."""
     inputs = learner.inputs
     buffer = rehearsal.empty(method.learner.buffer_capacity(sum(stream.sizes)), inputs.shape, inputs.num_classes, method.model.dtype)
-    return DeviceState({}, {}, {}, Memory(buffer, ddr.start(0)), np.zeros(inputs.num_classes, dtype=bool))
+    return DeviceState(NO_MODEL, {}, {}, Memory(buffer, ddr.start(0)), np.zeros(inputs.num_classes, dtype=bool))
 
 
-def save_state(device: DeviceState) -> bytes:
-    """The device as safetensors bytes."""
+def save_state(device: DeviceState) -> dict[str, bytes]:
+    """The device as bytes: `model`, one object for all devices of this process that share the model, and `own`."""
     memory, buffer, removal = device.memory, device.memory.buffer, device.memory.ddr
-    arrays = {
-        "scalars": np.array(
-            [device.task, device.version, device.mask_version, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
-            dtype=np.int64,
-        ),
-        "seen": device.seen,
-        "buffer.x": buffer.x,
-        "buffer.y": buffer.y,
-        "buffer.logits": buffer.logits,
+    references = device.model.references
+    packed = [sparse.pack(value, references[name].places) for name, value in device.residual.items()]
+    head = {
+        "counts": [device.task, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
+        "statistics": list(device.statistics),
+        "residual": "".join(form for form, _ in packed),
     }
-    arrays |= {f"ddr.{key}": getattr(removal, key) for key in _DDR_ARRAYS}
-    for part in ("base", "masks", "residual"):
-        arrays |= {f"{part}/{name}": value for name, value in getattr(device, part).items()}
-    return save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    arrays = [device.seen, buffer.x, buffer.y, buffer.logits, *(getattr(removal, key) for key in _DDR_ARRAYS)]
+    arrays += [*device.statistics.values(), *(array for _, arrays in packed for array in arrays)]
+    return {"model": device.model.saved, "own": frame.write(head, map(np.ascontiguousarray, arrays))}
 
 
-def load_state(data: bytes) -> DeviceState:
-    """The inverse of `save_state`."""
-    arrays = load(data)
-    task, version, mask_version, epochs, twin_offered, offered, stages = map(int, arrays["scalars"])
-    buffer = rehearsal.Buffer(arrays["buffer.x"], arrays["buffer.y"], arrays["buffer.logits"], offered)
-    removal = ddr.DDRState(*(arrays[f"ddr.{key}"].copy() for key in _DDR_ARRAYS), stages=stages)
-    parts = {
-        part: {key.removeprefix(f"{part}/"): value for key, value in arrays.items() if key.startswith(f"{part}/")}
-        for part in ("base", "masks", "residual")
-    }
-    memory = Memory(buffer, removal, epochs, twin_offered)
-    return DeviceState(**parts, memory=memory, seen=arrays["seen"], task=task, version=version, mask_version=mask_version)
+def load_state(saved: Mapping[str, bytes]) -> DeviceState:
+    """The inverse of `save_state`.
+
+    Raises:
+        ValueError: if another release saved it, see `frame.read`.
+    """
+    return load_own(saved["own"], load_model(saved["model"]))
+
+
+def load_own(own: bytes, model: Model | None) -> DeviceState:
+    """A device from the bytes that are its own, and the model that it held when they were saved.
+
+    Args:
+        model: None if it will be replaced by a whole model at once: then the device holds none, and its residual, which is stored over the
+            model's active places and would not survive, is left out.
+    """
+    head, found = frame.read(own)
+    arrays = iter(found)
+    task, epochs, twin_offered, offered, stages = head["counts"]
+    seen = next(arrays)
+    buffer = rehearsal.Buffer(next(arrays), next(arrays), next(arrays), offered)
+    removal = ddr.DDRState(*(next(arrays) for _ in _DDR_ARRAYS), stages=stages)
+    statistics = {name: next(arrays) for name in head["statistics"]}
+    residual = {}
+    if model is not None:
+        for (name, value), form in zip(model.base.items(), head["residual"], strict=True):
+            residual[name] = sparse.unpack(form, arrays, value.shape, value.dtype, model.references[name].places)
+    return DeviceState(model or NO_MODEL, statistics, residual, Memory(buffer, removal, epochs, twin_offered), seen, task)
 
 
 _DDR_ARRAYS = ("kept", "misses", "forgotten", "learned", "was_right", "passes")

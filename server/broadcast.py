@@ -6,8 +6,11 @@ in sequence, or w^ whole if that is smaller; a device never seen gets it whole. 
 forgotten.
 """
 
+from itertools import islice
+
 import numpy as np
 
+from server.snapshot import Snapshot, pack, same_model, under, unpack, within
 from sparcl_core import codec, tdm
 from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.masks import Masks, State, apply_masks_
@@ -91,6 +94,27 @@ class Broadcast:
                 tensors[name] = codec.quantise(SparseTensor(places, flat[places]), over, form, name)
             self._whole = codec.encode("whole", self.layout, tensors, self.version, self.mask_version)
         return self._whole
+
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, see `server.snapshot`. The whole model's payload is made anew when it is needed."""
+        steps = [payload for step in self._steps.values() for payload in step]
+        return {
+            "versions": np.array([self.version, self.mask_version], np.int64),
+            "steps/made": np.array([(number, len(step)) for number, step in self._steps.items()], np.int64).reshape(-1, 2),
+            **under("held", self.held),
+            **under("masks", self.masks),
+            **under("steps", pack(steps)),
+            **under("pending", pack(self._pending_mask)),
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken. Raises ValueError if it is of another model."""
+        self.held, self.masks = same_model("held", snapshot, self.held), same_model("masks", snapshot, self.masks)
+        self.version, self.mask_version = snapshot["versions"].tolist()
+        steps = iter(unpack(within("steps", snapshot)))
+        self._steps = {number: list(islice(steps, count)) for number, count in snapshot["steps/made"].tolist()}
+        self._pending_mask = unpack(within("pending", snapshot))
+        self._whole = None
 
     def _places(self, kind: str, places: dict[str, np.ndarray], number: int) -> Encoded:
         return codec.encode_places(kind, self.layout, places, self.masks, (self.version, number))

@@ -45,6 +45,18 @@ class Measures:
     wall_s: float
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a reply. missing: why there is none; problem: why it was not accepted; sizes in bytes."""
+
+    missing: str = ""
+    measures: Measures | None = None
+    accepted: Accepted | None = None
+    problem: str = ""
+    message_bytes: int = 0
+    report_bytes: int = 0
+
+
 def missing(reply: Message | None, where: str, records: tuple[str, ...] = ("report", "measures")) -> str:
     """Why there is nothing to decode; empty if there is."""
     if reply is None:
@@ -137,6 +149,11 @@ def _complete(payload: Payload, layout: Layout) -> State:
     if payload.kind != "statistics" or any(name not in found or found[name].places.size < layout.size(name) for name in layout.statistics):
         raise CodecError(f"the running statistics are not complete (kind {payload.kind!r})")
     return {name: found[name].values.astype(float).reshape(shape) for name, shape in layout.shapes.items() if name in layout.statistics}
+
+
+def report_bytes(reply: Message) -> int:
+    """Size of the report in a reply, whatever it is."""
+    return sum(len(value) for value in reply.content["report"].values() if isinstance(value, bytes))
 
 
 def message_bytes(message: Message) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from server.aggregate import Update, mean_importance
 from server.broadcast import Broadcast
+from server.snapshot import Snapshot, in_order, under, within
 from sparcl_core import tdm
 from sparcl_core.codec import CodecError, Payload, SparseTensor
 from sparcl_core.masks import Masks, State, num_active, shrink
@@ -96,6 +97,14 @@ class SharedMasks:
         """Keep the weighted mean of the reports for the next update."""
         self._reported = mean_importance(reports, broadcast.layout) if reports else {}
 
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, see `server.snapshot`."""
+        return under("reported", self._reported)
+
+    def restore(self, snapshot: Snapshot, broadcast: Broadcast) -> None:
+        """Go on where `snapshot` was taken."""
+        self._reported = in_order(broadcast.layout.shapes, within("reported", snapshot))
+
 
 class LocalMasks:
     """Every device adapts its own mask; the server thins the union."""
@@ -138,3 +147,10 @@ class LocalMasks:
             active = min(num_active(mask.size, self.method.sparsity), int(np.count_nonzero(union)))
             thinned[name] = shrink(union, np.abs(weights[name]), active)
         broadcast.replace_masks(weights, thinned)
+
+    def snapshot(self) -> Snapshot:
+        """Nothing: the masks are the broadcast's, and what a device's own were is forgotten after the round."""
+        return {}
+
+    def restore(self, snapshot: Snapshot, broadcast: Broadcast) -> None:
+        pass

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from server.snapshot import Snapshot, in_order, under, within
 from sparcl_core.codec import Layout
 from sparcl_core.masks import Masks, State
 
@@ -59,7 +60,7 @@ class ServerOptimizer:
 
     Attributes:
         first: tensor -> float64 array in the layout's shape: the velocity of `momentum`, the first moment m of `adam`; else empty.
-        second: the second moment v of `adam`; else empty. Both are filled at a tensor's first step, and are all there is to save.
+        second: the second moment v of `adam`; else empty. Both are filled at a tensor's first step, and are all that changes.
     """
 
     def __init__(self, config: ServerOptimizerConfig, layout: Layout):
@@ -93,6 +94,14 @@ class ServerOptimizer:
         """
         for name, mask in masks.items():
             self._forget(name, ~mask)
+
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, see `server.snapshot`."""
+        return under("first", self.first) | under("second", self.second)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken."""
+        self.first, self.second = (in_order(self.layout.shapes, within(part, snapshot)) for part in ("first", "second"))
 
     def _move(self, name: str, u: np.ndarray, moves: np.ndarray) -> np.ndarray:
         config = self.config

@@ -11,7 +11,8 @@ class FederationConfig:
     Attributes:
         rounds_per_task: rounds of one task.
         local_epochs: epochs a device trains in a round.
-        cohort_size: devices per round, drawn from those with data; 0 takes all of them.
+        cohort_size: devices per round, drawn from those with data; 0 takes all of them, and then those without data have ledger rows
+            that say so.
         mask: `shared`, the server updates one mask for all between rounds; `local`, every device adapts its own within a round and the
             server thins what comes back to the target sparsity (FedDST, Bibikar et al. 2022).
         batchnorm: what happens to BatchNorm's running statistics. `global`: they cross the wire and are averaged like weights;

@@ -18,11 +18,12 @@ from server import intake
 from server.aggregate import AggregationConfig, mean_update, voted
 from server.broadcast import Broadcast
 from server.fleet import Member, Roster
-from server.intake import Accepted, Measures, message_bytes
+from server.intake import Accepted, Decoded, Measures, message_bytes
 from server.ledger import Ledger
 from server.masking import Diversity, LocalMasks, MasksOverdue, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from server.settings import FederationConfig
+from server.snapshot import Snapshot, same_model, under, within
 from server.statistics import pooled_statistics
 from sparcl_core import tdm
 from sparcl_core.codec import CodecError, Layout, Sizes
@@ -67,7 +68,7 @@ class SparCLStrategy(Strategy):
         is_shared = federation.mask == "shared"
         self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
         self.diversity: Diversity | None = None
-        self.roster = Roster(())
+        self.roster = Roster.of([])
         self._held: dict[int, int] = {}
         self._cohort: dict[int, Member] = {}
 
@@ -89,11 +90,21 @@ class SparCLStrategy(Strategy):
             content = reply.content["device"]
             members.append(Member(content["device"], reply.metadata.src_node_id, tuple(content["samples"])))
             sizes[content["device"]] = message_bytes(reply)
-        if not members:
+        self.enrol(Roster.of(members))
+        if self.ledger.rows:  # a resumed run has these rows
+            return
+        for device in self.roster.devices.tolist():  # in device order: replies come in any
+            self.ledger.registered(device, sizes[device])
+
+    def enrol(self, roster: Roster) -> None:
+        """Take the fleet as known, as a simulation does that made it: nobody is asked, which for 100,000 devices takes minutes.
+
+        Raises:
+            FleetError: if there is no device.
+        """
+        if not len(roster):
             raise FleetError("no device is connected: nothing can be trained")
-        self.roster = Roster.of(members)
-        for member in self.roster.members:  # in device order: replies come in any
-            self.ledger.registered(member.device, sizes[member.device])
+        self.roster = roster
 
     def position(self, server_round: int) -> tuple[int, int]:
         """Task and session within the task, both from 0, of `server_round`, from 1."""
@@ -108,8 +119,9 @@ class SparCLStrategy(Strategy):
             raise FleetError(str(error)) from error
         self.optimizer.drop(surviving)
         self._publish()
-        for member in self.roster.without_data(task):
-            self.ledger.sat_out(server_round, task, member.device, f"no data for task {task}")
+        if not self.federation.cohort_size:  # with a cohort drawn, who has no data is no candidate, like most who have: no row
+            for member in self.roster.without_data(task):
+                self.ledger.sat_out(server_round, task, member.device, f"no data for task {task}")
         cohort = self.roster.cohort(self.seed, server_round, task, self.federation.cohort_size)
         self._cohort = {member.node_id: member for member in cohort}
         wants_report = self.masking.wants_report(task, session)
@@ -122,14 +134,19 @@ class SparCLStrategy(Strategy):
             FleetError: if not one device of the round could be used.
         """
         task, _ = self.position(server_round)
-        by_device = self._by_device(replies)
+        decoded = {}
+        for reply in replies:  # each as it comes in; a reply of a device that was not asked is none
+            if member := self._cohort.get(reply.metadata.src_node_id):
+                decoded[member.device] = self._decode(server_round, task, member, reply)
         accepted, problems = [], []
         for member in self._cohort.values():
-            try:
-                accepted.append(self._accept(server_round, task, member, by_device.get(member.device)))
-            except _Unusable as problem:
-                log.warning("round %d goes on without device %d: %s", server_round, member.device, problem)
-                problems.append(str(problem))
+            found = decoded.get(member.device) or Decoded(missing=f"device {member.device}, round {server_round}: no reply")
+            self._book(server_round, task, member.device, found)
+            if found.accepted:
+                accepted.append(found.accepted)
+            else:
+                problems.append(found.missing or found.problem)
+                log.warning("round %d goes on without device %d: %s", server_round, member.device, problems[-1])
         if not accepted and self._cohort:
             raise FleetError(f"all {len(problems)} devices of round {server_round} failed; the first: {problems[0]}")
         self._apply(accepted)
@@ -164,7 +181,8 @@ class SparCLStrategy(Strategy):
                 report = intake.read_report(reply)
                 own, sizes = intake.accept_statistics(report, self.broadcast, self.whole)
             except CodecError as error:
-                self._rejected(server_round, task, device, reply, f"{where}, stage decode: {error}", has_twin=False)
+                problem = f"{where}, stage decode: {error}"
+                self._rejected(server_round, task, device, message_bytes(reply), intake.report_bytes(reply), problem, has_twin=False)
                 continue
             self._held[device] = report.base_version
             self.ledger.uploaded(server_round, task, device, sizes, message_bytes(reply), has_twin=False)
@@ -180,7 +198,40 @@ class SparCLStrategy(Strategy):
         return None
 
     def summary(self) -> None:
-        log.info("SparCL %s at sparsity %s over %d devices", self.method.learner.method, self.method.sparsity, len(self.roster.members))
+        log.info("SparCL %s at sparsity %s over %d devices", self.method.learner.method, self.method.sparsity, len(self.roster))
+
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, at the end of one, see `server.snapshot`: write it before the next round changes it.
+
+        Not in it: the ledger, which only grows (`Ledger.since`), and the roster and the cohort, which are made anew.
+        """
+        apart = self.diversity
+        known = [np.fromiter(column, np.int64, len(self._held)) for column in (self._held.keys(), self._held.values())]
+        return {
+            "diversity": np.array([] if apart is None else [apart.union_density, apart.distance], np.float64),
+            "known": np.stack(known),  # devices, and the version that each holds
+            **under("weights", self.weights),
+            **under("broadcast", self.broadcast.snapshot()),
+            **under("optimizer", self.optimizer.snapshot()),
+            **under("masking", self.masking.snapshot()),
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken, in a strategy that was just made for the same experiment.
+
+        Raises:
+            ValueError: if the snapshot is of another model, or written by another version of this code.
+        """
+        try:
+            self.weights = same_model("weights", snapshot, self.weights)
+            self.broadcast.restore(within("broadcast", snapshot))
+            self.optimizer.restore(within("optimizer", snapshot))
+            self.masking.restore(within("masking", snapshot), self.broadcast)
+            self._held = dict(zip(*snapshot["known"].tolist(), strict=True))
+            apart = snapshot["diversity"].tolist()
+        except KeyError as error:
+            raise ValueError(f"the snapshot has no {error}: another version of this code made it; resume the run with that one") from error
+        self.diversity = Diversity(*apart) if apart else None
 
     def _publish(self) -> None:
         try:
@@ -203,27 +254,35 @@ class SparCLStrategy(Strategy):
         cohort = self._cohort
         return {cohort[reply.metadata.src_node_id].device: reply for reply in replies if reply.metadata.src_node_id in cohort}
 
-    def _accept(self, server_round: int, task: int, member: Member, reply: Message | None) -> Accepted:
-        """The decoded update of one device, its rows written."""
-        device = member.device
-        where = f"device {device}, round {server_round}"
+    def _decode(self, server_round: int, task: int, member: Member, reply: Message) -> Decoded:
+        """What a reply of training says. Changes nothing here, so it does not matter which reply comes first."""
+        where = f"device {member.device}, round {server_round}"
         if reason := intake.missing(reply, where):
-            self._lost(server_round, task, device, reason, "train")
-            raise _Unusable(reason)
+            return Decoded(missing=reason)
         most = member.samples[task] * self.federation.local_epochs
+        measures, accepted, problem = None, None, ""
         try:
-            self._record_training(server_round, task, device, intake.read_measures(reply))
+            measures = intake.read_measures(reply)
             report = intake.read_report(reply)
-            accepted = intake.accept(report, device, server_round, self.broadcast, self.masking, self._voting_rows, most)
+            accepted = intake.accept(report, member.device, server_round, self.broadcast, self.masking, self._voting_rows, most)
             if self.federation.batchnorm == "local" and self.whole.statistics:
                 accepted = replace(accepted, statistics=intake.observed(reply, self.whole))
         except CodecError as error:
-            reason = f"{where}, stage decode: {error}"
-            self._rejected(server_round, task, device, reply, reason)
-            raise _Unusable(reason) from error
-        self._held[device] = accepted.base_version
-        self.ledger.uploaded(server_round, task, device, accepted.sizes, message_bytes(reply))
-        return accepted
+            accepted, problem = None, f"{where}, stage decode: {error}"
+        return Decoded("", measures, accepted, problem, message_bytes(reply), intake.report_bytes(reply))
+
+    def _book(self, server_round: int, task: int, device: int, found: Decoded) -> None:
+        """The ledger's rows of a reply, and what the device holds now."""
+        if found.missing:
+            self._lost(server_round, task, device, found.missing, "train")
+            return
+        if found.measures:
+            self._record_training(server_round, task, device, found.measures)
+        if found.accepted is None:
+            self._rejected(server_round, task, device, found.message_bytes, found.report_bytes, found.problem)
+            return
+        self._held[device] = found.accepted.base_version
+        self.ledger.uploaded(server_round, task, device, found.accepted.sizes, found.message_bytes)
 
     @property
     def _voting_rows(self) -> tuple[str, ...]:
@@ -233,10 +292,10 @@ class SparCLStrategy(Strategy):
         self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
         self.ledger.failed(server_round, task, device, reason, phase)
 
-    def _rejected(self, server_round: int, task: int, device: int, reply: Message, reason: str, has_twin: bool = True) -> None:
+    def _rejected(self, server_round: int, task: int, device: int, size: int, unread: int, reason: str, has_twin: bool = True) -> None:
+        """`size`: of the message; `unread`: bytes of the report in it."""
         self._held[device] = 0  # what it holds is unknown now, so it gets the whole model next time
-        size = sum(len(value) for value in reply.content["report"].values() if isinstance(value, bytes))
-        self.ledger.uploaded(server_round, task, device, Sizes(unread=size), message_bytes(reply), reason, has_twin)
+        self.ledger.uploaded(server_round, task, device, Sizes(unread=unread), size, reason, has_twin)
 
     def _apply(self, accepted: list[Accepted]) -> None:
         """Move the weights by the average, then let the masks follow."""
@@ -269,7 +328,3 @@ class SparCLStrategy(Strategy):
             memory_bytes=measured.memory_bytes, loss=measured.loss, **measured.counts,
         )  # fmt: skip
         self.ledger.wall_s.append((server_round, device, measured.wall_s))
-
-
-class _Unusable(Exception):
-    """A reply that cannot be used; the message is the reason in the ledger."""

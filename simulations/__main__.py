@@ -1,13 +1,19 @@
-"""The command line: the only place that prints."""
+"""The command line: the only place that prints.
+
+What takes long to import is imported where it is needed: Ray's processes start while this one imports PyTorch.
+"""
 
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,9 +22,11 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from server.strategy import FleetError
-from simulations.config import ConfigError, Experiment, available, dense_twin, load
-from simulations.engine.adapter import EngineError
+if TYPE_CHECKING:
+    from simulations.config import Experiment
+    from simulations.engine.pool import Pool
+    from simulations.run import Result
+    from simulations.unfinished import Unfinished
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False)
@@ -31,10 +39,17 @@ class Engine(StrEnum):
 
 
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment's name (`sparcl list`), or a TOML file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an unfinished run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. learner.lr=0.05.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the run; default: the experiment's own.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run folder goes.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Ray workers; 0: one per core. The result does not depend on it.")]
+AddressOption = Annotated[str, typer.Option(metavar="auto|HOST:PORT", help="A running Ray cluster; default: a Ray of its own.")]
+GpusOption = Annotated[float, typer.Option(min=0, help="Share of a GPU that each worker holds, for ClientApps that use one.")]
+CacheOption = Annotated[int, typer.Option(min=0, metavar="MB", help="Device states that each worker keeps in memory.")]
+TimeoutOption = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="A device that takes longer counts as hung; 0: never.")]
+TriesOption = Annotated[int, typer.Option(min=1, help="How often a device is tried when it loses its worker.")]
 
 
 @app.callback()
@@ -48,33 +63,113 @@ def run(
     set_: SetOption = None,
     seed: SeedOption = None,
     engine: Annotated[Engine, typer.Option(help="ray: worker processes; inline: one process, for a debugger.")] = Engine.ray,
-    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0: one per core. The result does not depend on it.")] = 0,
+    workers: WorkersOption = 0,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also run the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
+    ray_address: AddressOption = "",
+    store: Annotated[str, typer.Option(metavar="PATH|URL", help="Where device states are kept; on a cluster, shared by its nodes.")] = "",
+    gpus_per_worker: GpusOption = 0.0,
+    cache: CacheOption = 256,
+    device_timeout: TimeoutOption = 3600.0,
+    tries: TriesOption = 3,
     debug: DebugOption = False,
 ) -> None:
     """Run an experiment: a fleet of devices learns a task stream."""
-    with _one_message(debug):
+    settings = (workers, ray_address, gpus_per_worker, cache, device_timeout, tries)
+    with _one_message(debug), _workers(engine.value, *settings) as pool:
+        from simulations.unfinished import How, new_run
+
         resolved = _resolve(experiment, set_, seed)
-        _run(resolved, engine.value, workers, baseline, out)
+        with new_run(out, resolved, How(engine.value, baseline, store, ray_address)) as run:
+            _carry_out(run, pool)
 
 
-def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> Experiment:
+@app.command()
+def resume(
+    run: RunArgument,
+    workers: WorkersOption = 0,
+    ray_address: Annotated[str, typer.Option(metavar="auto|HOST:PORT", help="Where its cluster is now; default: where it was.")] = "",
+    gpus_per_worker: GpusOption = 0.0,
+    cache: CacheOption = 256,
+    device_timeout: TimeoutOption = 3600.0,
+    tries: TriesOption = 3,
+    debug: DebugOption = False,
+) -> None:
+    """Go on with a run that was interrupted: its result is the same to the bit as without."""
+    with _one_message(debug):
+        from simulations.unfinished import open_run
+
+        with open_run(run) as unfinished:
+            how = unfinished.how
+            address = ray_address or how.address if how.address else ray_address
+            settings = (workers, address, gpus_per_worker, cache, device_timeout, tries)
+            unfinished.how = replace(how, address=address)
+            with _workers(how.engine, *settings) as pool:
+                _carry_out(unfinished, pool)
+
+
+@app.command()
+def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption = False) -> None:
+    """Give an unfinished run up: remove its folder and its device states, also those that a cluster holds."""
+    with _one_message(debug):
+        from simulations.unfinished import give_up, open_run
+
+        with open_run(run) as unfinished:
+            if address := ray_address or unfinished.how.address:
+                from simulations.engine import cluster
+
+                cluster.attach(address)
+            give_up(unfinished)
+        console.print(f"{run} is removed", soft_wrap=True)
+
+
+def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> "Experiment":
+    from simulations.config import load
+
     return load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
 
 
-def _run(experiment: Experiment, engine: str, workers: int, baseline: bool, out: Path) -> None:
+@contextmanager
+def _workers(
+    engine: str, workers: int, address: str, gpus_per_worker: float, cache_mb: int, device_timeout_s: float, tries: int
+) -> Iterator["Pool | None"]:
+    """Ray's worker processes, which import what they need while this process does the same."""
+    if engine == "inline":
+        yield None
+        return
+    importing = threading.Thread(target=_import_early, daemon=True)
+    importing.start()
+    try:
+        from simulations.engine.pool import EngineOptions, Pool
+
+        options = EngineOptions(workers, address, gpus_per_worker, cache_mb, device_timeout_s, tries)
+        pool = Pool(options, warm=("simulations.devices",))
+    finally:
+        importing.join()
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _import_early() -> None:
+    import simulations.unfinished  # noqa: F401
+
+
+def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
+    from simulations.config import dense_twin
     from simulations.profiles import load_profile
     from simulations.report import draw_report
-    from simulations.results import run_folder, write_run
+    from simulations.results import write_run
 
+    experiment, baseline = run.experiment, run.how.baseline
     profile, assumed = load_profile(experiment.profile)
-    with run_folder(out, experiment) as (folder, final):
-        result = _watch(experiment, engine, workers, experiment.name)
-        twin = _watch(dense_twin(experiment), engine, workers, "dense twin") if baseline else None
-        summary = write_run(folder, result, twin)
-        draw_report(folder)
-    _show(summary, assumed, profile.name, final)
+    result = _watch(run, "run", experiment, pool, experiment.name)
+    twin = _watch(run, "twin", dense_twin(experiment), pool, "dense twin") if baseline else None
+    summary = write_run(run.folder, result, twin)
+    draw_report(run.folder)
+    run.finish()
+    _show(summary, assumed, profile.name, run.folder)
 
 
 def _show(summary: dict, assumed: list[str], profile: str, folder: Path) -> None:
@@ -87,16 +182,15 @@ def _show(summary: dict, assumed: list[str], profile: str, folder: Path) -> None
     console.print(f"\nrun folder: {folder}", soft_wrap=True)
 
 
-def _watch(experiment: Experiment, engine: str, workers: int, title: str):
+def _watch(run: "Unfinished", part: str, experiment: "Experiment", pool: "Pool | None", title: str) -> "Result":
     from simulations.build import make_world
     from simulations.run import run_world
     from simulations.view import View
 
-    federation = experiment.federation
-    rounds = experiment.stream.tasks * federation.rounds_per_task
-    world = make_world(experiment)
-    with View(console, title, rounds, federation.rounds_per_task, experiment.stream.devices) as view:
-        return run_world(world, engine, workers, view)
+    federation, world = experiment.federation, make_world(experiment)
+    devices = min(federation.cohort_size or experiment.stream.devices, experiment.stream.devices)
+    with View(console, title, experiment.rounds, federation.rounds_per_task, devices) as view:
+        return run_world(world, run.how.engine, observer=view, keep=run.keep(part), pool=pool)
 
 
 @app.command("train-one")
@@ -114,10 +208,11 @@ def train_one(
         _train_one(replace(resolved, name=f"{resolved.name}-alone"), baseline, out)
 
 
-def _train_one(experiment: Experiment, baseline: bool, out: Path) -> None:
+def _train_one(experiment: "Experiment", baseline: bool, out: Path) -> None:
     from simulations.alone import train_one as train
+    from simulations.config import dense_twin
     from simulations.profiles import load_profile
-    from simulations.results import run_folder, write_solo
+    from simulations.results import new_folder, write_solo
 
     profile, assumed = load_profile(experiment.profile)
     epochs = experiment.federation.task_epochs
@@ -128,7 +223,7 @@ def _train_one(experiment: Experiment, baseline: bool, out: Path) -> None:
             line += "  Class-IL {:.1%}  Task-IL {:.1%}".format(*accuracy[:, : progress.task + 1].mean(1))
         console.print(line, soft_wrap=True)
 
-    with run_folder(out, experiment) as (folder, final):
+    with new_folder(out, f"{experiment.name}-seed{experiment.seed}") as (folder, final):
         result = train(experiment, observe)
         twin = train(dense_twin(experiment), observe) if baseline else None
         summary = write_solo(folder, result, twin)
@@ -166,33 +261,45 @@ def reproduce(
 @app.command("list")
 def list_experiments() -> None:
     """The experiments that come with the project."""
+    from simulations.config import available, load
+
     for name in available():
         console.print(f"{name:24} {load(name).description}", soft_wrap=True)
 
 
-class _one_message:
+@contextmanager
+def _one_message(debug: bool) -> Iterator[None]:
     """Bad input ends with exit code 2 and one message; anything else too, but then it points to --debug."""
+    warnings.filterwarnings("ignore")
+    handler = RichHandler(console=errors, show_path=False, show_time=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    try:
+        try:
+            yield
+        finally:
+            _stop_ray()
+    except KeyboardInterrupt as interrupt:
+        errors.print(_what_is_left(interrupt) or "interrupted; nothing was written", soft_wrap=True, markup=False)
+        raise typer.Exit(130) from None
+    except (SystemExit, typer.Exit):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error) if isinstance(error, _known()) else f"{type(error).__name__}: {error} (--debug shows where)"
+        left = _what_is_left(error)
+        errors.print(f"error: {text}" + (f"\n{left}" if left else ""), soft_wrap=True, markup=False)
+        raise typer.Exit(2) from None
 
-    def __init__(self, debug: bool):
-        self.debug = debug
 
-    def __enter__(self):
-        warnings.filterwarnings("ignore")
-        logging.basicConfig(
-            level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False, show_time=False)]
-        )
+def _what_is_left(error: BaseException) -> str:
+    return "\n".join(getattr(error, "__notes__", ()))
 
-    def __exit__(self, kind, error, _):
-        _stop_ray()
-        if error is None or self.debug or isinstance(error, SystemExit | typer.Exit):
-            return False
-        if isinstance(error, KeyboardInterrupt):
-            errors.print("interrupted; nothing was written", soft_wrap=True)
-            raise typer.Exit(130)
-        known = isinstance(error, ConfigError | FleetError | EngineError | ValueError)
-        text = str(error) if known else f"{kind.__name__}: {error} (--debug shows where)"
-        errors.print(f"error: {text}", soft_wrap=True, markup=False)
-        raise typer.Exit(2)
+
+def _known() -> tuple[type[Exception], ...]:
+    """Errors that speak for themselves. If a module was not needed until now, the error is none of its own."""
+    modules = {"server.strategy": "FleetError", "simulations.engine.adapter": "EngineError"}
+    return (ValueError, *(getattr(sys.modules[module], name) for module, name in modules.items() if module in sys.modules))
 
 
 def _stop_ray() -> None:

@@ -49,7 +49,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     """
     data = load_data(experiment.data, experiment.seed)
     raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
-    [stream] = make_streams(replace(experiment.stream, devices=1), data, experiment.seed)
+    [stream] = make_streams(replace(experiment.stream, devices=1, partition="iid", samples=0), data, experiment.seed)
     tasks = [stream.task(number) for number in range(experiment.stream.tasks)]
     profile, _ = load_profile(experiment.profile)
     evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, stream.classes)

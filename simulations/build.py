@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.clientapp import ClientApp
 
-from client.app import make_client_app
 from client.config import ClientConfig
-from client.stream import Stream
+from client.stream import Streams
+from server.fleet import Roster
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
 from simulations.config import Experiment
@@ -21,11 +20,11 @@ from sparcl_core.solo import start_model
 
 @dataclass(frozen=True)
 class World:
-    """What a run is made of. `samples`: per device, per task, indices into the training arrays."""
+    """What a run is made of."""
 
     experiment: Experiment
     data: Dataset
-    streams: list[Stream]
+    streams: Streams
 
     @property
     def client_config(self) -> ClientConfig:
@@ -35,9 +34,8 @@ class World:
 
     @property
     def app_args(self) -> tuple:
-        """Arguments of `client_app`; the arrays are the large part, and every worker maps the same copy."""
-        raw, first = self.data.raw, self.streams[0]
-        return self.client_config, raw.train_x, raw.train_y, [stream.samples for stream in self.streams], first.classes
+        """Arguments of `simulations.devices.client_app`; its arrays are the large part, and every worker of a node maps the same copy."""
+        return self.client_config, self.streams
 
 
 def make_world(experiment: Experiment) -> World:
@@ -46,15 +44,16 @@ def make_world(experiment: Experiment) -> World:
     return World(experiment, data, make_streams(experiment.stream, data, experiment.seed))
 
 
-def client_app(config: ClientConfig, x: np.ndarray, y: np.ndarray, samples: list, classes: tuple) -> ClientApp:
-    """The ClientApp of any device; made in every worker process from arguments that travel once."""
-    return make_client_app(config, lambda device: Stream(x, y, samples[device], classes))
+def make_roster(streams: Streams) -> Roster:
+    """The fleet as the server knows it without asking: device d has node id d + 1 on our engines (`EngineGrid`)."""
+    devices = np.arange(len(streams), dtype=np.int64)
+    return Roster(devices, (devices + 1).astype(np.uint64), streams.sizes)
 
 
 def make_evaluator(world: World) -> Evaluator:
     """Accuracy of a model on the world's test data."""
     e = world.experiment
-    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.data.raw, world.streams[0].classes)
+    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.data.raw, world.streams.classes)
 
 
 def make_strategy(world: World) -> SparCLStrategy:

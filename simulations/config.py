@@ -76,20 +76,30 @@ class StreamConfig:
     Attributes:
         tasks: the classes are cut into this many tasks of equal size, in class order.
         devices: number of devices.
-        partition: `dirichlet` (label skew per task) or `iid`.
-        alpha: concentration of the Dirichlet distribution; small is skewed.
+        partition: `dirichlet` (every sample to one device, label skew per task), `iid` (every sample to one device, evenly), or `drawn`
+            (every device draws its own samples, label skew per task, and devices share samples: for fleets larger than the data).
+        alpha: concentration of the Dirichlet distribution of `dirichlet` and `drawn`; small is skewed.
+        samples: of each task that a device draws; for `drawn` only, else 0.
     """
 
     tasks: int = 5
     devices: int = 10
-    partition: Literal["dirichlet", "iid"] = "dirichlet"
+    partition: Literal["dirichlet", "iid", "drawn"] = "dirichlet"
     alpha: float = 1.0
+    samples: int = 0
 
     def __post_init__(self):
         if self.tasks < 1 or self.devices < 1:
             raise ValueError(f"tasks is {self.tasks}, devices {self.devices}: at least 1 of each")
         if not self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha}: the concentration of a Dirichlet distribution must be above 0")
+        if self.partition == "drawn" and self.samples < 1:
+            raise ValueError(f"samples is {self.samples}: with partition 'drawn' every device draws so many of each task, at least 1")
+        if self.partition != "drawn" and self.samples:
+            raise ValueError(
+                f"samples is {self.samples}: partition {self.partition!r} cuts up all data, only 'drawn' draws a number of samples; "
+                f"leave samples at 0, or set stream.partition=drawn"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,11 @@ class Experiment:
     @property
     def method(self) -> MethodConfig:
         return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all tasks."""
+        return self.stream.tasks * self.federation.rounds_per_task
 
 
 SECTIONS = (

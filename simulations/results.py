@@ -10,8 +10,8 @@
     summary.json         the figures of the final table
     report.png           accuracy and cost over the rounds
 
-A single device's run (`sparcl train-one`) has no rounds, ledger, wall or report. A folder is written under a temporary name
-and renamed when it is whole.
+A single device's run (`sparcl train-one`) has no rounds, ledger, wall or report; its folder is written under a temporary name
+and renamed when it is whole. A fleet's run has run.json in its folder until it is whole, see `simulations.unfinished`.
 """
 
 import json
@@ -35,9 +35,24 @@ from sparcl_core.masks import Masks, State
 SCENARIOS = ("class-il", "task-il")
 
 
-def run_folder(parent: Path, experiment: Experiment):
-    """The folder of one run: `parent/NAME-seedN[-K]`, see `new_folder`."""
-    return new_folder(parent, f"{experiment.name}-seed{experiment.seed}")
+def claim_folder(parent: Path, name: str) -> Path:
+    """Make `parent/NAME[-K]`, the first of these that is not there.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
+    while True:
+        folder = _free_name(parent, name)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if parent.is_dir():
+                continue  # somebody else was faster
+            raise ConfigError(f"run folder {parent} cannot be written (it is a file); choose another with --out") from None
+        except OSError as error:
+            raise ConfigError(f"run folder {parent} cannot be written ({error.strerror or error}); choose another with --out") from error
+        return folder
 
 
 @contextmanager
@@ -203,7 +218,9 @@ def _accuracy_columns(matrices: np.ndarray) -> dict[str, list]:
 def _write_common(
     folder: Path, experiment: Experiment, machine: dict, summary: dict, accuracy: np.ndarray, weights: State, masks: Masks
 ) -> None:
-    (folder / "config.toml").write_bytes(tomli_w.dumps(to_tree(experiment)).encode())
+    config, path = tomli_w.dumps(to_tree(experiment)).encode(), folder / "config.toml"
+    if not path.exists() or path.read_bytes() != config:  # an unfinished run needs it whole at every instant
+        path.write_bytes(config)
     _write_json(folder / "environment.json", machine)
     _write_json(folder / "summary.json", summary)
     _write_table(folder / "accuracy.parquet", _accuracy_columns(accuracy))
@@ -220,6 +237,6 @@ def _write_json(path: Path, value: dict) -> None:
 
 def _free_name(parent: Path, name: str) -> Path:
     candidate, number = parent / name, 2
-    while candidate.exists():
+    while os.path.lexists(candidate):  # a link to nowhere is taken, too
         candidate, number = parent / f"{name}-{number}", number + 1
     return candidate

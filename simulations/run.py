@@ -1,10 +1,9 @@
 """One experiment from start to result, on either engine. Prints nothing: whoever calls passes an observer."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +11,19 @@ from flwr.app import Context, RecordDict
 
 from server.app import RoundRecord, make_server_app
 from server.strategy import SparCLStrategy
-from simulations.build import World, client_app, make_evaluator, make_strategy
-from simulations.engine.adapter import RUN_ID, EngineGrid
+from simulations.build import World, make_evaluator, make_roster, make_strategy
+from simulations.checkpoint import Checkpoints
+from simulations.devices import client_app
+from simulations.engine.adapter import RUN_ID
+from simulations.engine.grid import EngineGrid
 from simulations.engine.inline import InlineGrid
+from simulations.engine.store import StateStore
+from simulations.journal import Journal
 from sparcl_core import metrics
 from sparcl_core.metrics import Scores
+
+if TYPE_CHECKING:
+    from simulations.engine.pool import Pool
 
 EngineName = Literal["ray", "inline"]
 
@@ -28,6 +35,9 @@ class Observer(Protocol):
 
     def device_done(self, device: int) -> None: ...
 
+    def resumed(self, records: list[RoundRecord]) -> None:
+        """The run goes on behind these rounds, of which `round_done` was told when they were played."""
+
 
 class Silent:
     """An observer that does nothing."""
@@ -37,6 +47,17 @@ class Silent:
 
     def device_done(self, device: int) -> None:
         pass
+
+    def resumed(self, records: list[RoundRecord]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where a run is kept while it goes on: the server's side as checkpoints, the devices' states in a store of this run alone."""
+
+    checkpoints: Checkpoints
+    store: StateStore
 
 
 @dataclass(frozen=True)
@@ -64,48 +85,90 @@ class Result:
         return metrics.scores(self.accuracy[row], self.rounds[0].accuracy[row])
 
 
-def run_world(world: World, engine: EngineName = "ray", workers: int = 0, observer: Observer | None = None) -> Result:
-    """Run an experiment.
+def run_world(
+    world: World,
+    engine: EngineName = "ray",
+    workers: int = 0,
+    observer: Observer | None = None,
+    keep: Keep | None = None,
+    pool: "Pool | None" = None,
+) -> Result:
+    """Run an experiment, or go on with it where `keep` has a checkpoint.
 
     Args:
         engine: `ray`, or `inline` for one process.
         workers: Ray workers; 0 takes one per core. The result does not depend on it.
+        keep: where the run is kept from round to round; without it, it cannot be resumed.
+        pool: Ray workers that are already there; they stay.
     """
-    observer = observer or Silent()
-    workers = 1 if engine == "inline" else workers or os.cpu_count()
-    grid = make_grid(world, engine, workers, observer.device_done)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that the same bits come out on every engine
-    strategy, records = make_strategy(world), []
+    observer, strategy = observer or Silent(), make_strategy(world)
+    tasks, rounds = world.experiment.stream.tasks, world.experiment.rounds
+    found = keep.checkpoints.load() if keep else None
+    records = [journal.record for journal in found.journals] if found else []
+    wall_s = 0.0
+    if found:
+        found.restore(strategy)
+        observer.resumed(records)
+    if len(records) <= rounds:
+        grid = make_grid(world, engine, workers, observer.device_done, keep, pool)
+        if found:
+            grid.restore(found.journals[-1].exchange, [journal.changes for journal in found.journals])
+        observe = _observe(strategy, grid, records, observer, keep)
+        workers = grid.num_workers
+        wall_s = _play(world, strategy, grid, observe, first_round=len(records))
+    ends = [record.accuracy for record in records if record.ends_task]
+    assert len(ends) == tasks
+    return Result(world, strategy, records, np.stack(ends, axis=1), engine, workers, wall_s)
+
+
+def _observe(
+    strategy: SparCLStrategy, grid: EngineGrid, records: list[RoundRecord], observer: Observer, keep: Keep | None
+) -> Callable[[RoundRecord], None]:
+    """What is done at the end of a round: it is committed, and whoever watches is told."""
 
     def observe(record: RoundRecord) -> None:
+        nonlocal mark
         records.append(record)
+        if keep:
+            rows, wall_s = strategy.ledger.since(mark)
+            journal = Journal(record, rows, wall_s, grid.changes(), grid.manifest.exchange)
+            keep.checkpoints.save(record.round, strategy.snapshot(), journal)
+            mark = strategy.ledger.mark()
+        grid.commit()
         observer.round_done(record)
 
-    tasks = world.experiment.stream.tasks
+    mark = strategy.ledger.mark()
+    return observe
+
+
+def _play(world: World, strategy: SparCLStrategy, grid: EngineGrid, observe: Callable[[RoundRecord], None], first_round: int) -> float:
+    """The rounds from `first_round`; closes `grid`. Returns wall-clock seconds."""
     app = make_server_app(
         lambda: strategy,
-        num_tasks=tasks,
+        num_tasks=world.experiment.stream.tasks,
         evaluate_every=world.experiment.evaluate_every,
         evaluate=make_evaluator(world),
         observe=observe,
+        roster=make_roster(world.streams),
+        first_round=first_round,
     )
-    started = time.perf_counter()
+    threads, started = torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(1)  # so that the same bits come out on every engine
     try:
         app(grid, Context(RUN_ID, 0, {}, RecordDict(), {}))
     finally:
         grid.close()
         torch.set_num_threads(threads)
-    wall_s = time.perf_counter() - started
-    accuracy = np.stack([record.accuracy for record in records if record.ends_task], axis=1)
-    return Result(world, strategy, records, accuracy, engine, workers, wall_s)
+    return time.perf_counter() - started
 
 
-def make_grid(world: World, engine: EngineName, workers: int, on_reply: Callable[[int], None]) -> EngineGrid:
-    """The engine, its workers already starting."""
-    devices = len(world.streams)
+def make_grid(
+    world: World, engine: EngineName, workers: int, on_reply: Callable[[int], None], keep: Keep | None, pool: "Pool | None" = None
+) -> EngineGrid:
+    """The engine, its workers already starting. Rounds are committed by the caller."""
+    store, devices = keep.store if keep else None, len(world.streams)
     if engine == "inline":
-        return InlineGrid(client_app, world.app_args, devices, on_reply=on_reply)
+        return InlineGrid(client_app, world.app_args, devices, on_reply=on_reply, store=store, waits_for_commit=True)
     from simulations.engine.ray import RayGrid  # imported late: the inline engine needs no Ray
 
-    return RayGrid(client_app, world.app_args, devices, workers, on_reply=on_reply)
+    return RayGrid(client_app, world.app_args, devices, workers, on_reply=on_reply, store=store, waits_for_commit=True, pool=pool)

@@ -16,9 +16,10 @@ class View:
     """A live view on a terminal; elsewhere one plain line per round."""
 
     def __init__(self, console: Console, title: str, rounds: int, rounds_per_task: int, devices: int):
+        """`devices`: of a round, at most."""
         self.console, self.title, self.devices = console, title, devices
         self.rounds, self.rounds_per_task = rounds, rounds_per_task
-        self.round = self.done = 0
+        self.round = self.done = self.before = 0
         self.accuracy: tuple[float, float] | None = None
         self.started: float | None = None
         self._live = Live(self, console=console, refresh_per_second=5, transient=True) if console.is_terminal else None
@@ -49,6 +50,16 @@ class View:
                 parts.append("Class-IL {:.1%}  Task-IL {:.1%}".format(*self.accuracy))
             self._say("  ".join([*parts, self._left()]))
 
+    def resumed(self, records: list[RoundRecord]) -> None:
+        """The time that is left is judged by the rounds of this session."""
+        self.started, last = time.perf_counter(), records[-1]
+        self.round = self.before = last.round
+        for record in records:
+            if record.round and record.accuracy is not None:
+                self.accuracy = accuracy_so_far(record, record.task + 1)
+        if not self._live:
+            self._say(f"going on after round {last.round}/{self.rounds}")
+
     def __rich__(self) -> Table:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(justify="right", style="dim")
@@ -68,9 +79,10 @@ class View:
         return grid
 
     def _left(self) -> str:
-        if not self.round or self.started is None:
+        played = self.round - self.before
+        if not played or self.started is None:
             return ""
-        left = (time.perf_counter() - self.started) / self.round * (self.rounds - self.round)
+        left = (time.perf_counter() - self.started) / played * (self.rounds - self.round)
         return f"{left:.0f} s left"
 
     def _say(self, line: str) -> None:

@@ -9,8 +9,9 @@ from flwr.app import Message
 from client.state import DeviceState, load_state
 from server.app import RoundRecord, run_rounds
 from server.strategy import SparCLStrategy
-from simulations.build import World, client_app, make_strategy, make_world
+from simulations.build import World, make_roster, make_strategy, make_world
 from simulations.config import Experiment, load
+from simulations.devices import client_app
 from simulations.engine.inline import InlineGrid
 from sparcl_core.codec import KINDS
 
@@ -50,9 +51,9 @@ class RecordingGrid(InlineGrid):
         self._tamper = tamper or (lambda server_round, replies: replies)
         self._tamper_calibrate = tamper_calibrate or (lambda server_round, replies: replies)
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def stream(self, messages, timeout=None):
         messages = list(messages)
-        replies = list(super().send_and_receive(messages, timeout=timeout))
+        replies = list(super().stream(messages, timeout))
         if messages and messages[0].metadata.message_type == "train":
             server_round, self.sending = len(self.sent) + 1, messages
             replies = list(self._tamper(server_round, replies))
@@ -65,17 +66,18 @@ class RecordingGrid(InlineGrid):
 
     def device(self, number: int) -> DeviceState | None:
         """What device `number` keeps, or None if it never trained."""
-        from flwr.common.serde import recorddict_from_proto
-        from flwr.proto.recorddict_pb2 import RecordDict
-
-        records = recorddict_from_proto(RecordDict.FromString(self._states.get(number + 1, b"")))
-        return load_state(records["device"]["state"]) if "device" in records else None
+        records = self.state(number)
+        return load_state(records["device"]) if "device" in records else None
 
 
 def play(
-    world: World, grid: InlineGrid | None = None, observe: Callable[[RoundRecord, SparCLStrategy], None] | None = None
+    world: World,
+    grid: InlineGrid | None = None,
+    observe: Callable[[RoundRecord, SparCLStrategy], None] | None = None,
+    registers: bool = False,
 ) -> SparCLStrategy:
-    """All rounds without evaluation; `observe` sees every round's record and the server's state after it."""
+    """All rounds without evaluation; `observe` sees every round's record and the server's state after it. `registers`: every device is
+    asked who it is, as under Flower's own runtimes."""
     strategy, tasks = make_strategy(world), world.experiment.stream.tasks
     observe = observe or (lambda record, strategy: None)
     run_rounds(
@@ -85,6 +87,7 @@ def play(
         evaluate_every=0,
         evaluate=lambda state: np.zeros((2, tasks)),
         observe=lambda record: observe(record, strategy),
+        roster=None if registers else make_roster(world.streams),
     )
     return strategy
 

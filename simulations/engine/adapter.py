@@ -4,11 +4,12 @@ Checked against Flower 1.41; another version that moves these ends in an error t
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
+# ruff: noqa: F401  (the engine's other modules take Flower's private parts from here)
 try:
     from flwr.app import Context, Error, Message, RecordDict
     from flwr.clientapp import ClientApp
@@ -16,7 +17,6 @@ try:
     from flwr.common.serde import message_from_proto, message_to_proto, recorddict_from_proto, recorddict_to_proto
     from flwr.proto.message_pb2 import Message as MessageProto
     from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
-    from flwr.serverapp import Grid
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
@@ -38,10 +38,17 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Handled:
-    """What became of one message: the reply's bytes, and the device's new state (None: keep the old one)."""
+    """What became of one message.
 
-    reply: bytes
-    state: bytes | None
+    Attributes:
+        reply: the ClientApp's, or an error.
+        state: the device's new state; None: it keeps the old one.
+        out_of_memory: the app failed for want of memory, so it may succeed in another process.
+    """
+
+    reply: Message
+    state: RecordDict | None
+    out_of_memory: bool = False
 
 
 def identify_process() -> None:
@@ -61,70 +68,25 @@ def number_message(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def error_reply(message: Message, code: int, reason: str) -> bytes:
-    return to_bytes(Message(Error(code, reason), reply_to=message))
+def error_reply(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=message)
 
 
-def handle(app: ClientApp, data: bytes, state: bytes, node_config: dict, run_config: dict) -> Handled:
+def handle(app: ClientApp, message: Message, state: RecordDict, node_config: dict, run_config: dict) -> Handled:
     """Run `app` on one message with the Context of one device. What the app raises becomes an error reply."""
-    message = from_bytes(data)
-    records = recorddict_from_proto(RecordDictProto.FromString(state))
-    context = Context(RUN_ID, message.metadata.dst_node_id, dict(node_config), records, dict(run_config))
+    context = Context(RUN_ID, message.metadata.dst_node_id, dict(node_config), state, dict(run_config))
     try:
         reply = app(message, context)
     except Exception as error:
-        return Handled(error_reply(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error) or type(error).__name__), None)
-    return Handled(to_bytes(reply), recorddict_to_proto(context.state).SerializeToString(deterministic=True))
+        failure = error_reply(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error) or type(error).__name__)
+        return Handled(failure, None, _lacked_memory(error))
+    return Handled(reply, context.state)
 
 
-class EngineGrid(Grid):
-    """What the engines share: node ids, messages, and the Grid methods of Flower in terms of `send_and_receive`.
-
-    Device d has node id d + 1 and `partition-id` d. Replies come in completion order, as from any Grid.
-    """
-
-    def __init__(self, num_devices: int, run_config: dict | None = None, on_reply: Callable[[int], None] | None = None):
-        """`on_reply`: told the device's number whenever a reply has come in."""
-        identify_process()
-        self.num_devices, self.run_config = num_devices, run_config or {}
-        self.on_reply = on_reply or (lambda device: None)
-        self._count = 0
-        self._replies: dict[str, Message] = {}
-        self._run = Run.create_empty(RUN_ID)
-
-    def node_config(self, node_id: int) -> dict:
-        return {"partition-id": node_id - 1, "num-partitions": self.num_devices}
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(range(1, self.num_devices + 1))
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Carry the messages out; the replies wait for `pull_messages`. Returns their ids, in the order of the messages."""
-        messages = list(messages)
-        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
-        return [message.metadata.message_id for message in messages]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
-
-    def close(self) -> None:
-        """Give back what the engine holds."""
-
-    def _prepare(self, messages: Iterable[Message]) -> list[Message]:
-        prepared = list(messages)
-        for message in prepared:
-            if not 1 <= message.metadata.dst_node_id <= self.num_devices:
-                raise ValueError(f"message for node {message.metadata.dst_node_id}: there are nodes 1 to {self.num_devices}")
-            self._count += 1
-            number_message(message, str(self._count))
-        return prepared
+def _lacked_memory(error: BaseException | None) -> bool:
+    """Is want of memory behind this error? PyTorch says so in a RuntimeError, and apps wrap what they catch."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,14 +1,20 @@
 """The inline engine: every device in this process, one after another. For a debugger, and as the slow twin of the Ray engine."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 
-from flwr.app import Message
+from flwr.app import RecordDict
 
-from simulations.engine.adapter import AppFactory, EngineGrid, from_bytes, handle, to_bytes
+from simulations.engine.adapter import AppFactory, handle
+from simulations.engine.cache import StateCache
+from simulations.engine.files import MemoryFiles
+from simulations.engine.grid import EngineGrid, Job
+from simulations.engine.parcel import attach_message, attach_records, detach_message, detach_records
+from simulations.engine.store import StateStore
 
 
 class InlineGrid(EngineGrid):
-    """Runs `make_app(*args)` in this process."""
+    """Runs `make_app(*args)` in this process. Messages and states go through the same bytes as on the Ray engine."""
 
     def __init__(
         self,
@@ -17,19 +23,38 @@ class InlineGrid(EngineGrid):
         num_devices: int,
         run_config: dict | None = None,
         on_reply: Callable[[int], None] | None = None,
+        store: StateStore | None = None,
+        waits_for_commit: bool = False,
+        cache_bytes: int = 0,
     ):
-        super().__init__(num_devices, run_config, on_reply)
+        """`store`: where device states are kept; default: this process's memory. `cache_bytes`: as much of it is kept in memory, too."""
+        super().__init__(num_devices, run_config, on_reply, store or StateStore(MemoryFiles()), waits_for_commit)
         self._app = make_app(*args)
-        self._states: dict[int, bytes] = {}
+        self._states = StateCache(self.store, cache_bytes)
+        self._waiting: deque[Job] = deque()
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Replies in the order of the messages; `timeout` has no meaning here, since nothing runs in the background."""
-        replies = []
-        for message in self._prepare(messages):
-            node = message.metadata.dst_node_id
-            handled = handle(self._app, to_bytes(message), self._states.get(node, b""), self.node_config(node), self.run_config)
-            if handled.state is not None:
-                self._states[node] = handled.state
-            replies.append(from_bytes(handled.reply))
-            self.on_reply(node - 1)
-        return replies
+    @property
+    def num_workers(self) -> int:
+        """Processes at work."""
+        return 1
+
+    def _submit(self, jobs: list[Job]) -> None:
+        self._waiting.extend(jobs)
+
+    def _step(self, timeout: float | None) -> None:
+        job = self._waiting[0]
+        message = attach_message(detach_message(job.message))
+        handled = handle(self._app, message, self.state(job.device), self.node_config(job.device + 1), self.run_config)
+        reply, state = attach_message(detach_message(handled.reply)), None
+        if handled.state is not None:
+            state = self._states.put(job.device, job.exchange, detach_records(handled.state))
+        self._waiting.popleft()  # only now: a job that was interrupted still waits
+        self._finish(job, reply, state)
+
+    def _forget(self, ids: set[str]) -> None:
+        self._waiting = deque(job for job in self._waiting if job.id not in ids)
+
+    def state(self, device: int) -> RecordDict:
+        """What the device keeps in its Context, an empty RecordDict before its first message."""
+        made = self.manifest.current(device)
+        return attach_records(self._states.get(device, made)) if made else RecordDict()

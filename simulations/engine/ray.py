@@ -1,154 +1,249 @@
-"""The Ray engine: devices train on worker processes (Ray actors), whichever is free takes the next one.
+"""The Ray engine: devices train on worker processes, whichever is free takes the next one.
 
-Device state is an object in Ray's store: the driver holds a reference and never the bytes, and a worker that dies takes
-no state with it. A state is replaced only when its round succeeded, so a lost worker's message is simply handled again,
-with the same bits, by a new process. The ClientApp's arguments (data above all) go into the store once per run.
+A message's large parts go into Ray's store once per exchange, the ClientApp's arguments (data above all) once per run. Device
+states go from worker to store and never through here. A worker that dies, hangs or lacks memory is replaced, and what it had been
+given is handled again from the same states, with the same bits.
 """
 
-import contextlib
 import logging
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
+import numpy as np
 import ray
-from flwr.app import Message
+from ray import ObjectRef
 
-from simulations.engine.adapter import (
-    WORKER_LOST,
-    AppFactory,
-    EngineError,
-    EngineGrid,
-    error_reply,
-    from_bytes,
-    handle,
-    identify_process,
-    to_bytes,
-)
+from simulations.engine.adapter import WORKER_LOST, AppFactory, EngineError, error_reply
+from simulations.engine.grid import EngineGrid, Job
+from simulations.engine.parcel import Parcel, attach_message, detach_message
+from simulations.engine.pool import EngineOptions, Pool, Slot
+from simulations.engine.queue import Queue
+from simulations.engine.replicas import heal, open_store
+from simulations.engine.store import StateStore
+from simulations.engine.worker import Order
 
 log = logging.getLogger(__name__)
-TRIES = 3
-OUR_ROOT = Path(__file__).parents[2]
-
-
-def start_ray(workers: int) -> None:
-    """Start a local Ray with `workers` CPUs, quietly and without phoning home; does nothing if Ray runs in this process.
-
-    Raises:
-        EngineError: if it does not start.
-    """
-    if ray.is_initialized():
-        return
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too short on a machine that is busy
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        # Ray puts the current folder first on its workers' path: a `client` or `server` folder there would stand in for ours
-        with contextlib.chdir(OUR_ROOT):
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                num_gpus=0,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except Exception as error:
-        raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
-
-
-def _wait_for_cpus(workers: int, patience_s: float = 10.0) -> None:
-    """Wait until Ray has `workers` free CPUs: those of workers that were just closed come back a moment later.
-
-    Raises:
-        EngineError: if they do not. An actor that Ray cannot place would otherwise wait in silence for ever.
-    """
-    give_up = time.monotonic() + patience_s
-    while (free := int(ray.available_resources().get("CPU", 0))) < workers:
-        if time.monotonic() > give_up:
-            raise EngineError(f"workers is {workers}, but Ray has only {free} free CPUs here; ask for fewer with --workers")
-        time.sleep(0.05)
-
-
-@ray.remote(num_cpus=1)
-class _Worker:
-    """One process that runs the ClientApp for any device."""
-
-    def __init__(self, make_app: AppFactory, run_config: dict, *args):
-        identify_process()
-        self._app, self._run_config = make_app(*args), run_config
-
-    @ray.method(num_returns=2)
-    def handle(self, message: bytes, state: bytes, node_config: dict) -> tuple[tuple[bytes, bool], bytes]:
-        """(reply, whether the state is a new one), state."""
-        handled = handle(self._app, message, state, node_config, self._run_config)
-        return (handled.reply, handled.state is not None), handled.state or b""
+IN_FLIGHT = 2  # the next message is there when a worker is done, so that it need not wait for the driver
+START_PATIENCE_S = 300.0
 
 
 class RayGrid(EngineGrid):
-    """Runs `make_app(*args)` on `workers` Ray actors."""
+    """Runs `make_app(*args)` in the processes of a pool."""
 
     def __init__(
         self,
         make_app: AppFactory,
         args: tuple,
         num_devices: int,
-        workers: int,
+        workers: int = 0,
         run_config: dict | None = None,
         on_reply: Callable[[int], None] | None = None,
+        store: StateStore | None = None,
+        waits_for_commit: bool = False,
+        pool: Pool | None = None,
+        options: EngineOptions | None = None,
     ):
-        super().__init__(num_devices, run_config, on_reply)
-        if workers < 1:
-            raise EngineError(f"workers is {workers}: at least 1 is needed")
-        start_ray(workers)
-        _wait_for_cpus(workers)
-        self._worker_args = (make_app, self.run_config, *(ray.put(arg) for arg in args))
-        self._workers = [_Worker.remote(*self._worker_args) for _ in range(workers)]
-        self._states: dict[int, ray.ObjectRef] = {}
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Replies in completion order. A message whose worker was lost is tried `TRIES` times, then answered with an error."""
-        waiting = deque((message, TRIES) for message in self._prepare(messages))
-        free, running, replies = list(self._workers), {}, []
-        while waiting or running:
-            while waiting and free:
-                message, tries = waiting.popleft()
-                worker, node = free.pop(0), message.metadata.dst_node_id
-                result, state = worker.handle.remote(to_bytes(message), self._states.get(node, b""), self.node_config(node))
-                running[result] = (message, tries - 1, worker, state)
-            done, _ = ray.wait(list(running), num_returns=1)
-            message, tries, worker, state = running.pop(done[0])
-            free.append(worker)
-            node = message.metadata.dst_node_id
-            try:
-                reply, is_new = ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
-                if error.actor_init_failed:
-                    raise EngineError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}") from error
-                free[-1] = self._replace(worker)
-                if tries:
-                    log.warning("the worker of device %d was lost; its round is tried again", node - 1)
-                    waiting.appendleft((message, tries))
-                    continue
-                reply = error_reply(message, WORKER_LOST, f"device {node - 1}, stage worker: lost its worker {TRIES} times: {error}")
-                is_new = False
-            if is_new:
-                self._states[node] = state
-            replies.append(from_bytes(reply))
-            self.on_reply(node - 1)
-        return replies
-
-    def _replace(self, lost: ray.actor.ActorHandle) -> ray.actor.ActorHandle:
-        """A new worker in the place of a lost one. An actor that Ray restarts refuses calls until it is up; a new one lets them wait."""
-        ray.kill(lost)
-        fresh = _Worker.remote(*self._worker_args)
-        self._workers[self._workers.index(lost)] = fresh
-        return fresh
+        """`store`: where device states are kept; default: in a folder of this machine, on a cluster with two of its nodes, until `close`.
+        `pool`: workers that are already there, and stay; else a pool with `options`, or just `workers`, is opened.
+        """
+        self._own_pool = pool is None
+        self._pool = pool or Pool(options or EngineOptions(workers=workers))
+        self._own_store = store is None
+        super().__init__(num_devices, run_config, on_reply, store or open_store(self._pool.options), waits_for_commit)
+        self._queue = Queue()
+        self._sent: dict[int, tuple[bytes, ObjectRef]] = {}
+        cache_bytes = self._pool.options.cache_mb * 1_000_000
+        self._pool.setup(make_app, self.run_config, self.store.files, cache_bytes, *(ray.put(arg) for arg in args))
 
     def close(self) -> None:
-        """End the workers; Ray itself goes on until `ray.shutdown`."""
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers, self._states = [], {}
+        """End the workers unless they were lent; remove device states unless the store was."""
+        if self._own_pool:
+            self._pool.close()
+        if self._own_store:
+            self.store.destroy()
+
+    # -- messages out
+
+    @property
+    def num_workers(self) -> int:
+        """Processes at work."""
+        return len(self._pool.slots)
+
+    def _submit(self, jobs: list[Job]) -> None:
+        self._sent = {}
+        for job in jobs:
+            job.payload = detach_message(job.message)
+        self._queue.add(jobs, {slot.number for slot in self._pool.slots})
+        self._feed()
+
+    def _feed(self) -> None:
+        """Idle workers first; more than one message in flight only where that leaves enough for the others.
+
+        Who may have brought a worker down is tried alone, so that it becomes known.
+        """
+        slots = [slot for slot in self._pool.slots if slot.starting is None]
+        for depth in range(IN_FLIGHT):
+            for slot in slots:
+                is_ahead = depth and (self._queue.has_suspects or slot.in_flight and slot.in_flight[0][1][0].alone)
+                if len(slot.in_flight) == depth and not is_ahead and (not depth or len(self._queue) >= len(slots)):
+                    self._hand_out(slot, len(slots))
+
+    def _hand_out(self, slot: Slot, workers: int) -> None:
+        batch = self._queue.take(slot.number, workers)
+        if not batch:
+            return
+        orders = []
+        for job in batch:
+            blobs = [self._stored(blob) for blob in job.payload.blobs]
+            config, made = self.node_config(job.device + 1), self.manifest.current(job.device)
+            orders.append(Order(job.payload.shell, blobs, job.device, config, made, job.exchange))
+        if not slot.in_flight:
+            slot.since = time.monotonic()
+        slot.in_flight.append((slot.handle.work.remote(orders), batch))
+
+    def _stored(self, blob: bytes) -> ObjectRef:
+        """The blob in Ray's store, put there once however many messages it is in."""
+        if id(blob) not in self._sent:
+            self._sent[id(blob)] = (blob, ray.put(np.frombuffer(blob, np.uint8)))
+        return self._sent[id(blob)][1]
+
+    def _forget(self, ids: set[str]) -> None:
+        self._queue.forget(ids)
+
+    # -- replies in
+
+    def _step(self, timeout: float | None) -> None:
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self._collect(until) or (until is not None and time.monotonic() >= until):
+                return
+
+    def _collect(self, until: float | None) -> bool:
+        """Wait once; has a job been finished?"""
+        if joined := self._pool.grow():
+            log.debug("workers %s join", [slot.number for slot in joined])
+        waiting = {slot.starting or slot.in_flight[0][0]: slot for slot in self._pool.slots if slot.starting or slot.in_flight}
+        if not waiting:
+            raise EngineError("no worker is left to do what waits; see the messages above")
+        now, limits = time.monotonic(), [self._limit(slot) for slot in waiting.values()]
+        patience = min([limit for limit in (*limits, until) if limit is not None], default=None)
+        refs = list(waiting)
+        found, _ = ray.wait(refs, num_returns=1, timeout=None if patience is None else max(0.0, patience - now))
+        if found and len(refs) > 1:
+            found, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        before = len(self._open)
+        for ref in found:
+            slot = waiting[ref]
+            self._started(slot) if slot.starting is ref else self._answered(slot)
+        for slot in waiting.values():  # as they are now: one that answered has begun with its next
+            limit = self._limit(slot)
+            if limit is not None and time.monotonic() >= limit:
+                self._overdue(slot)
+        self._feed()
+        return len(self._open) < before
+
+    def _limit(self, slot: Slot) -> float | None:
+        """When the slot's worker is overdue."""
+        if slot.starting is not None:
+            return self._pool.started + START_PATIENCE_S
+        allowed = self._pool.options.device_timeout_s
+        return slot.since + allowed * len(slot.in_flight[0][1]) if allowed and slot.in_flight else None
+
+    def _started(self, slot: Slot) -> None:
+        try:
+            ray.get(slot.starting)
+        except ray.exceptions.RayTaskError as error:
+            raise EngineError(f"a worker cannot start: {_last_line(error)}") from error
+        except ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise EngineError(f"a worker cannot start: {_last_line(error)}") from error
+            self._lost(slot, _what_happened(error), [], [])
+            return
+        slot.starting = None
+
+    def _answered(self, slot: Slot) -> None:
+        ref, batch = slot.in_flight[0]
+        try:
+            done, seconds, lost = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise EngineError(f"a worker cannot go on with device {batch[0].device}: {_last_line(error)}") from error
+        except ray.exceptions.RayError as error:
+            self._lost(slot, _what_happened(error), _jobs(slot.in_flight), [])
+            return
+        slot.in_flight.popleft()
+        slot.since = time.monotonic()
+        self._queue.took(batch[0].message.metadata.message_type, seconds, len(done))
+        self._heal(lost)
+        for job, one in zip(batch, done, strict=False):
+            if one.out_of_memory:
+                self._lost(slot, "ran out of memory", [job], batch[len(done) :] + _jobs(slot.in_flight))
+                return
+            self._finish(job, attach_message(Parcel(one.shell, tuple(blob.tobytes() for blob in one.blobs))), one.state)
+
+    def _heal(self, lost: list[str]) -> None:
+        """If a node that held device states is lost, they are held by others from now on."""
+        if healed := heal(self.store.files, lost):
+            self.store = StateStore(healed)
+            self._pool.use(healed)
+
+    def commit(self) -> None:
+        super().commit()
+        self._heal([])
+
+    def _overdue(self, slot: Slot) -> None:
+        if slot.starting is not None:
+            if all(other.starting for other in self._pool.slots):
+                raise EngineError(
+                    f"no worker has started for {START_PATIENCE_S:.0f} s: are there CPUs free for them? Try fewer with --workers"
+                )
+            log.warning("a worker has not started for %.0f s: going on without it", START_PATIENCE_S)
+            self._pool.drop(slot)
+            self._queue.gone(slot.number)
+            return
+        allowed = self._pool.options.device_timeout_s * len(slot.in_flight[0][1])
+        suspects, *others = [batch for _, batch in slot.in_flight]
+        self._lost(slot, f"did not answer within {allowed:g} s", suspects, [job for batch in others for job in batch])
+
+    def _lost(self, slot: Slot, what: str, suspects: list[Job], others: list[Job]) -> None:
+        """The slot's worker is gone: what it had been given is tried again. The user sees one line.
+
+        Args:
+            suspects: one of them brought the worker down, or none. A single one has used up a try; several, of which nobody knows which
+                one it was, are tried again one by one.
+            others: what it had been given besides.
+        """
+        suspects = [job for job in suspects if job.id in self._open]
+        self._pool.replace(slot)
+        again = []
+        for job in suspects:
+            job.alone = True
+            job.tries += len(suspects) == 1
+            if job.tries < self._pool.options.tries:
+                again.append(job)
+                continue
+            reason = f"device {job.device}, stage worker: its worker {what}; tried {job.tries} times"
+            self._finish(job, error_reply(job.message, WORKER_LOST, reason), None)
+        if again:
+            names = ", ".join(str(job.device) for job in again[:5]) + (", ..." if len(again) > 5 else "")
+            log.warning("the worker of device%s %s %s: tried again by another", "s" if len(again) > 1 else "", names, what)
+        elif not suspects:
+            log.warning("a worker %s before it had anything to do: it is replaced", what)
+        self._queue.add_again(again + [job for job in others if job.id in self._open])
+
+
+def _jobs(in_flight) -> list[Job]:
+    return [job for _, batch in in_flight for job in batch]
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _what_happened(error: ray.exceptions.RayError) -> str:
+    """What became of a worker, for the user."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "was ended by Ray, because its node ran out of memory"
+    text = str(error).lower()
+    if "node" in text and ("died" in text or "dead" in text or "terminated" in text) and "its node" in text:
+        return "was lost with its node"
+    return "was lost"

@@ -1,21 +1,22 @@
 """The Flower ClientApp: who a device is, what one round does to it, and what a failure leaves behind."""
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from worlds import tiny_world
 
 from client.app import make_client_app
-from client.state import load_state
+from client.state import DeviceState, load_state
 from client.stream import Stream
-from simulations.build import client_app, make_strategy
+from simulations.build import make_strategy
+from simulations.devices import client_app
 from simulations.engine.adapter import (
     RecordDictProto,
-    from_bytes,
     handle,
     identify_process,
     number_message,
     recorddict_from_proto,
-    to_bytes,
+    recorddict_to_proto,
 )
 from sparcl_core.learner import Learner
 from sparcl_core.protocol import Instruction, Report
@@ -34,13 +35,13 @@ def instruction(world) -> Instruction:
     return Instruction(1, 0, 1, True, tuple(payload.data for payload in strategy.broadcast.payloads(0)))
 
 
-def ask(app, device: int, content: RecordDict, kind: str = "train", state: bytes = b""):
-    """What becomes of one message to `device`: its reply and its new state."""
+def ask(app, device: int, content: RecordDict, kind: str = "train", state: RecordDict | None = None) -> tuple[Message, RecordDict | None]:
+    """What becomes of one message to `device`: its reply and its new state; `state` stays as it is."""
     identify_process()
     message = Message(content, device + 1, kind, group_id="1")
     number_message(message, "1")
-    handled = handle(app, to_bytes(message), state, {"partition-id": device}, {})
-    return from_bytes(handled.reply), handled.state
+    handled = handle(app, message, RecordDict(dict(state or {})), {"partition-id": device}, {})
+    return handled.reply, handled.state
 
 
 def training(instruction: Instruction, damage=lambda payload: payload) -> RecordDict:
@@ -53,8 +54,13 @@ def report_of(reply: Message) -> Report:
     return Report.from_wire(wire["control"], wire["delta"], wire["masks"])
 
 
-def stored(state: bytes):
-    return load_state(recorddict_from_proto(RecordDictProto.FromString(state))["device"]["state"])
+def stored(state: RecordDict) -> DeviceState:
+    return load_state(state["device"])
+
+
+def of_another_process(state: RecordDict) -> RecordDict:
+    """The state with other objects of the same bytes."""
+    return recorddict_from_proto(RecordDictProto.FromString(recorddict_to_proto(state).SerializeToString()))
 
 
 def test_a_device_says_who_it_is_and_what_it_has(world):
@@ -88,11 +94,8 @@ def test_devices_do_not_leak_into_each_other(world, instruction):
     for device in (2, 0, 1, 0):
         alone = ask(client_app(*world.app_args), device, training(instruction))
         among_others = ask(shared, device, training(instruction))
-        for a, b in zip(alone, among_others, strict=True):
-            if isinstance(a, bytes):
-                assert a == b
-            else:
-                assert dict(a.content["report"]) == dict(b.content["report"])
+        assert dict(alone[0].content["report"]) == dict(among_others[0].content["report"])
+        assert dict(alone[1]["device"]) == dict(among_others[1]["device"])
 
 
 def test_two_rounds_count_on(world, instruction):
@@ -103,6 +106,39 @@ def test_two_rounds_count_on(world, instruction):
     assert stored(state).memory.epochs == 2
     assert world.streams[0].sizes[0] == 14
     assert stored(state).memory.buffer.offered == 14 + 10
+
+
+def test_devices_of_a_process_share_the_object_that_is_their_model(world, instruction):
+    """So that whoever keeps their states can keep it once without looking into it."""
+    app = client_app(*world.app_args)
+    states = [ask(app, device, training(instruction))[1] for device in (0, 1, 2)]
+    assert len({id(state["device"]["model"]) for state in states}) == 1
+    assert len({state["device"]["own"] for state in states}) == 3
+    states[1] = of_another_process(states[1])
+    assert states[1]["device"]["model"] is not states[0]["device"]["model"]
+    later = [ask(app, device, training(Instruction(2, 0, 1, False, ())), state=states[device])[1] for device in (0, 1, 2)]
+    assert len({id(state["device"]["model"]) for state in later}) == 1
+
+
+@pytest.mark.parametrize("overrides", [(), ("federation.mask=local",), ("wire.up=f32", "wire.down=f32"), ("sparsity=0",)])
+def test_a_device_goes_on_in_any_process(overrides):
+    """Moved to a fresh process after every round, and stale for two of them: the same replies and state as where it has always been."""
+    world = tiny_world(*overrides)
+    strategy, at_home, held = make_strategy(world), client_app(*world.app_args), 0
+    state = None
+    for server_round in range(1, 6):
+        strategy.weights = {name: value * np.float32(0.99) for name, value in strategy.weights.items()}
+        strategy.broadcast.publish(strategy.weights)
+        if server_round in (3, 4):
+            continue
+        payloads = tuple(payload.data for payload in strategy.broadcast.payloads(held))
+        content = training(Instruction(server_round, 0, 1, server_round == 2 and world.experiment.sparsity > 0, payloads))
+        moved = ask(client_app(*world.app_args), 1, content, state=of_another_process(state) if state else None)
+        stayed = ask(at_home, 1, content, state=state)
+        assert dict(moved[0].content["report"]) == dict(stayed[0].content["report"])
+        assert dict(moved[1]["device"]) == dict(stayed[1]["device"])
+        state, held = stayed[1], server_round
+    assert stored(state).version == 5 and stored(state).memory.epochs == 3
 
 
 def no_data(device: int) -> Stream:
@@ -123,6 +159,7 @@ def test_a_failure_names_device_round_and_stage_and_leaves_the_state(world, inst
         (app, training(later), "train", "device 1, round 7, stage train: FloatingPointError: not finite"),
         (app, training(later), "importance", "device 1, round 7, stage train: FloatingPointError: not finite"),
     ]
+    _, before = ask(app, 1, training(instruction))
     for tried, content, method, message in cases:
         with monkeypatch.context() as patch:
             if method:
@@ -130,6 +167,7 @@ def test_a_failure_names_device_round_and_stage_and_leaves_the_state(world, inst
             reply, state = ask(tried, 1, content)
         assert reply.has_error() and reply.error.reason.startswith(message)
         assert state is None  # nothing new to keep: the engine goes on with the old one
+    assert dict(ask(app, 1, training(instruction))[1]["device"]) == dict(before["device"])  # nor is anything left behind in the process
 
 
 def test_a_damaged_instruction_is_refused(world, instruction):

@@ -1,146 +1,16 @@
-"""A device between rounds: what it keeps, how it is brought up to date, what it sends. Without Flower."""
+"""A device in a round: how it is brought up to date, what it trains, what it sends. Without Flower."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from lab import SEED, Lab, flat, lab_mask, trained_device
 from worlds import assert_same_arrays
 
-from client import device as devices
-from client.config import ClientConfig
-from client.inbox import receive
-from client.state import DeviceState, load_state, new_device, save_state
-from client.stream import Stream
-from server.broadcast import Broadcast
+from client.state import new_device
 from sparcl_core import codec, tdm
-from sparcl_core.codec import CodecError, Encoded
-from sparcl_core.ddr import DDRConfig
-from sparcl_core.dgm import DGMConfig
-from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner
-from sparcl_core.method import LearnerConfig, MethodConfig
-from sparcl_core.models import ModelConfig
-from sparcl_core.protocol import Instruction
-from sparcl_core.solo import start_model
-from sparcl_core.tdm import TDMConfig
-from sparcl_core.wire import WireConfig
-
-INPUTS = InputSpec((1, 4, 4), 4, (8.0,), (4.0,))
-SEED = 5
-
-
-def method_of(dtype: str = "float32") -> MethodConfig:
-    model, learner = ModelConfig("mlp", width=16, dtype=dtype), LearnerConfig(batch_size=4, buffer_size=6)
-    tdm_config = TDMConfig(p_intra=0.1, p_inter=0.1)
-    return MethodConfig(model, learner, tdm_config, DDRConfig(), DGMConfig(), sparsity=0.5)
-
-
-def make_stream() -> Stream:
-    rng = np.random.default_rng(0)
-    y = np.arange(24) // 6  # six of each class; two classes a task
-    return Stream(rng.integers(0, 17, (24, 1, 4, 4), dtype=np.uint8), y, (np.arange(12), np.arange(12, 24)), ((0, 1), (2, 3)))
-
-
-class Lab:
-    """A server's broadcast whose model drifts at random, and what is needed to receive from it."""
-
-    def __init__(self, form: str = "f16", dtype: str = "float32", importance: str = "u8", mask: str = "shared", **wire):
-        self.method = method_of(dtype)
-        self.wire = WireConfig(up=form, down=form, importance=importance, **wire)
-        self.config = ClientConfig(self.method, INPUTS, 10, SEED, self.wire, mask)
-        self.learner = Learner(self.method, INPUTS, 10, SEED)
-        self.stream = make_stream()
-        self.weights, masks = start_model(self.learner, self.method, SEED)
-        self.broadcast = Broadcast(self.weights, masks, self.learner.layout, self.wire, SEED)
-        self.rng = np.random.default_rng(1)
-        self.broadcast.publish(self.weights)
-
-    def new_device(self) -> DeviceState:
-        return new_device(self.method, self.learner, self.stream)
-
-    def next_version(self, share: float = 1.0, what: tdm.Action | None = None) -> None:
-        """Move a share of the weights by about 0.01, change the masks if asked to, publish."""
-        for name, value in self.weights.items():
-            moved = self.rng.random(value.shape) < share
-            if name in self.broadcast.masks:
-                moved &= self.broadcast.masks[name]
-            value += (moved * 0.01 * self.rng.standard_normal(value.shape)).astype(value.dtype)
-        if what:
-            importance = {name: self.rng.random(mask.shape) for name, mask in self.broadcast.masks.items()}
-            args = (self.method.tdm, self.method.sparsity)
-            update = tdm.plan_update(what, self.broadcast.masks, self.weights, importance, *args, self.broadcast.mask_version + 1)
-            self.broadcast.update_masks(self.weights, update, *args)
-        self.broadcast.publish(self.weights)
-
-    def receive(self, device: DeviceState, payloads: tuple[Encoded, ...] | None = None) -> DeviceState:
-        """`device` after an instruction with `payloads`, by default those that its version needs."""
-        payloads = self.broadcast.payloads(device.version) if payloads is None else payloads
-        return receive(device, [payload.data for payload in payloads], self.learner.layout, self.config)
-
-    def train(self, device: DeviceState, task: int = 0, importance: bool = False, server_round: int = 1):
-        instruction = Instruction(server_round, task, 1, importance, ())
-        return devices.train(device, instruction, self.learner, self.stream, 0, self.config)
-
-    def report(self, device: DeviceState, done: devices.Round, server_round: int = 1):
-        return devices.report(device, done, self.learner.layout, 0, self.config, server_round)
-
-    def sent(self, report) -> dict[str, codec.SparseTensor]:
-        """What arrives at the server."""
-        return codec.decode(report.delta, self.learner.layout, self.broadcast.masks).tensors
-
-    def assert_up_to_date(self, device: DeviceState) -> None:
-        assert_same_arrays(device.base, self.broadcast.held)
-        assert_same_arrays(device.masks, self.broadcast.masks)
-        assert (device.version, device.mask_version) == (self.broadcast.version, self.broadcast.mask_version)
-
-
-def trained_device(lab: Lab) -> DeviceState:
-    """A device with something in every field: two rounds, a mask update, a residual, a half-full history."""
-    device = lab.receive(lab.new_device())
-    for what in (None, "adapt"):
-        device, done = lab.train(device)
-        device, _ = lab.report(device, done)
-        lab.next_version(what=what)
-        device = lab.receive(device)
-    return device
-
-
-# -- saved and loaded
-
-
-def flat(device: DeviceState) -> dict[str, np.ndarray]:
-    """Every field of a device as an array."""
-    memory = device.memory
-    parts = {f"{part}.{name}": value for part in ("base", "masks", "residual") for name, value in getattr(device, part).items()}
-    parts |= {f"buffer.{key}": np.asarray(value) for key, value in vars(memory.buffer).items()}
-    parts |= {f"ddr.{key}": np.asarray(value) for key, value in vars(memory.ddr).items()}
-    scalars = (device.task, device.version, device.mask_version, memory.epochs, memory.twin_offered)
-    return parts | {"seen": device.seen, "scalars": np.array(scalars)}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_device_loads_as_it_was_saved(dtype):
-    device = trained_device(Lab(dtype=dtype))
-    loaded = load_state(save_state(device))
-    assert_same_arrays(flat(loaded), flat(device))
-    assert vars(device).keys() == {"base", "masks", "residual", "memory", "seen", "task", "version", "mask_version"}  # none forgotten
-    assert vars(device.memory).keys() == {"buffer", "ddr", "epochs", "twin_offered"}
-
-
-def test_a_new_device_loads_as_it_was_saved():
-    device = Lab().new_device()
-    assert_same_arrays(flat(load_state(save_state(device))), flat(device))
-
-
-def test_a_loaded_device_goes_on_as_if_never_saved():
-    """Also proves that loaded arrays may be written to, which arrays over a bytes object may not."""
-    lab = Lab()
-    device = trained_device(lab)
-    loaded = load_state(save_state(device))  # before: training counts DDR statistics in place
-    (went_on, done), (again, resumed) = lab.train(device), lab.train(loaded)
-    assert_same_arrays(resumed.session.state, done.session.state)
-    assert_same_arrays(flat(again), flat(went_on))
-
+from sparcl_core.codec import CodecError
+from sparcl_core.masks import apply_masks_
 
 # -- brought up to date
 
@@ -214,8 +84,43 @@ def test_a_place_that_is_dropped_and_grown_back_restarts_at_zero():
     assert not device.base[name].reshape(-1)[back].any() and not device.residual[name].reshape(-1)[back].any()
 
 
-def lab_mask(lab: Lab, name: str) -> np.ndarray:
-    return lab.broadcast.masks.get(name, np.array(1)).astype(np.float32)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_residual_goes_through_mask_updates_like_the_weights(whole):
+    """Beside the plain way, every update applied to the residual itself: bit for bit, with -0.0 and with values outside the masks, as a
+    round with a mask of the device's own leaves them. A whole model ends it."""
+    lab = Lab()
+    device = lab.receive(lab.new_device())
+    rng = np.random.default_rng(2)
+    residual = {
+        name: np.where(rng.random(v.shape) < 0.2, -0.0, rng.standard_normal(v.shape)).astype(v.dtype) for name, v in device.base.items()
+    }
+    device, wanted = replace(device, residual=residual), {name: value.copy() for name, value in residual.items()}
+    for what in ("grow", "adapt", "replace", None):
+        old = lab.broadcast.masks
+        if what == "replace":
+            lab.broadcast.replace_masks(
+                lab.weights, {name: rng.permutation(mask.ravel()).reshape(mask.shape) for name, mask in old.items()}
+            )
+            apply_masks_(wanted, {name: mask & lab.broadcast.masks[name] for name, mask in old.items()})
+            lab.next_version(share=0.02)
+            continue
+        lab.next_version(share=0.02, what=what)
+        if what:
+            dropped = decoded_places(lab, old)
+            update = tdm.MaskUpdate(lab.broadcast.mask_version, what, dropped)
+            redone = tdm.update_masks(old, [wanted], update, lab.method.tdm, lab.method.sparsity, SEED)
+            assert_same_arrays(redone, lab.broadcast.masks)
+    chain = tuple(payload for version in range(2, 6) for payload in lab.broadcast._steps[version])
+    device = lab.receive(device, (lab.broadcast.whole,) if whole else chain)
+    lab.assert_up_to_date(device)
+    assert_same_arrays(device.residual, {name: np.zeros_like(value) for name, value in wanted.items()} if whole else wanted)
+    assert whole or any(value.any() for value in wanted.values())
+
+
+def decoded_places(lab: Lab, masks) -> dict[str, np.ndarray]:
+    """What the last version's mask update drops of `masks`."""
+    update = lab.broadcast._steps[lab.broadcast.version][0]
+    return {name: tensor.places for name, tensor in codec.decode(update.data, lab.learner.layout, masks).tensors.items()}
 
 
 def test_payloads_out_of_sequence_are_refused():

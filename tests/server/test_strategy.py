@@ -1,6 +1,7 @@
 """The round: exact sparsity, devices that miss rounds, fail, or answer nonsense. Through the inline engine."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
 from client.app import make_client_app
 from client.stream import Stream
+from server.fleet import Roster
 from server.settings import FederationConfig
 from server.strategy import FleetError
 from simulations.build import make_strategy
-from simulations.engine.adapter import WORKER_LOST, error_reply, from_bytes
+from simulations.engine.adapter import WORKER_LOST, error_reply
 from sparcl_core.learner import Learner
 from sparcl_core.masks import num_active
 from sparcl_core.protocol import Report
@@ -141,7 +143,23 @@ def test_without_a_device_nothing_can_be_trained(world):
     grid = RecordingGrid(world)
     grid.get_node_ids = lambda: []
     with pytest.raises(FleetError, match="no device is connected"):
-        play(world, grid)
+        play(world, grid, registers=True)
+    with pytest.raises(FleetError, match="no device is connected"):
+        make_strategy(world).enrol(Roster.of([]))
+
+
+def test_asking_every_device_finds_the_fleet_that_a_simulation_knows(short_world):
+    """And the same run follows, but for the rows that the asking costs (and for the length of the runtime's message numbers)."""
+    known, asked = play(short_world), play(short_world, registers=True)
+    for name in ("devices", "node_ids", "samples"):
+        assert np.array_equal(getattr(asked.roster, name), getattr(known.roster, name)), name
+        assert getattr(asked.roster, name).dtype == getattr(known.roster, name).dtype
+    assert_same_arrays(asked.weights, known.weights)
+    others = [row for row in asked.ledger.rows if row.phase != "register"]
+    assert [replace(row, message_bytes=0) for row in others] == [replace(row, message_bytes=0) for row in known.ledger.rows]
+    registered = [row for row in asked.ledger.rows if row.phase == "register"]
+    assert [(row.round, row.device) for row in registered] == [(0, 0), (0, 1), (0, 2)]
+    assert all(row.message_bytes > 0 == row.up_bytes for row in registered)
 
 
 def test_a_device_that_cannot_register_is_named(world):
@@ -152,7 +170,7 @@ def test_a_device_that_cannot_register_is_named(world):
 
     grid = RecordingGrid(world, make_app=lambda *_: make_client_app(world.client_config, stream_of))
     with pytest.raises(FleetError, match="could not be registered: no such disk"):
-        play(world, grid)
+        play(world, grid, registers=True)
 
 
 # -- failures
@@ -307,7 +325,7 @@ def test_an_error_reply_of_the_runtime_is_a_failure(short_world):
     def crash(server_round, replies):
         first, *others = replies
         if server_round == 2:
-            first = from_bytes(error_reply(grid.sending[0], WORKER_LOST, "node is gone"))
+            first = error_reply(grid.sending[0], WORKER_LOST, "node is gone")
         return [first, *others]
 
     grid = RecordingGrid(short_world, crash)

@@ -15,6 +15,7 @@ from worlds import TINY, tiny
 
 from simulations.__main__ import app
 from simulations.config import ConfigError, available, load
+from simulations.view import View
 
 
 def call(*args) -> Result:
@@ -73,7 +74,8 @@ def test_bad_settings(tmp_path, override, parts):
 
 
 def test_an_experiment_that_is_not_there(tmp_path):
-    assert_one_message(call("run", "nope", "--out", tmp_path), "experiment 'nope' is not here", "split-digits", "or give a .toml file")
+    nope = call("run", "nope", "--engine", "inline", "--out", tmp_path)
+    assert_one_message(nope, "experiment 'nope' is not here", "split-digits", "or give a .toml file")
     assert_one_message(call("train-one", tmp_path / "nope.toml", "--out", tmp_path), "nope.toml' is not here")
     assert left_behind(tmp_path) == []
 
@@ -110,7 +112,7 @@ def test_ray_that_cannot_start(tmp_path, monkeypatch):
 
 
 def test_a_bug_of_ours_points_to_debug(tmp_path, monkeypatch):
-    def boom(*args):
+    def boom(*args, **kwargs):
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr("simulations.run.run_world", boom)
@@ -121,19 +123,182 @@ def test_a_bug_of_ours_points_to_debug(tmp_path, monkeypatch):
     assert left_behind(tmp_path / "out") == []
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(*args):
+# -- options of the engine
+
+
+@pytest.mark.parametrize("command", [("run", TINY, "--engine", "inline"), ("resume", "somewhere")], ids=["run", "resume"])
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--workers", "-1", "x>=0"),
+        ("--gpus-per-worker", "-0.5", "x>=0"),
+        ("--gpus-per-worker", "all", "not a valid float"),
+        ("--cache", "-1", "x>=0"),
+        ("--cache", "1.5", "not a valid int"),
+        ("--device-timeout", "-1", "x>=0"),
+        ("--tries", "0", "x>=1"),
+    ],
+)
+def test_bad_options(tmp_path, monkeypatch, command, option, value, rule):
+    monkeypatch.chdir(tmp_path)
+    result = call(*command, option, value)
+    assert result.exit_code == 2 and "Invalid value" in result.stderr
+    for part in (f"'{option}'", value, rule):
+        assert part in result.stderr
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("nohost.invalid:1", ("--ray-address nohost.invalid:1: nothing answers there", "is a Ray head running at that address?")),
+        ("localhost:1", ("--ray-address localhost:1: nothing answers there", "is a Ray head running at that address?")),
+        ("localhost", ("--ray-address 'localhost' is neither 'auto' nor HOST:PORT",)),
+        ("ray://localhost:10001", ("Ray's client protocol is not supported", "run on a node of the cluster")),
+    ],
+)
+def test_a_cluster_that_is_not_there(tmp_path, address, parts):
+    result = run_tiny(tmp_path / "out", engine="ray", options=("--ray-address", address))
+    assert_one_message(result, *parts)
+    assert left_behind(tmp_path / "out") == []
+
+
+def test_a_cluster_for_the_inline_engine_is_refused(tmp_path):
+    result = run_tiny(tmp_path / "out", options=("--ray-address", "localhost:6379"))
+    assert_one_message(result, "--ray-address is 'localhost:6379'", "the inline engine is one process", "take --engine ray")
+    assert left_behind(tmp_path / "out") == []
+
+
+def test_a_store_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for store in (f"{tmp_path}/file/states", f"{tmp_path}/file", "nobody://knows/this", f"file://{tmp_path}/*"):
+        assert_one_message(run_tiny(tmp_path / "out", options=("--store", store)), "device states cannot be kept in", store, "--store")
+        assert left_behind(tmp_path / "out") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file", "out"] and (tmp_path / "file").read_text() == "kept"
+
+
+def test_device_states_are_kept_where_store_says_and_go_with_the_run(tmp_path, monkeypatch):
+    store, seen = tmp_path / "store", []
+    monkeypatch.setattr(View, "device_done", lambda view, device: seen.append(len(list(store.glob("*/run/states/*/*")))))
+    result = run_tiny(tmp_path / "out", "stream.tasks=1", options=("--store", store))
+    assert result.exit_code == 0, result.output
+    assert seen == [1, 2, 3, 4, 5, 6] + [4, 5, 6] * 2  # three devices; what a round replaces goes when it is over
+    assert list(store.iterdir()) == [] and not (tmp_path / "out" / "tiny-seed0" / "devices").exists()
+
+
+# -- interrupted, resumed, given up
+
+
+def interrupt_after(monkeypatch, round_: int, error: BaseException) -> None:
+    """Once, when this round is over and told."""
+    true = View.round_done
+
+    def round_done(view, record):
+        true(view, record)
+        if record.round == round_:
+            monkeypatch.setattr(View, "round_done", true)
+            raise error
+
+    monkeypatch.setattr(View, "round_done", round_done)
+
+
+def interrupted(out: Path, monkeypatch, round_: int = 2, options: tuple[str, ...] = ()) -> Path:
+    """The folder of a run of four rounds that was interrupted after this one."""
+    interrupt_after(monkeypatch, round_, KeyboardInterrupt())
+    assert run_tiny(out, "stream.tasks=1", options=options).exit_code == 130
+    return out / "tiny-seed0"
+
+
+def test_a_run_interrupted_before_its_first_round_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("simulations.run.run_world", interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr("simulations.run.run_world", interrupt)
+        result = run_tiny(tmp_path / "out")
+    assert result.exit_code == 130 and result.stderr == "interrupted; nothing was written\n"
+    interrupt_after(monkeypatch, 0, KeyboardInterrupt())
     result = run_tiny(tmp_path / "out")
     assert result.exit_code == 130 and result.stderr == "interrupted; nothing was written\n"
     assert left_behind(tmp_path / "out") == []
 
 
+def test_a_run_interrupted_later_says_how_to_resume_it(tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 2, KeyboardInterrupt())
+    result = run_tiny(tmp_path, "stream.tasks=1")
+    folder = tmp_path / "tiny-seed0"
+    assert result.exit_code == 130 and result.stderr == f"stopped after 2 rounds: `sparcl resume {folder}` goes on from there\n"
+    assert (folder / "run.json").exists()
+
+    result = call("resume", folder)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["tiny: starting", "going on after round 2/4"] and lines[2].startswith("round 3/4  task 0  3 devices")
+    assert "Class-IL accuracy" in result.stdout and lines[-1] == f"run folder: {folder}"
+    assert not (folder / "run.json").exists() and (folder / "report.png").exists()
+    assert run_tiny(tmp_path / "other", "stream.tasks=1").exit_code == 0
+    assert (folder / "ledger.parquet").read_bytes() == (tmp_path / "other" / "tiny-seed0" / "ledger.parquet").read_bytes()
+
+
+def test_a_resumed_run_can_be_interrupted_again_and_keeps_its_twin(tmp_path, monkeypatch):
+    folder = interrupted(tmp_path, monkeypatch, 3, ("--baseline",))
+    interrupt_after(monkeypatch, 1, KeyboardInterrupt())  # of the twin
+    result = call("resume", folder)
+    assert result.exit_code == 130 and result.stderr == f"stopped after 5 rounds: `sparcl resume {folder}` goes on from there\n"
+    result = call("resume", folder)
+    assert result.exit_code == 0 and "going on after round 4/4\ndense twin: starting\ngoing on after round 1/4\n" in result.stdout
+    assert "points" in result.stdout
+
+
+def test_a_run_that_fails_later_gives_the_reason_and_says_how_to_resume_it(tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 2, ConfigError("the sky fell: wear a hat"))
+    result = run_tiny(tmp_path, "stream.tasks=1")
+    way_on = f"stopped after 2 rounds: `sparcl resume {tmp_path}/tiny-seed0` goes on from there"
+    assert result.exit_code == 2 and result.stderr == f"error: the sky fell: wear a hat\n{way_on}\n"
+    assert call("resume", tmp_path / "tiny-seed0").exit_code == 0
+
+
+def test_a_run_interrupted_while_its_table_is_shown_is_whole(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.view.final_table", interrupt)
+    result = run_tiny(tmp_path, "stream.tasks=1")
+    assert result.exit_code == 130 and result.stderr == f"the run is whole: {tmp_path}/tiny-seed0\n"
+    assert (tmp_path / "tiny-seed0" / "summary.json").exists() and not (tmp_path / "tiny-seed0" / "run.json").exists()
+
+
+@pytest.mark.parametrize("command", ["resume", "forget"])
+def test_a_folder_that_cannot_be_resumed_or_forgotten(tmp_path, command):
+    assert_one_message(call(command, tmp_path / "nowhere"), f"{tmp_path}/nowhere is no run folder", "name the folder")
+    assert run_tiny(tmp_path, "stream.tasks=1").exit_code == 0
+    folder = tmp_path / "tiny-seed0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert_one_message(call(command, folder), f"{folder} is finished", "nothing to resume")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_cluster_for_a_run_that_began_on_the_inline_engine_is_refused(tmp_path, monkeypatch):
+    folder = interrupted(tmp_path, monkeypatch)
+    result = call("resume", folder, "--ray-address", "localhost:1")
+    assert result.exit_code == 2 and "the inline engine is one process" in result.stderr.splitlines()[0]
+    assert call("resume", folder).exit_code == 0
+
+
+def test_a_forgotten_run_is_gone_with_its_states(tmp_path, monkeypatch):
+    folder = interrupted(tmp_path / "out", monkeypatch, options=("--store", str(tmp_path / "store")))
+    assert list((tmp_path / "store").glob("*/run/states/*/*"))
+    result = call("forget", folder)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{folder} is removed\n", "")
+    assert list((tmp_path / "out").iterdir()) == [] and list((tmp_path / "store").iterdir()) == []
+
+
+# -- what else there is
+
+
 def test_debug_shows_a_traceback_and_no_message_of_ours(tmp_path):
     assert isinstance(run_tiny(tmp_path, "learner.lrr=1", options=("--debug",)).exception, ConfigError)
-    command = [sys.executable, "-m", "simulations", "run", str(TINY), "--set", "learner.lrr=1", "--debug"]
+    command = [sys.executable, "-m", "simulations", "run", str(TINY), "--engine", "inline", "--set", "learner.lrr=1", "--debug"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" in done.stderr and "did you mean 'learner.lr'?" in done.stderr
     assert left_behind(tmp_path) == []

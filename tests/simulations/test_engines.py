@@ -1,6 +1,7 @@
-"""Inline, one worker, two workers: the same bits. Workers that die cost time and nothing else. Foreign Flower apps run unchanged.
+"""Inline, one, two or four workers: the same bits. Workers that die, hang or lack memory cost time and nothing else.
 
-All tests that need Ray are in this file and share one Ray: starting it takes about ten seconds.
+All tests that need a Ray of their own are in this file and share one, since starting it takes about ten seconds; clusters are
+in test_cluster.py. Foreign Flower apps run unchanged.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +23,26 @@ from worlds import assert_same_arrays, play, tiny_world
 
 from client.app import make_client_app
 from client.stream import Stream
+from simulations.engine import cluster
+from simulations.engine import ray as engine
 from simulations.engine.adapter import RUN_ID, EngineError, identify_process
+from simulations.engine.files import LocalFiles
 from simulations.engine.inline import InlineGrid
-from simulations.engine.ray import RayGrid, start_ray
+from simulations.engine.pool import EngineOptions, Pool
+from simulations.engine.ray import RayGrid
+from simulations.engine.store import StateStore
 from simulations.run import run_world
 
 
 @pytest.fixture(scope="module")
-def two_cores(tmp_path_factory):
-    """Ray with two CPUs, started in a folder that has a `client` of its own, as many projects do: workers must not import that."""
+def four_cores(tmp_path_factory):
+    """Ray with four CPUs, started in a folder that has a `client` of its own, as many projects do: workers must not import that."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "client").mkdir()
     (elsewhere / "client" / "__init__.py").write_text("raise RuntimeError('this is not the client')")
     with contextlib.chdir(elsewhere):
-        start_ray(2)
+        cluster.start_ray(4)
         assert Path.cwd() == elsewhere
     yield
     ray.shutdown()
@@ -54,8 +61,8 @@ def on_inline(world):
     return run_world(world, "inline")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_result_does_not_depend_on_the_engine(world, on_inline, two_cores, workers):
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_result_does_not_depend_on_the_engine(world, on_inline, four_cores, workers):
     result = run_world(world, "ray", workers)
     assert_same_arrays(result.strategy.weights, on_inline.strategy.weights)
     assert_same_arrays(result.strategy.masks, on_inline.strategy.masks)
@@ -71,7 +78,7 @@ def test_the_result_does_not_depend_on_the_engine(world, on_inline, two_cores, w
     [("federation.mask=local", "server_optimizer.name=momentum"), ("wire.importance=votes", "wire.up_share=0.3")],
     ids=["local", "votes"],
 )
-def test_nor_does_it_with_masks_of_devices_or_votes(overrides, two_cores):
+def test_nor_does_it_with_masks_of_devices_or_votes(overrides, four_cores):
     """One task: the default wire rounds at random, and so must every engine, by address."""
     world = tiny_world("stream.tasks=1", *overrides)
     inline, result = run_world(world, "inline"), run_world(world, "ray", 2)
@@ -81,7 +88,7 @@ def test_nor_does_it_with_masks_of_devices_or_votes(overrides, two_cores):
     assert [record.diversity for record in result.rounds] == [record.diversity for record in inline.rounds]
 
 
-def mortal_app(lives: str, config, x, y, samples, classes) -> ClientApp:
+def mortal_app(lives: str, config, streams) -> ClientApp:
     """The SparCL app in a process that dies under device 1 as long as the file `lives` says so."""
 
     def stream_of(device: int) -> Stream:
@@ -89,12 +96,12 @@ def mortal_app(lives: str, config, x, y, samples, classes) -> ClientApp:
         if device == 1 and left:
             Path(lives).write_text(str(left - 1))
             os.kill(os.getpid(), signal.SIGKILL)
-        return Stream(x, y, samples[device], classes)
+        return streams[device]
 
     return make_client_app(config, stream_of)
 
 
-def test_a_worker_that_dies_in_a_round_changes_nothing(world, on_inline, two_cores, tmp_path, caplog):
+def test_a_worker_that_dies_in_a_round_changes_nothing(world, on_inline, four_cores, tmp_path, caplog):
     """With one worker only: nobody else can take over, the round must wait for a new process."""
     lives = tmp_path / "lives"
     lives.write_text("0")
@@ -110,7 +117,8 @@ def test_a_worker_that_dies_in_a_round_changes_nothing(world, on_inline, two_cor
     finally:
         grid.close()
     assert lives.read_text() == "0"  # it did die
-    assert [record.getMessage() for record in caplog.records] == ["the worker of device 1 was lost; its round is tried again"]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("the worker of device") and said.endswith("was lost: tried again by another")
     assert_same_arrays(strategy.weights, on_inline.strategy.weights)
     assert_same_arrays(strategy.masks, on_inline.strategy.masks)
     assert strategy.ledger.rows == on_inline.strategy.ledger.rows
@@ -119,8 +127,8 @@ def test_a_worker_that_dies_in_a_round_changes_nothing(world, on_inline, two_cor
 # -- a small app of our own, on both engines
 
 
-def counting_app() -> ClientApp:
-    """Counts the messages of a device in its state, and then does what it is told."""
+def counting_app(folder: str = "") -> ClientApp:
+    """Counts the messages of a device in its state, and then does what it is told: once only, if there is a file of that name."""
     app = ClientApp()
 
     @app.train()
@@ -128,24 +136,37 @@ def counting_app() -> ClientApp:
         count = context.state["count"]["n"] + 1 if "count" in context.state else 1
         context.state["count"] = ConfigRecord({"n": count})
         order = message.content["order"]["do"]
-        if order == "raise":
+        device = context.node_config["partition-id"]
+        if order.endswith("-once"):
+            mark = Path(folder) / f"{device}-{order}-{message.metadata.group_id}"
+            if mark.exists():
+                order = ""
+            mark.touch()
+        if order.startswith("raise"):
             raise ValueError("told to")
-        if order == "die":
+        if order.startswith("die"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if order.startswith("starve"):
+            try:
+                raise MemoryError("no more")
+            except MemoryError as error:
+                raise RuntimeError("device 0, round 1, stage train") from error
+        if order.startswith("hang"):
+            time.sleep(10_000)
         if order == "toil":
             sum(range(10_000_000))
-        answer = {"count": count, "device": context.node_config["partition-id"], "of": context.node_config["num-partitions"]}
+        answer = {"count": count, "device": device, "of": context.node_config["num-partitions"], "process": os.getpid()}
         return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
 
     return app
 
 
-def open_grid(request, make_app, **kwargs):
+def open_grid(request, make_app, *args, **kwargs):
     """Four devices on the engine that the fixture is run for."""
     if request.param == "inline":
-        return InlineGrid(make_app, (), 4, **kwargs)
-    request.getfixturevalue("two_cores")
-    return RayGrid(make_app, (), 4, workers=2, **kwargs)
+        return InlineGrid(make_app, args, 4, **kwargs)
+    request.getfixturevalue("four_cores")
+    return RayGrid(make_app, args, 4, workers=2, **kwargs)
 
 
 @pytest.fixture(scope="class", params=["inline", "ray"])
@@ -158,9 +179,10 @@ def grid(request):
     opened.close()
 
 
-def orders(*what: str) -> list[Message]:
+def orders(*what: str, group: str = "1", **extra) -> list[Message]:
     return [
-        Message(RecordDict({"order": ConfigRecord({"do": order})}), node, "train", group_id="1") for node, order in enumerate(what, start=1)
+        Message(RecordDict({"order": ConfigRecord({"do": order, **extra})}), node, "train", group_id=group)
+        for node, order in enumerate(what, start=1)
     ]
 
 
@@ -194,30 +216,127 @@ class TestTheSmallApp:
     def test_replies_can_be_pushed_and_pulled(self, grid):
         """Ids come back in the order of the messages, whatever finished first; a reply is handed out once."""
         first, second, third = grid.push_messages(orders("toil", "", ""))
-        assert list(answers(grid.pull_messages([first]))) == [1]
-        assert list(answers(grid.pull_messages([third, second]))) == [3, 2]
+        found = {}
+        while len(found) < 3:
+            found |= answers(grid.pull_messages([third, first, second]))
+        assert sorted(found) == [1, 2, 3]
         assert list(grid.pull_messages([first, second, third])) == []
 
     def test_a_message_for_nobody_is_refused(self, grid):
         with pytest.raises(ValueError, match="message for node 5: there are nodes 1 to 4"):
             grid.send_and_receive(orders("", "", "", "", ""))
 
+    def test_replies_can_be_taken_one_by_one_and_the_rest_left(self, grid):
+        before = counts(grid)
+        for reply in grid.stream(orders("", "", "", "")):
+            heard = reply.metadata.src_node_id
+            break
+        after = counts(grid)
+        moved = [now - then - 1 for now, then in zip(after, before, strict=True)]
+        assert moved[heard - 1] == 1 and sum(moved) <= 4 and set(moved) <= {0, 1}
+
     @pytest.mark.parametrize("grid", ["ray"], indirect=True)
+    def test_a_large_value_goes_into_the_store_once_however_many_get_it(self, grid, monkeypatch):
+        put, sizes = ray.put, []
+        monkeypatch.setattr(ray, "put", lambda value: (sizes.append(value.nbytes), put(value))[1])
+        large = os.urandom(1_000_000)
+        assert len(answers(grid.send_and_receive(orders("", "", "", "", large=large)))) == 4
+        assert sizes == [1_000_000]
+
+
+class TestFaults:
+    """One grid with two workers. Every fault costs one worker process, and no state."""
+
+    @pytest.fixture(scope="class")
+    def grid(self, four_cores, tmp_path_factory):
+        options = EngineOptions(workers=2, device_timeout_s=4.0, tries=2)
+        opened = RayGrid(counting_app, (str(tmp_path_factory.mktemp("marks")),), 4, options=options)
+        yield opened
+        opened.close()
+
+    def faulty(self, grid, caplog, *what: str, group: str) -> tuple[dict, list[str]]:
+        """Answers to these orders, and what the user was told."""
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            return answers(grid.send_and_receive(orders(*what, group=group))), [record.getMessage() for record in caplog.records]
+
     def test_a_device_that_kills_every_worker_fails_alone(self, grid, caplog):
         before = counts(grid)
-        with caplog.at_level(logging.WARNING):
-            replies = answers(grid.send_and_receive(orders("", "die", "", "")))
-        assert replies.pop(2).startswith("device 1, stage worker: lost its worker 3 times")
+        replies, said = self.faulty(grid, caplog, "", "die", "", "", group="die")
+        assert replies.pop(2) == "device 1, stage worker: its worker was lost; tried 2 times"
         assert [replies[node]["count"] for node in (1, 3, 4)] == [before[device] + 2 for device in (0, 2, 3)]
-        assert len(caplog.records) == 2  # tried three times, so tried again twice
+        assert 1 <= len(said) <= 3 and all(line.endswith("was lost: tried again by another") for line in said)
         assert counts(grid) == [before[0] + 2, before[1] + 1, before[2] + 2, before[3] + 2]  # the state that it had before
+
+    def test_a_device_that_lacked_memory_once_is_tried_by_another_process(self, grid, caplog):
+        before = counts(grid)
+        replies, said = self.faulty(grid, caplog, "starve-once", "", group="starve")
+        assert replies[1]["count"] == before[0] + 2
+        assert said == ["the worker of device 0 ran out of memory: tried again by another"]
+
+    def test_a_device_that_hangs_once_is_tried_again_and_one_that_always_does_is_given_up(self, grid, caplog):
+        before = counts(grid)
+        replies, said = self.faulty(grid, caplog, "hang-once", "hang", "", group="hang")
+        assert replies.pop(2) == "device 1, stage worker: its worker did not answer within 4 s; tried 2 times"
+        assert replies[1]["count"] == before[0] + 2 and replies[3]["count"] == before[2] + 2
+        assert 1 <= len(said) <= 3 and all(line.endswith(" s: tried again by another") for line in said)
+        assert counts(grid) == [before[0] + 2, before[1] + 1, before[2] + 2, before[3] + 1]
+
+    def test_after_a_timeout_of_the_call_what_is_missing_is_left_out(self, grid):
+        before = counts(grid)
+        found = answers(grid.send_and_receive(orders("hang", "", group="late"), timeout=2.0))
+        assert set(found) <= {2}
+        assert counts(grid)[0] == before[0] + 1  # the hanging process was replaced, the state is the old one
+
+
+def test_what_ray_says_of_a_lost_worker_is_said_in_three_words():
+    assert engine._what_happened(ray.exceptions.OutOfMemoryError("x")) == "was ended by Ray, because its node ran out of memory"
+    died = ray.exceptions.ActorDiedError()
+    assert engine._what_happened(died) == "was lost"
+
+
+# -- states
+
+
+def test_states_live_in_the_store_and_a_round_that_was_not_committed_did_not_happen(four_cores, tmp_path):
+    store = StateStore(LocalFiles(str(tmp_path)))
+    pool = Pool(EngineOptions(workers=2))
+    grid = RayGrid(counting_app, (), 4, store=store, waits_for_commit=True, pool=pool)
+    grid.send_and_receive(orders("", "", ""))
+    history, exchange = [grid.changes()], grid.manifest.exchange
+    grid.commit()
+    assert len(store.files.keys()) == 3
+    grid.send_and_receive(orders("", "", "", ""))  # the driver dies behind this
+    assert len(store.files.keys()) == 7
+    grid.close()
+
+    resumed = RayGrid(counting_app, (), 4, store=store, waits_for_commit=True, pool=pool)  # the same workers, another run
+    resumed.restore(exchange, history)
+    assert len(store.files.keys()) == 3
+    assert [answer["count"] for _, answer in sorted(answers(resumed.send_and_receive(orders("", "", "", ""))).items())] == [2, 2, 2, 1]
+    resumed.commit()
+    assert len(store.files.keys()) == 4
+    resumed.close()
+    pool.close()
+
+
+def test_a_grid_that_is_closed_leaves_no_state_behind(four_cores):
+    grid = RayGrid(counting_app, (), 4, workers=1)
+    folder = Path(grid.store.files.url)
+    grid.send_and_receive(orders("", ""))
+    assert len(grid.store.files.keys()) == 2
+    grid.close()
+    assert not folder.exists()
+
+
+# -- bad input
 
 
 def broken_app() -> ClientApp:
     raise ModuleNotFoundError("No module named 'sensor'")
 
 
-def test_an_app_that_cannot_be_made_ends_the_run_at_once(two_cores):
+def test_an_app_that_cannot_be_made_ends_the_run_at_once(four_cores):
     identify_process()
     grid = RayGrid(broken_app, (), 4, workers=1)
     try:
@@ -227,9 +346,26 @@ def test_an_app_that_cannot_be_made_ends_the_run_at_once(two_cores):
         grid.close()
 
 
-def test_at_least_one_worker_is_needed():
-    with pytest.raises(EngineError, match="workers is 0"):
-        RayGrid(counting_app, (), 4, workers=0)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"workers": -1}, "workers is -1"),
+        ({"tries": 0}, "tries is 0: a device must be tried at least once"),
+        ({"gpus_per_worker": -0.5}, "gpus_per_worker is -0.5"),
+        ({"device_timeout_s": -1.0}, "none may be negative"),
+    ],
+)
+def test_options_that_cannot_be(setting, message):
+    with pytest.raises(EngineError, match=message):
+        EngineOptions(**setting)
+
+
+def test_more_than_there_is(four_cores, monkeypatch):
+    monkeypatch.setattr(cluster.wait_for_cpus, "__defaults__", (0.1,))
+    with pytest.raises(EngineError, match="workers is 5, but Ray has only 4 free CPUs here; ask for fewer with --workers"):
+        Pool(EngineOptions(workers=5))
+    with pytest.raises(EngineError, match=r"2 workers with gpus_per_worker 0.5 need 1 GPUs, but there are 0"):
+        Pool(EngineOptions(workers=2, gpus_per_worker=0.5))
 
 
 # -- an ordinary Flower app, as its quickstarts write them: it knows nothing of SparCL

@@ -1,8 +1,12 @@
-"""Device x task splits: nothing lost, nothing twice, skewed when asked to be."""
+"""Device x task splits: nothing lost, nothing twice, skewed when asked to be. What devices draw for themselves is in test_stream.py."""
+
+import hashlib
+import time
 
 import numpy as np
 import pytest
 
+from client.stream import DrawnStreams, SplitStreams
 from simulations.config import ConfigError, StreamConfig
 from simulations.data import Dataset, Raw
 from simulations.partition import make_streams, task_classes
@@ -76,8 +80,51 @@ def test_a_split_is_a_function_of_the_seed():
     assert any(stream.sizes != other.sizes for stream, other in zip(a, c, strict=True))
 
 
+SPLITS = {
+    ("iid", 7, 2): "4beaa772ed8f1706",
+    ("dirichlet", 7, 2): "c05b7c197ac35ca2",
+    ("dirichlet", 240, 1): "bbd6a06aee72676c",
+}
+
+
+@pytest.mark.parametrize(("partition", "devices", "tasks"), SPLITS)
+def test_splits_are_those_of_the_first_release(partition, devices, tasks):
+    """Digests of what published tables were made with; a change of the code must not deal the samples out anew."""
+    digest = hashlib.sha256()
+    for stream in make_streams(StreamConfig(tasks, devices, partition, alpha=0.3), dataset(), seed=1):
+        for own in stream.samples:
+            digest.update(f"{own.dtype} {len(own)} ".encode() + own.tobytes())
+    assert digest.hexdigest()[:16] == SPLITS[partition, devices, tasks]
+
+
+def test_a_fleet_of_ten_thousand_is_split_in_seconds():
+    """It takes half of one here; the bound is for busy machines."""
+    data, started = dataset(per_class=10_000), time.perf_counter()
+    streams = make_streams(StreamConfig(2, 10_000), data, seed=0)
+    assert time.perf_counter() - started < 10
+    assert isinstance(streams, SplitStreams) and streams.sizes.sum() == 40_000
+
+
+# -- drawn
+
+
+def test_devices_that_draw_may_be_more_than_samples():
+    streams = make_streams(StreamConfig(2, 100_000, "drawn", 0.5, samples=20), dataset(), seed=3)
+    assert isinstance(streams, DrawnStreams) and (streams.alpha, streams.seed) == (0.5, 3)
+    assert len(streams) == 100_000 and (streams.sizes == 20).all() and streams.classes == ((0, 1), (2, 3))
+    assert streams[99_999].sizes == [20, 20]
+
+
+def test_more_samples_to_draw_than_a_task_has():
+    with pytest.raises(ConfigError, match=r"^stream\.samples: size is 121: task 0 .* has only 120 samples.*; take fewer$"):
+        make_streams(StreamConfig(2, 5, "drawn", samples=121), dataset(), 0)
+
+
+# -- bad input
+
+
 def test_more_devices_than_samples():
-    with pytest.raises(ConfigError, match=r"stream\.devices is 241: there are only 240 training samples"):
+    with pytest.raises(ConfigError, match=r"stream\.devices is 241: there are only 240 training samples.*stream\.partition=drawn"):
         make_streams(StreamConfig(2, 241), dataset(), 0)
 
 
@@ -90,5 +137,6 @@ def test_classes_must_divide_into_tasks():
 def test_a_task_without_a_sample():
     data = dataset()
     empty = Dataset(Raw(data.raw.train_x[:120], data.raw.train_y[:120], data.raw.test_x, data.raw.test_y), data.inputs)
-    with pytest.raises(ConfigError, match=r"task 1 \(classes \(2, 3\)\) has no training sample"):
-        make_streams(StreamConfig(2, 3), empty, 0)
+    for config in (StreamConfig(2, 3), StreamConfig(2, 3, "drawn", samples=5)):
+        with pytest.raises(ConfigError, match=r"task 1 \(classes \(2, 3\)\) has no training sample"):
+            make_streams(config, empty, 0)

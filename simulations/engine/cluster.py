@@ -1,0 +1,198 @@
+"""Ray itself: started on this machine, or attached to where it runs; the check that all nodes have the same software.
+
+On a cluster our packages travel with the run (Ray's `py_modules`), so nodes need Python and the packages of pyproject.toml, but no
+copy of ours and no common path. In a job that was submitted with a working directory, that directory is what travels.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import platform
+import socket
+import time
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from simulations.engine.adapter import EngineError
+
+log = logging.getLogger(__name__)
+OUR_ROOT = Path(__file__).parents[2]
+OUR_PACKAGES = ("sparcl_core", "client", "server", "simulations")
+SAME_EVERYWHERE = ("ray", "flwr", "torch", "numpy")
+PROBE_PATIENCE_S = 180.0
+
+
+def start_ray(workers: int, gpus: float = 0) -> None:
+    """Start a Ray of our own on this machine, quietly and without phoning home; does nothing if Ray runs in this process.
+
+    Raises:
+        EngineError: if it does not start.
+    """
+    if ray.is_initialized():
+        return
+    _quiet()
+    try:
+        with contextlib.chdir(OUR_ROOT):
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                num_gpus=gpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except Exception as error:
+        raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
+    _hush()
+
+
+def attach(address: str) -> None:
+    """Attach to a running Ray: `auto` for the one that this machine is a node of, or HOST:PORT of its head.
+
+    Does nothing if this process is attached already.
+
+    Raises:
+        EngineError: if no Ray answers there, or it is one of another version.
+    """
+    if address.startswith("ray://"):
+        raise EngineError(
+            f"--ray-address {address}: Ray's client protocol is not supported; run on a node of the cluster, "
+            f"or send the run there with `ray job submit` (docs/clusters.md)"
+        )
+    if ray.is_initialized():
+        return
+    if address != "auto":
+        _expect_answer(address)
+    _quiet()
+    is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    runtime = None if is_job else {"py_modules": [str(OUR_ROOT / name) for name in OUR_PACKAGES], "excludes": ["__pycache__"]}
+    try:
+        with contextlib.chdir(OUR_ROOT):
+            ray.init(address=address, runtime_env=runtime, namespace="sparcl", logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise EngineError(f"--ray-address {address}: cannot attach to a Ray there: {text[0] if text else type(error).__name__}") from error
+    _hush()
+
+
+def _quiet() -> None:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too short on a machine that is busy
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _hush() -> None:
+    """What Ray's daemons tell the driver goes into the log: a lost worker is ten lines of it, and the engine says it in one."""
+    import ray._private.worker as private
+
+    if hasattr(private, "print_to_stdstream"):
+        private.print_to_stdstream = lambda data, *_, **__: log.debug("Ray: %s", "\n".join(data["lines"]))
+
+
+def _expect_answer(address: str, patience_s: float = 5.0) -> None:
+    """Ray itself would try for a minute, and then end this process."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=patience_s):
+            pass
+    except ValueError as error:
+        raise EngineError(f"--ray-address {address!r} is neither 'auto' nor HOST:PORT") from error
+    except OSError as error:
+        raise EngineError(f"--ray-address {address}: nothing answers there ({error}); is a Ray head running at that address?") from error
+
+
+def nodes() -> list[dict]:
+    """The nodes that are alive, the driver's own first, then by id."""
+    own = ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return sorted(alive, key=lambda node: (node["NodeID"] != own, node["NodeID"]))
+
+
+def name_of(node: dict) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Schedule there and nowhere else."""
+    return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+
+
+def free_cpus() -> int:
+    return int(ray.available_resources().get("CPU", 0))
+
+
+def wait_for_cpus(workers: int, patience_s: float = 10.0) -> None:
+    """Wait until Ray has `workers` free CPUs: those of workers that were just closed come back a moment later.
+
+    Raises:
+        EngineError: if they do not. An actor that Ray cannot place would otherwise wait in silence for ever.
+    """
+    give_up = time.monotonic() + patience_s
+    while (free := free_cpus()) < workers:
+        if time.monotonic() > give_up:
+            raise EngineError(f"workers is {workers}, but Ray has only {free} free CPUs here; ask for fewer with --workers")
+        time.sleep(0.05)
+
+
+def software() -> dict[str, str]:
+    """What has to be the same on all nodes for a run to work, and to repeat to the bit."""
+    digest = hashlib.sha256()
+    for name in OUR_PACKAGES:
+        folder = Path(importlib.import_module(name).__file__).parent  # where they travelled, each has a folder of its own
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode() + path.read_bytes())
+    versions = {name: importlib.metadata.version(name) for name in SAME_EVERYWHERE}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **versions, "sparcl-fleet's source": digest.hexdigest()[:12]}
+
+
+def _look() -> tuple[dict[str, str], str]:
+    from simulations.environment import processor
+
+    return software(), processor()
+
+
+def check_nodes() -> None:
+    """Look at the software of every node.
+
+    Raises:
+        EngineError: names the first node that has other versions than this process, or does not answer.
+    """
+    own, own_processor = _look()
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = [(node, look.options(scheduling_strategy=on_node(node["NodeID"])).remote()) for node in nodes()]
+    others = []
+    for node, answer in asked:
+        try:
+            found, processor = ray.get(answer, timeout=PROBE_PATIENCE_S)
+        except Exception as error:
+            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise EngineError(f"node {name_of(node)} cannot run our code: {last[0]}; install sparcl-fleet's dependencies there") from error
+        for what, version in own.items():
+            if found[what] != version:
+                raise EngineError(f"node {name_of(node)} has {what} {found[what]}, this process {version}: install the same on all nodes")
+        if processor != own_processor:
+            others.append(name_of(node))
+    if others:
+        log.warning("%s has another processor than this node: results may differ from other runs in the last bits", ", ".join(others))
+
+
+def cpus_here() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus_here() -> int:
+    """GPUs of this machine, as Ray would count them."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+
+
+def all_cpus() -> int:
+    """CPUs of the nodes that are alive."""
+    return int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))

@@ -1,0 +1,241 @@
+"""A run's folder from its first moment on: what it needs to be resumed lies beside its results until they are whole.
+
+    config.toml        the resolved experiment
+    run.json           how it is carried out; while it is there the run is unfinished, and its process holds a lock on it
+    checkpoint/        the server's side, `simulations.checkpoint`; with --baseline `run` and `twin` apart
+    devices/           the devices' states, unless they are kept elsewhere
+
+Results are written when all rounds are done; then run.json goes, and with that the run is finished.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import tomli_w
+
+from simulations.checkpoint import CheckpointError, Checkpoints
+from simulations.config import ConfigError, Experiment, load, to_tree
+from simulations.engine.adapter import EngineError
+from simulations.engine.files import Files, LocalFiles, StoreError, is_local, open_files
+from simulations.engine.store import StateStore
+from simulations.results import claim_folder
+from simulations.run import EngineName, Keep
+
+FORMAT = 1
+PARTS = ("run", "twin")
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is carried out.
+
+    Attributes:
+        engine: `ray` or `inline`.
+        baseline: the dense twin is run behind it.
+        store: path or URL for device states; empty for the run folder, or on a cluster for two of its nodes.
+        address: of the Ray cluster; empty for one of our own on this machine.
+        id: tells this run from others in a common store and on a cluster.
+
+    Raises:
+        ConfigError: if it contradicts itself.
+    """
+
+    engine: EngineName
+    baseline: bool
+    store: str = ""
+    address: str = ""
+    id: str = ""
+
+    def __post_init__(self):
+        if self.engine == "inline" and self.address:
+            raise ConfigError(f"--ray-address is {self.address!r}, but the inline engine is one process: leave it out or take --engine ray")
+
+
+class Unfinished:
+    """The folder of a run that is not finished, locked for this process."""
+
+    def __init__(self, folder: Path, experiment: Experiment, how: How):
+        self.folder, self.experiment, self.how = folder, experiment, how
+        self.is_finished = False
+        self._keeps: dict[str, Keep] = {}
+
+    def keep(self, part: str) -> Keep:
+        """Where `run` or `twin` is kept. On the Ray engine to be called when Ray is there.
+
+        Raises:
+            StoreError: if device states cannot be kept there.
+        """
+        if part not in self._keeps:
+            checkpoints = Checkpoints(self.folder / "checkpoint" / part)
+            has_begun = (checkpoints.folder / "latest.json").exists()
+            self._keeps[part] = Keep(checkpoints, StateStore(self._files(part, has_begun)))
+        return self._keeps[part]
+
+    def _files(self, part: str, has_begun: bool) -> Files:
+        how = self.how
+        if how.address and not how.store:
+            from simulations.engine import replicas
+
+            name = f"sparcl-{how.id}-{part}"
+            return replicas.find(name) if has_begun else replicas.on_two_nodes(name)
+        store = how.store if how.store.endswith("/") else f"{how.store}/"
+        files = open_files(f"{store}{how.id}/{part}" if how.store else str(self.folder / "devices" / part))
+        if how.address:
+            from simulations.engine import replicas
+
+            replicas.expect_shared(files)
+        return files
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds that need not be trained again."""
+        done = 0
+        for part in PARTS:
+            with suppress(CheckpointError):  # whoever loads it says what is wrong with it
+                done += Checkpoints(self.folder / "checkpoint" / part).last_round or 0
+        return done
+
+    def finish(self) -> None:
+        """The results are written: forget what it took to resume the run."""
+        (self.folder / "run.json").unlink()
+        self.is_finished = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove checkpoints and device states."""
+        for keep in self._keeps.values():
+            with suppress(StoreError):  # what cannot be reached is the store's to clean up
+                keep.store.destroy()
+                if self.how.store and isinstance(keep.store.files, LocalFiles):
+                    with suppress(OSError):  # the other part is still in it
+                        Path(keep.store.files.url).parent.rmdir()
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        shutil.rmtree(self.folder / "devices", ignore_errors=True)
+
+
+@contextmanager
+def new_run(parent: Path, experiment: Experiment, how: How) -> Iterator[Unfinished]:
+    """A new run's folder, `parent/NAME-seedN[-K]`. If the block fails before a round was trained, nothing is left of it.
+
+    Raises:
+        ConfigError: if the folder cannot be written.
+    """
+    folder = claim_folder(parent, f"{experiment.name}-seed{experiment.seed}")
+    store = how.store
+    if store and is_local(store):  # a run may be resumed from another folder
+        store = os.path.abspath(os.path.expanduser(store))
+    run = Unfinished(folder, experiment, replace(how, id=secrets.token_hex(6), store=store))
+    try:
+        _write(run)
+        with _locked(folder):
+            yield run
+    except BaseException as error:
+        if not run.is_finished and not run.rounds_done:
+            run.forget()
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            error.add_note(_way_on(run))
+        raise
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[Unfinished]:
+    """An unfinished run's folder.
+
+    Raises:
+        ConfigError: if there is none at `folder`, it is finished, or another process is at it.
+    """
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder} is no run folder: it has no config.toml; name the folder that `sparcl run` has printed")
+    with _locked(folder):
+        run = _read(folder)
+        try:
+            yield run
+        except BaseException as error:
+            error.add_note(_way_on(run))
+            raise
+
+
+def give_up(run: Unfinished) -> None:
+    """Remove an unfinished run, wherever it is kept. On a cluster to be called when Ray is attached."""
+    for part in PARTS:
+        with suppress(StoreError):
+            run.keep(part)
+    run.forget()
+    shutil.rmtree(run.folder)
+
+
+def _way_on(run: Unfinished) -> str:
+    if run.is_finished:
+        return f"the run is whole: {run.folder}"
+    held = "; the cluster holds its device states until then" if run.how.address and not run.how.store else ""
+    return f"stopped after {run.rounds_done} rounds: `sparcl resume {run.folder}` goes on from there{held}"
+
+
+def _write(run: Unfinished) -> None:
+    """run.json, then config.toml: a folder that has only the latter is finished."""
+    config = tomli_w.dumps(to_tree(run.experiment)).encode()
+    how = {"format": FORMAT, **asdict(run.how), "config_sha256": hashlib.sha256(config).hexdigest()}
+    try:
+        (run.folder / "run.json").write_text(json.dumps(how, indent=2) + "\n")
+        (run.folder / "config.toml").write_bytes(config)
+    except OSError as error:
+        raise ConfigError(f"run folder {run.folder} cannot be written ({error.strerror or error}); choose another with --out") from error
+
+
+def _read(folder: Path) -> Unfinished:
+    again = f"start the run again with `sparcl run {folder}/config.toml`"
+    try:
+        found = json.loads((folder / "run.json").read_bytes())
+        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+            raise ValueError("another version of this code wrote it")
+        config_sha256, how = found.pop("config_sha256"), How(**found)
+        if how.engine not in get_args(EngineName):
+            raise ValueError(f"engine is {how.engine!r}: there are {', '.join(get_args(EngineName))}")
+        kinds = (type(how.baseline), type(how.store), type(how.address), type(how.id))
+        if kinds != (bool, str, str, str) or not how.id.isalnum():
+            raise ValueError(f"it says {found}")
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ConfigError(f"{folder}/run.json cannot be used ({error!r}): {again}") from error
+    try:
+        experiment = load(str(folder / "config.toml"))
+        actual = hashlib.sha256((folder / "config.toml").read_bytes()).hexdigest()
+        if actual != config_sha256:
+            raise ConfigError(f"{folder}/config.toml was changed since the run began: its SHA-256 is {actual}, not {config_sha256}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; put back the {folder}/config.toml that the run began with, or start another run") from error
+    return Unfinished(folder, experiment, how)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock on run.json that ends with this process, however it ends."""
+    try:
+        file = open(folder / "run.json", "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
+    except FileNotFoundError as error:
+        raise ConfigError(_finished(folder)) from error
+    except OSError as error:
+        raise ConfigError(f"{folder}/run.json cannot be opened ({error.strerror or error}): see to its access") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EngineError(f"{folder} is being run by another process: wait for it, or end it") from error
+        except OSError:
+            pass  # a file system without locks
+        if not (folder / "run.json").exists():
+            raise ConfigError(_finished(folder))  # a moment ago
+        yield
+
+
+def _finished(folder: Path) -> str:
+    return f"{folder} is finished: there is nothing to resume; `sparcl run {folder}/config.toml` repeats it"

@@ -1,0 +1,228 @@
+"""The server's state as a value: a run that goes on from files in a fresh strategy is the run that was never interrupted."""
+
+import re
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import pytest
+from worlds import BATCHNORM, LOSSLESS_64, RecordingGrid, assert_same_arrays, tiny_world
+
+from server.app import RoundRecord, run_rounds
+from server.snapshot import pack, unpack
+from server.strategy import SparCLStrategy
+from simulations.build import World, make_roster, make_strategy
+from simulations.checkpoint import Checkpoints
+from simulations.engine.states import StateChanges
+from simulations.journal import Journal
+from sparcl_core.codec import Encoded, Sizes
+
+SHORT = "stream.tasks=1"
+SHORTER = (*BATCHNORM, "tdm.enabled=false", "federation.rounds_per_task=2")
+VARIANTS = {
+    "votes": (),  # two tasks: the masks grow at the start of the second
+    "importance, adam": (SHORT, "wire.importance=f32", "server_optimizer.name=adam", "server_optimizer.lr=0.02"),
+    "masks of devices, momentum": (SHORT, "federation.mask=local", "server_optimizer.name=momentum"),
+    "stochastic rounding": (SHORT, "wire.rounding=stochastic", "wire.up=int4", "wire.down=int4"),
+    "cohort": (SHORT, "stream.devices=5", "federation.cohort_size=2", "wire.down=f16"),
+    "dense, float64": (SHORT, *LOSSLESS_64, "sparsity=0"),
+    "recomputed statistics": (*SHORTER, "federation.batchnorm=recompute"),
+    "statistics of devices": (*SHORTER, "federation.batchnorm=local"),
+}
+# made anew: by registration, by the next round, and from the held model
+MADE_ANEW = {"roster", "_cohort", "_whole"}
+
+
+def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_round: int, observe) -> None:
+    """Rounds from `first_round` on, evaluated every time by a figure that depends on every weight."""
+    tasks = world.experiment.stream.tasks
+    run_rounds(
+        grid,
+        strategy,
+        num_tasks=tasks,
+        evaluate_every=1,
+        evaluate=lambda state: np.full((2, tasks), sum(float(value.sum()) for value in state.values())),
+        observe=observe,
+        roster=make_roster(world.streams),
+        first_round=first_round,
+    )
+
+
+class _Killed(Exception):
+    pass
+
+
+def rounds_of_many_lives(world: World, folder, after_round) -> tuple[SparCLStrategy, list[RoundRecord]]:
+    """The same run by one process a round, which dies at its end. `after_round`: told the dying strategy, and one restored in its place."""
+    grid, checkpoint = RecordingGrid(world), None
+    for server_round in range(world.experiment.stream.tasks * world.experiment.federation.rounds_per_task + 1):
+        strategy = make_strategy(world)
+        if checkpoint:
+            checkpoint.restore(strategy)
+        mark = strategy.ledger.mark()
+
+        def die(record, strategy=strategy, mark=mark):
+            journal = Journal(record, *strategy.ledger.since(mark), StateChanges.none(), grid.manifest.exchange)
+            Checkpoints(folder).save(record.round, strategy.snapshot(), journal)
+            raise _Killed
+
+        with pytest.raises(_Killed):
+            play_on(world, grid, strategy, server_round, die)
+        checkpoint = Checkpoints(folder).load()
+        assert checkpoint.round == server_round
+        restored = make_strategy(world)
+        checkpoint.restore(restored)
+        after_round(strategy, restored)
+    return restored, [journal.record for journal in checkpoint.journals]
+
+
+def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
+    """All variants; at the end of every round the restored server is the one that died, in everything it holds."""
+    changed = set()
+    for variant, overrides in VARIANTS.items():
+        world = tiny_world(*overrides)
+        whole, records = make_strategy(world), []
+        play_on(world, RecordingGrid(world), whole, 0, records.append)
+        fresh = contents(make_strategy(world))
+
+        def compare(died, restored, variant=variant, fresh=fresh):
+            one, other = contents(died), contents(restored)
+            assert differences(one, other) == set(), variant
+            changed.update(re.match(r"(\.(broadcast|masking|optimizer|ledger))?\.\w+", path)[0] for path in differences(one, fresh))
+
+        resumed, resumed_records = rounds_of_many_lives(world, tmp_path / variant, compare)
+        assert_same_arrays(resumed.weights, whole.weights)
+        assert_same_arrays(resumed.masks, whole.masks)
+        assert resumed.ledger.rows == whole.ledger.rows, variant
+        assert [row[:2] for row in resumed.ledger.wall_s] == [row[:2] for row in whole.ledger.wall_s]
+        assert list(map(plain, resumed_records)) == list(map(plain, records))
+    # the comparison was about something: over the variants everything that can change did
+    assert changed == {
+        ".weights", "._held", ".diversity", ".ledger.rows", ".ledger.wall_s",
+        ".broadcast.held", ".broadcast.masks", ".broadcast.version", ".broadcast.mask_version",
+        ".broadcast._steps", ".broadcast._pending_mask",
+        ".masking._reported", ".optimizer.first", ".optimizer.second",
+    }  # fmt: skip
+
+
+def plain(record: RoundRecord) -> dict:
+    return vars(record) | {"accuracy": record.accuracy.tobytes()}
+
+
+# -- everything that an object holds
+
+
+def contents(value, path: str = "") -> dict[str, object]:
+    """What `value` holds, all the way down: path -> leaf. Order of dicts, types, bits and memory order of arrays count."""
+    if isinstance(value, np.ndarray):
+        return {path: (value.dtype.str, value.shape, value.strides, value.tobytes())}
+    if isinstance(value, float):
+        return {path: value.hex()}
+    if value is None or isinstance(value, bool | int | str | bytes | type):
+        return {path: value}
+    if isinstance(value, frozenset):
+        return {path: sorted(value)}
+    if isinstance(value, dict):
+        parts = {f"[{key!r}]": part for key, part in value.items()}
+        found = {f"{path}[]": list(value)}
+    elif isinstance(value, list | tuple):
+        parts = {f"[{index}]": part for index, part in enumerate(value)}
+        found = {f"{path}[]": len(value)}
+    else:  # of a dataclass its fields: what it caches besides is no state
+        names = [field.name for field in fields(value)] if is_dataclass(value) else attributes(value)
+        parts = {f".{name}": getattr(value, name) for name in names if name not in MADE_ANEW}
+        found = {f"{path}.": type(value)}
+    for name, part in parts.items():
+        found |= contents(part, path + name)
+    return found
+
+
+def attributes(value) -> list[str]:
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = [*slots, *getattr(value, "__dict__", {})]
+    assert names or type(value).__module__.startswith(("server", "sparcl_core")), f"cannot look into {value!r}"
+    return names
+
+
+def differences(one: dict, other: dict) -> set[str]:
+    return {path for path in one.keys() | other.keys() if path not in one or path not in other or one[path] != other[path]}
+
+
+def test_a_new_attribute_that_is_not_restored_is_noticed():
+    """Of the strategy and of whatever it holds."""
+    one, other = (make_strategy(tiny_world()) for _ in range(2))
+    assert differences(contents(one), contents(other)) == set()
+    one.broadcast.count = 1
+    other.broadcast.count = 0
+    one.masking.seen = {3: np.zeros(2)}
+    assert differences(contents(one), contents(other)) >= {".broadcast.count", ".masking.seen[3]"}
+    assert all(hasattr(one, name) or hasattr(one.broadcast, name) for name in MADE_ANEW)
+
+
+# -- bits
+
+
+def test_restored_to_the_bit(tmp_path):
+    """Signs of zero and the bits of a NaN; and the snapshot does not move with the strategy that was restored from it."""
+    world = tiny_world()
+    strategy, restored = make_strategy(world), make_strategy(world)
+    first = strategy.weights["conv1.weight"].reshape(-1)
+    first.view(np.uint32)[:3] = (0x8000_0000, 0x7FC0_1234, 0xFF80_0001)
+    strategy.optimizer.first["conv1.weight"] = np.full(strategy.weights["conv1.weight"].shape, -0.0)
+    strategy._held = {7: 3, 2: 1}
+    Checkpoints(tmp_path).save(0, strategy.snapshot(), Journal(RoundRecord(0, -1, False, 0, 0, None), [], [], StateChanges.none(), 0))
+    checkpoint = Checkpoints(tmp_path).load()
+    checkpoint.restore(restored)
+    assert differences(contents(strategy), contents(restored)) == set()
+    before = {name: array.tobytes() for name, array in checkpoint.snapshot.items()}
+    for state in (restored.weights, restored.broadcast.held, restored.broadcast.masks, restored.optimizer.first):
+        for array in state.values():
+            array[...] = 1
+    assert {name: array.tobytes() for name, array in checkpoint.snapshot.items()} == before
+
+
+@pytest.mark.parametrize("payloads", [[], [b""], [b"abc", b"", b"\x00\xff"]])
+def test_payloads_are_unpacked_as_they_were(payloads):
+    encoded = [Encoded(data, Sizes(index, 2, 3, 4, 5, 6)) for index, data in enumerate(payloads)]
+    assert unpack(pack(encoded)) == encoded
+
+
+# -- what cannot be restored
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.width=16",), r"weights/conv1\.weight is \('float32', \(8, .* in the snapshot and \('float32', \(16, .*another experiment"),
+        (("model.dtype=float64",), "is .'float32'.* in the snapshot and .'float64'"),
+        (("sparsity=0",), r"masks/conv2\.weight is \('bool'.* in the snapshot and not there in this run"),
+    ],
+)
+def test_a_snapshot_of_another_model_is_refused(overrides, message):
+    snapshot = make_strategy(tiny_world()).snapshot()
+    with pytest.raises(ValueError, match=message):
+        make_strategy(tiny_world(*overrides)).restore(snapshot)
+
+
+@pytest.mark.parametrize("name", ["known", "diversity", "broadcast/versions", "broadcast/steps/made", "broadcast/pending/data"])
+def test_a_snapshot_with_a_part_missing_is_refused(name):
+    strategy = make_strategy(tiny_world())
+    snapshot = strategy.snapshot()
+    del snapshot[name]
+    with pytest.raises(ValueError, match=f"the snapshot has no '{name.rpartition('broadcast/')[2].removeprefix('pending/')}'"):
+        strategy.restore(snapshot)
+
+
+# -- registration
+
+
+def test_a_resumed_run_that_asks_its_nodes_again_does_not_write_their_rows_again():
+    world = tiny_world("stream.tasks=1")
+    strategy, restored = make_strategy(world), make_strategy(world)
+    strategy.register(RecordingGrid(world))
+    rows, wall_s = strategy.ledger.since((0, 0))
+    assert [row.phase for row in rows] == ["register"] * 3
+    restored.restore(strategy.snapshot())
+    restored.ledger.restore(rows, wall_s)
+    restored.register(RecordingGrid(world))
+    assert restored.ledger.rows == rows
+    assert restored.roster.devices.tolist() == [0, 1, 2]

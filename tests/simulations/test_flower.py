@@ -1,0 +1,92 @@
+"""The apps as `flwr run .` loads them: its checks of pyproject.toml, its loader, its run config. Nothing is started."""
+
+import json
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.cli.build import build_fab_from_files, get_filtered_fab_paths
+from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import LoadClientAppError
+from flwr.common.config import fuse_dicts, get_fused_config_from_dir, parse_config_args, validate_config
+from flwr.serverapp import ServerApp
+from flwr.serverapp.server_app import LoadServerAppError
+from flwr.supercore.object_ref import load_app
+from worlds import TINY, tiny_world
+
+from server.strategy import FleetError
+from simulations.engine.adapter import RUN_ID
+from simulations.engine.inline import InlineGrid
+from simulations.flower import overrides
+from simulations.run import run_world
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("sparcl_core", "client", "server", "simulations")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def load_apps(project: dict) -> tuple[ServerApp, ClientApp]:
+    names = project["tool"]["flwr"]["app"]["components"]
+    return load_app(names["serverapp"], LoadServerAppError, ROOT), load_app(names["clientapp"], LoadClientAppError, ROOT)
+
+
+def run(project: dict, config: str, nodes: int = 3) -> None:
+    """Both apps with `--run-config config` on the inline engine."""
+    server_app, client_app = load_apps(project)
+    run_config = get_fused_config_from_dir(ROOT, parse_config_args([config]))
+    grid = InlineGrid(lambda: client_app, (), nodes, run_config=run_config)
+    server_app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
+
+
+def test_flower_accepts_the_project(project):
+    assert validate_config(project, check_module=True, project_dir=ROOT) == (True, [], [])
+    server_app, client_app = load_apps(project)
+    assert isinstance(server_app, ServerApp) and isinstance(client_app, ClientApp)
+
+
+def test_everything_that_the_apps_need_is_bundled_and_nothing_else(project):
+    """Code and experiments; no tests, and no file that Flower's own rules would refuse."""
+    ours = {str(path.relative_to(ROOT)): path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".toml")}
+    others = {str(path.relative_to(ROOT)): path for path in (ROOT / "tests").rglob("*.py")}
+    assert set(get_filtered_fab_paths(ours | others | {"README.md": ROOT / "README.md"}, project)) == ours.keys()
+    bundle, _ = build_fab_from_files(ours | {"pyproject.toml": ROOT / "pyproject.toml"})
+    assert 0 < len(bundle) < 1_000_000
+
+
+def test_a_run_has_the_result_of_our_own_command(project, tmp_path, caplog):
+    out = tmp_path / "result.json"
+    with caplog.at_level(logging.INFO, "flwr"):
+        run(project, f'experiment="{TINY}" set="stream.tasks=1 seed=1" out="{out}"')
+    own = run_world(tiny_world("stream.tasks=1", "seed=1"), "inline")
+    found = json.loads(out.read_text())
+    assert (found["experiment"], found["seed"]) == ("tiny", 1)
+    for row, name in enumerate(("class-il", "task-il")):
+        assert found["matrices"][name] == own.accuracy[row].tolist()
+        assert found["accuracy"][name]["average"] == own.scores(row).average
+    assert found["totals"] == json.loads(json.dumps(own.strategy.ledger.totals()))
+    rounds = [message.partition(",")[0] for message in caplog.messages if message.startswith("round ")]
+    assert rounds == [f"round {record.round}" for record in own.rounds]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_fleet_of_another_size_is_refused(project, nodes):
+    with pytest.raises(FleetError, match=f"stream.devices is 3, but {nodes} SuperNodes are connected"):
+        run(project, f'experiment="{TINY}" patience-seconds=0', nodes)
+
+
+def test_settings_in_one_string():
+    assert overrides("") == []
+    assert overrides(" learner.lr=0.1  seed=3 ") == ["learner.lr=0.1", "seed=3"]
+    assert overrides('model.sparse=["conv2.weight", "fc.weight"]; seed=3;') == ['model.sparse=["conv2.weight", "fc.weight"]', "seed=3"]
+
+
+def test_a_key_that_there_is_not_is_refused(project):
+    with pytest.raises(ValueError, match="Key 'experimnt' is not present"):
+        fuse_dicts(project["tool"]["flwr"]["app"]["config"], {"experimnt": "x"})
