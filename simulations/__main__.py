@@ -80,7 +80,7 @@ def run(
         from simulations.unfinished import How, new_run
 
         resolved = _resolve(experiment, set_, seed)
-        with new_run(out, resolved, How(engine.value, baseline, store, ray_address)) as run:
+        with new_run(out, resolved, How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)) as run:
             _carry_out(run, pool)
 
 
@@ -101,7 +101,7 @@ def resume(
 
         with open_run(run) as unfinished:
             how = unfinished.how
-            address = ray_address or how.address if how.address else ray_address
+            address = ray_address or how.address
             settings = (workers, address, gpus_per_worker, cache, device_timeout, tries)
             unfinished.how = replace(how, address=address)
             with _workers(how.engine, *settings) as pool:
@@ -120,7 +120,7 @@ def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption
 
                 cluster.attach(address)
             give_up(unfinished)
-        console.print(f"{run} is removed", soft_wrap=True)
+        console.print(f"{run} is " + ("whole, and stays" if run.exists() else "removed"), soft_wrap=True)
 
 
 def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> "Experiment":
@@ -162,6 +162,10 @@ def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
     from simulations.report import draw_report
     from simulations.results import write_run
 
+    if run.is_whole:  # it was stopped while it cleaned up
+        run.finish()
+        console.print(f"run folder: {run.folder}", soft_wrap=True)
+        return
     experiment, baseline = run.experiment, run.how.baseline
     profile, assumed = load_profile(experiment.profile)
     result = _watch(run, "run", experiment, pool, experiment.name)

@@ -112,7 +112,11 @@ def run_world(
     if len(records) <= rounds:
         grid = make_grid(world, engine, workers, observer.device_done, keep, pool)
         if found:
-            grid.restore(found.journals[-1].exchange, [journal.changes for journal in found.journals])
+            try:
+                grid.restore(found.journals[-1].exchange, [journal.changes for journal in found.journals])
+            except BaseException:
+                grid.close()
+                raise
         observe = _observe(strategy, grid, records, observer, keep)
         workers = grid.num_workers
         wall_s = _play(world, strategy, grid, observe, first_round=len(records))

@@ -5,7 +5,8 @@
     checkpoint/        the server's side, `simulations.checkpoint`; with --baseline `run` and `twin` apart
     devices/           the devices' states, unless they are kept elsewhere
 
-Results are written when all rounds are done; then run.json goes, and with that the run is finished.
+Results are written when all rounds are done; then run.json becomes whole.json, checkpoint and states go, and at last whole.json:
+with that the run is finished.
 """
 
 import fcntl
@@ -32,6 +33,7 @@ from simulations.run import EngineName, Keep
 
 FORMAT = 1
 PARTS = ("run", "twin")
+WHOLE = "whole.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class How:
         baseline: the dense twin is run behind it.
         store: path or URL for device states; empty for the run folder, or on a cluster for two of its nodes.
         address: of the Ray cluster; empty for one of our own on this machine.
+        on_nodes: device states are held by nodes of that cluster.
         id: tells this run from others in a common store and on a cluster.
 
     Raises:
@@ -53,6 +56,7 @@ class How:
     baseline: bool
     store: str = ""
     address: str = ""
+    on_nodes: bool = False
     id: str = ""
 
     def __post_init__(self):
@@ -82,7 +86,7 @@ class Unfinished:
 
     def _files(self, part: str, has_begun: bool) -> Files:
         how = self.how
-        if how.address and not how.store:
+        if how.on_nodes:
             from simulations.engine import replicas
 
             name = f"sparcl-{how.id}-{part}"
@@ -104,11 +108,21 @@ class Unfinished:
                 done += Checkpoints(self.folder / "checkpoint" / part).last_round or 0
         return done
 
+    @property
+    def is_whole(self) -> bool:
+        """Are all results written? What is left is `finish`."""
+        return (self.folder / WHOLE).exists()
+
     def finish(self) -> None:
-        """The results are written: forget what it took to resume the run."""
-        (self.folder / "run.json").unlink()
+        """The results are written: forget what it took to resume the run. If that is interrupted, it can be called again."""
+        if not self.is_whole:
+            (self.folder / "run.json").rename(self.folder / WHOLE)  # one step, and the lock stays
         self.is_finished = True
+        for part in PARTS[: 1 + self.how.baseline]:
+            with suppress(StoreError):
+                self.keep(part)
         self.forget()
+        (self.folder / WHOLE).unlink()
 
     def forget(self) -> None:
         """Remove checkpoints and device states."""
@@ -158,6 +172,7 @@ def open_run(folder: Path) -> Iterator[Unfinished]:
         raise ConfigError(f"{folder} is no run folder: it has no config.toml; name the folder that `sparcl run` has printed")
     with _locked(folder):
         run = _read(folder)
+        run.is_finished = run.is_whole
         try:
             yield run
         except BaseException as error:
@@ -166,7 +181,10 @@ def open_run(folder: Path) -> Iterator[Unfinished]:
 
 
 def give_up(run: Unfinished) -> None:
-    """Remove an unfinished run, wherever it is kept. On a cluster to be called when Ray is attached."""
+    """Remove an unfinished run, wherever it is kept, but no results that are whole. On a cluster to be called when Ray is attached."""
+    if run.is_whole:
+        run.finish()
+        return
     for part in PARTS:
         with suppress(StoreError):
             run.keep(part)
@@ -177,7 +195,7 @@ def give_up(run: Unfinished) -> None:
 def _way_on(run: Unfinished) -> str:
     if run.is_finished:
         return f"the run is whole: {run.folder}"
-    held = "; the cluster holds its device states until then" if run.how.address and not run.how.store else ""
+    held = "; the cluster holds its device states until then" if run.how.on_nodes else ""
     return f"stopped after {run.rounds_done} rounds: `sparcl resume {run.folder}` goes on from there{held}"
 
 
@@ -195,7 +213,7 @@ def _write(run: Unfinished) -> None:
 def _read(folder: Path) -> Unfinished:
     again = f"start the run again with `sparcl run {folder}/config.toml`"
     try:
-        found = json.loads((folder / "run.json").read_bytes())
+        found = json.loads(_control(folder).read_bytes())
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise ValueError("another version of this code wrote it")
         config_sha256, how = found.pop("config_sha256"), How(**found)
@@ -218,9 +236,9 @@ def _read(folder: Path) -> Unfinished:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """A lock on run.json that ends with this process, however it ends."""
+    """A lock on run.json, or whole.json, that ends with this process, however it ends."""
     try:
-        file = open(folder / "run.json", "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
+        file = open(_control(folder), "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
     except FileNotFoundError as error:
         raise ConfigError(_finished(folder)) from error
     except OSError as error:
@@ -232,9 +250,13 @@ def _locked(folder: Path) -> Iterator[None]:
             raise EngineError(f"{folder} is being run by another process: wait for it, or end it") from error
         except OSError:
             pass  # a file system without locks
-        if not (folder / "run.json").exists():
+        if not _control(folder).exists():
             raise ConfigError(_finished(folder))  # a moment ago
         yield
+
+
+def _control(folder: Path) -> Path:
+    return folder / WHOLE if (folder / WHOLE).exists() else folder / "run.json"
 
 
 def _finished(folder: Path) -> str:

@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up round (default: 5)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of every side; medians are shown (default: 3)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="SIDE", help=f"these sides, and their floors: {', '.join(NAMES)}")
+    parser.add_argument("--timeout", type=int, default=900, help="seconds after which a side is given up (default: 900)")
     parser.add_argument("--cores", type=int, default=cores(), help="worker processes (default: all cores)")
     parser.add_argument("--pfl-python", default=os.environ.get("PFL_PYTHON", sys.executable), help="interpreter that has pfl and torch")
     parser.add_argument("--json", action="store_true", help="print the raw figures of all repeats as JSON, too")
@@ -121,7 +122,10 @@ def measure_apart(side: Side, options: argparse.Namespace) -> dict:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", cores]
         command = [options.pfl_python, *torchrun, "-m", "benchmarks.engine.with_pfl", rounds]
         env |= {"PFL_PYTORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    try:
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=options.timeout)
+    except subprocess.TimeoutExpired as error:
+        raise SideError(f"not done after {options.timeout} s") from error
     lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
     if run.returncode or not lines:
         print(run.stderr[-4000:], file=sys.stderr)

@@ -5,6 +5,7 @@ busy with its own start.
 """
 
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -44,11 +45,10 @@ class EngineOptions:
     def __post_init__(self):
         if self.workers < 0:
             raise EngineError(f"workers is {self.workers}: a number of processes, or 0 for one per CPU")
-        if self.gpus_per_worker < 0 or self.cache_mb < 0 or self.device_timeout_s < 0:
-            raise EngineError(
-                f"gpus_per_worker is {self.gpus_per_worker}, cache_mb {self.cache_mb}, device_timeout_s {self.device_timeout_s}: "
-                f"none may be negative"
-            )
+        amounts = {"gpus_per_worker": self.gpus_per_worker, "cache_mb": self.cache_mb, "device_timeout_s": self.device_timeout_s}
+        for name, value in amounts.items():
+            if not 0 <= value < math.inf:
+                raise EngineError(f"{name} is {value}: it must be finite and not negative")
         if self.tries < 1:
             raise EngineError(f"tries is {self.tries}: a device must be tried at least once")
 

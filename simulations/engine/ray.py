@@ -89,7 +89,7 @@ class RayGrid(EngineGrid):
                     self._hand_out(slot, len(slots))
 
     def _hand_out(self, slot: Slot, workers: int) -> None:
-        batch = self._queue.take(slot.number, workers)
+        batch = self._one_each(self._queue.take(slot.number, workers))
         if not batch:
             return
         orders = []
@@ -100,6 +100,16 @@ class RayGrid(EngineGrid):
         if not slot.in_flight:
             slot.since = time.monotonic()
         slot.in_flight.append((slot.handle.work.remote(orders), batch))
+
+    def _one_each(self, batch: list[Job]) -> list[Job]:
+        """Those of `batch` whose device is not at work already: the others wait for the state that it will leave."""
+        busy = {job.device for slot in self._pool.slots for job in _jobs(slot.in_flight)}
+        now, later = [], []
+        for job in batch:
+            (later if job.device in busy else now).append(job)
+            busy.add(job.device)
+        self._queue.add_again(later)
+        return now
 
     def _stored(self, blob: bytes) -> ObjectRef:
         """The blob in Ray's store, put there once however many messages it is in."""

@@ -1,7 +1,10 @@
 """The Flower ClientApp: who a device is, what one round does to it, and what a failure leaves behind."""
 
+import warnings
+
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from worlds import tiny_world
 
@@ -139,6 +142,44 @@ def test_a_device_goes_on_in_any_process(overrides):
         assert dict(moved[1]["device"]) == dict(stayed[1]["device"])
         state, held = stayed[1], server_round
     assert stored(state).version == 5 and stored(state).memory.epochs == 3
+
+
+def test_a_stale_device_gets_the_whole_model_without_its_old_one_being_loaded(world, instruction, monkeypatch):
+    _, state = ask(client_app(*world.app_args), 0, training(instruction))
+    strategy = make_strategy(world)
+    for _ in range(2):
+        strategy.broadcast.publish(strategy.weights)
+    later, elsewhere = Instruction(2, 0, 1, False, (strategy.broadcast.whole.data,)), client_app(*world.app_args)
+    monkeypatch.setattr("client.versions.load_model", lambda saved: pytest.fail("the old model was loaded for nothing"))
+    reply, state = ask(elsewhere, 0, training(later), state=state)
+    assert report_of(reply).base_version == 2 and stored(state).memory.epochs == 2
+
+
+def test_no_message_makes_torch_warn_of_shared_arrays(world, instruction):
+    app, always = client_app(*world.app_args), torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reply, state = ask(app, 0, training(instruction))
+            assert not reply.has_error(), reply.error
+            reply, state = ask(app, 0, training(Instruction(1, 0, 1, False, ())), "query.calibrate", state)
+            assert not reply.has_error(), reply.error
+    finally:
+        torch.set_warn_always(always)
+
+
+def test_a_round_is_measured_with_the_mask_that_it_trained_with():
+    """A mask of the device's own grows by a hundredth of each tensor at the start of the second task."""
+    world = tiny_world("federation.mask=local")
+    strategy, app = make_strategy(world), client_app(*world.app_args)
+    strategy.broadcast.publish(strategy.weights)
+    payloads = tuple(payload.data for payload in strategy.broadcast.payloads(0))
+    active, maskable = ({name: count(mask) for name, mask in strategy.masks.items()} for count in (np.count_nonzero, np.size))
+    for task in (0, 1):
+        measures = ask(app, 0, training(Instruction(1, task, 1, False, payloads)))[0].content["measures"]
+        grown = sum(int(0.01 * size + 0.5) for size in maskable.values())
+        assert measures["active"] == sum(active.values()) + task * grown and grown > 0
 
 
 def no_data(device: int) -> Stream:

@@ -206,6 +206,16 @@ def test_what_is_sent_and_what_is_kept_back_add_up(rounds):
     assert any(value.any() for value in device.residual.values())
 
 
+def test_what_was_kept_back_of_a_weight_that_is_gone_goes_with_it():
+    """A mask of the device's own that grew for one round leaves something behind outside the shared masks."""
+    lab = Lab()
+    device, done = lab.train(lab.receive(lab.new_device()))
+    device = replace(device, residual={name: np.ones_like(value) for name, value in device.residual.items()})
+    device, _ = lab.report(device, done)
+    for name, mask in device.masks.items():
+        assert not device.residual[name][~mask].any() and device.residual[name][mask].any()
+
+
 @pytest.mark.parametrize(("form", "dtype"), [("f32", "float32"), ("f64", "float64")])
 def test_lossless_updates_keep_nothing_back(form, dtype):
     lab = Lab(form, dtype)

@@ -243,6 +243,13 @@ class TestTheSmallApp:
         assert len(answers(grid.send_and_receive(orders("", "", "", "", large=large)))) == 4
         assert sizes == [1_000_000]
 
+    def test_messages_to_one_device_are_handled_in_turn(self, grid):
+        before = counts(grid)
+        messages = [message for _ in range(3) for message in orders("", "")]
+        found = [reply.content["answer"] for reply in grid.send_and_receive(messages)]
+        assert sorted(answer["count"] for answer in found if answer["device"] == 0) == [before[0] + n for n in (2, 3, 4)]
+        assert counts(grid) == [before[0] + 4, before[1] + 4, before[2] + 1, before[3] + 1]
+
 
 class TestFaults:
     """One grid with two workers. Every fault costs one worker process, and no state."""
@@ -352,7 +359,7 @@ def test_an_app_that_cannot_be_made_ends_the_run_at_once(four_cores):
         ({"workers": -1}, "workers is -1"),
         ({"tries": 0}, "tries is 0: a device must be tried at least once"),
         ({"gpus_per_worker": -0.5}, "gpus_per_worker is -0.5"),
-        ({"device_timeout_s": -1.0}, "none may be negative"),
+        ({"device_timeout_s": float("inf")}, "device_timeout_s is inf: it must be finite and not negative"),
     ],
 )
 def test_options_that_cannot_be(setting, message):

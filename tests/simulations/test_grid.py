@@ -87,7 +87,8 @@ def store_in(folder: Path) -> StateStore:
 
 def names_of(store: StateStore, folder: str) -> list[str]:
     """The last parts of the keys in states or blobs."""
-    return sorted(key.rpartition("/")[2] for key in store.files.keys() if key.startswith(folder))
+    keys = store.files.keys()
+    return sorted(key.rpartition("/")[2] for key in keys if key.startswith(folder))
 
 
 # -- exchanges
@@ -371,6 +372,15 @@ def test_a_grid_that_dies_goes_on_from_its_last_commit(tmp_path):
     assert kept == {0: b"a", 1: b"b", 2: b"a", 3: b""} and second.changes().exchanges.tolist() == [3] * 4
     second.commit()
     assert names_of(second.store, "states") == ["0-3", "1-3", "2-3", "3-3"]
+
+
+def test_message_ids_of_a_restored_grid_are_those_of_one_that_did_not_die(tmp_path):
+    """They travel in replies, whose bytes the ledger counts: a counter of the process would make it another ledger."""
+    first = Grid(store_in(tmp_path))
+    ids = [list(first.push_messages(orders(0, 1, 2))) for _ in range(3)]
+    assert len(set(sum(ids, []))) == 9
+    second = next_life(tmp_path, 1, [])
+    assert [list(second.push_messages(orders(0, 1, 2))) for _ in range(2)] == ids[1:]
 
 
 ROUNDS = st.lists(

@@ -37,7 +37,7 @@ def assert_nothing_stays(mark: str, patience_s: float = 30.0) -> None:
 
 
 def sparcl(mark: str, *arguments, stop: tuple[int, int] | None = None) -> subprocess.CompletedProcess:
-    """Run a command. `stop`: a signal, and the round behind whose line it is sent. In Python's own default for Ctrl-C, as a shell starts it."""
+    """Run a command, with Python's own handling of Ctrl-C. `stop`: a signal, and the round behind whose line it is sent."""
     run = subprocess.Popen(
         [sys.executable, "-m", "simulations", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TINY.parents[1], env=os.environ | {MARK: mark},

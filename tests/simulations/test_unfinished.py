@@ -174,7 +174,8 @@ class Instants:
         self.torn(results, "_write_json", 0, lambda path, value: path.name)
         self.torn(results, "save_file", 1, lambda tensors, path: path.name)
         self.torn(Path, "write_bytes", 0, lambda path, data: path.name)
-        self.around(Path, "unlink", lambda path, **_: path.name == "run.json" and "run.json")
+        self.around(Path, "rename", lambda path, *_: path.name == "run.json" and "run.json")
+        self.around(Path, "unlink", lambda path, **_: path.name == "whole.json" and "whole.json")
 
     def at(self, *instant) -> None:
         if self.end and instant not in self.seen:
@@ -234,7 +235,8 @@ class Instants:
 
     def assert_complete(self, parts: dict[str, str]) -> None:
         """Nothing was patched in vain. parts: `run` and `twin`, with their titles."""
-        expected = {("before", "unlink", "run.json"), ("after", "unlink", "run.json"), ("half of", "write_bytes", "report.png")}
+        expected = {(when, *what) for when in ("before", "after") for what in (("rename", "run.json"), ("unlink", "whole.json"))}
+        expected |= {("half of", "write_bytes", "report.png")}
         expected |= {("half of", "_write_json", f"{name}.json") for name in ("environment", "summary")}
         expected |= {("half of", "_write_table", f"{name}.parquet") for name in ("accuracy", "ledger", "rounds", "wall")}
         expected |= {("half of", "save_file", "model.safetensors")}
@@ -293,11 +295,9 @@ def test_a_run_that_ends_at_every_instant_writes_the_same_bytes(tmp_path, monkey
     reference, experiment = uninterrupted(()), tiny()
     instants, folder = Instants(monkeypatch), tmp_path / NAME
     while ends(instants, lambda begin: live(tmp_path, experiment, begin=begin)):
-        if folder.exists() and not (folder / "run.json").exists():
+        if folder.exists() and not any((folder / name).exists() for name in ("run.json", "whole.json")):
             break  # in the last instant the run was finished
     instants.assert_complete({"run": "tiny"})
-    for left in ("checkpoint", "devices"):
-        shutil.rmtree(folder / left)
     assert_same_run(folder, reference)
 
 
