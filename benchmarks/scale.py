@@ -52,15 +52,15 @@ def show(found: dict[int, list[dict]], rounds: int) -> None:
     repeats = len(next(iter(found.values())))
     print(f"\n{cpu_model()}, {os.cpu_count()} cores; {rounds} rounds of 100 devices, medians of {repeats} runs")
     print(
-        f"\n{'devices':>10} {'start s':>8} {'s/round':>8} {'of first':>9} {'MB, round 10':>13} {'at the end':>11} {'peak':>6} {'kB/device':>10}"
+        f"\n{'devices':>10} {'start s':>8} {'s/round':>8} {'of first':>9} {'MB round 10':>12} {'at end':>7} {'peak':>6} {'kB/device':>10}"
     )
     first = None
     for roster, runs in found.items():
         middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         first = first or middle["round_s"]
         print(
-            f"{roster:>10,} {middle['start_s']:>8.1f} {middle['round_s']:>8.3f} {middle['round_s'] / first:>9.3f} {middle['early_mb']:>13.0f} "
-            f"{middle['late_mb']:>11.0f} {middle['peak_mb']:>6.0f} {middle['store_kb']:>10.1f}"
+            f"{roster:>10,} {middle['start_s']:>8.1f} {middle['round_s']:>8.3f} {middle['round_s'] / first:>9.3f} {middle['early_mb']:>12.0f} "
+            f"{middle['late_mb']:>7.0f} {middle['peak_mb']:>6.0f} {middle['store_kb']:>10.1f}"
         )
 
 

@@ -3,6 +3,7 @@
 A further source is one function from (config, seed) to `Raw`, entered in SOURCES and in `DataConfig.name`.
 """
 
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,9 +62,7 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
 
 def _digits(config: DataConfig, seed: int) -> Raw:
     """scikit-learn's `load_digits`: 1,797 real 8x8 digits (a part of UCI's optical recognition set), values 0 to 16."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
+    x, y = _read_digits()
     x, y = x.reshape(-1, 1, 8, 8).astype(np.uint8), y.astype(np.int64)
     fold = seed % config.folds if config.fold is None else config.fold
     is_test = np.zeros(len(y), dtype=bool)
@@ -72,6 +71,18 @@ def _digits(config: DataConfig, seed: int) -> Raw:
         order = generator(0, "digits-folds", int(label)).permutation(np.flatnonzero(y == label))
         is_test[np.array_split(order, config.folds)[fold]] = True
     return Raw(x[~is_test], y[~is_test], x[is_test], y[is_test])
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The file itself where it is found: importing scikit-learn takes longer than anything else that a start does."""
+    found = importlib.util.find_spec("sklearn")
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz" if found else None
+    if path and path.is_file():
+        table = np.loadtxt(path, delimiter=",", dtype=np.float64)
+        return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
 
 
 def _parquet(config: DataConfig, seed: int) -> Raw:

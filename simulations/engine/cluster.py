@@ -13,6 +13,7 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -37,7 +38,7 @@ def start_ray(workers: int, gpus: float = 0) -> None:
         return
     _quiet()
     try:
-        with contextlib.chdir(OUR_ROOT):
+        with contextlib.chdir(OUR_ROOT), _without_daemons():
             ray.init(
                 address="local",
                 num_cpus=workers,
@@ -49,6 +50,32 @@ def start_ray(workers: int, gpus: float = 0) -> None:
     except Exception as error:
         raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
     _hush()
+
+
+@contextlib.contextmanager
+def _without_daemons() -> Iterator[None]:
+    """No dashboard, no autoscaler, and nobody who reads the workers' logs: each is a Python process that takes seconds to start, and Ray
+    waits for the first.
+
+    Ray has no public switch for them; where a later version moves these, they just run.
+    """
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    def slim(self, *args, **settings) -> None:
+        begin(self, *args, **settings)
+        self.include_log_monitor, self.no_monitor = False, True
+
+    begin, serve = RayParams.__init__, getattr(Node, "start_api_server", None)
+    RayParams.__init__ = slim
+    if serve:
+        Node.start_api_server = lambda node, **_: None
+    try:
+        yield
+    finally:
+        RayParams.__init__ = begin
+        if serve:
+            Node.start_api_server = serve
 
 
 def attach(address: str) -> None:
