@@ -307,8 +307,8 @@ def _known() -> tuple[type[Exception], ...]:
 
 
 def _stop_ray() -> None:
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    if cluster := sys.modules.get("simulations.engine.cluster"):
+        cluster.stop_ray()
 
 
 if __name__ == "__main__":

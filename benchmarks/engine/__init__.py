@@ -22,7 +22,7 @@ A round lasts from the moment the server begins to write its messages until the 
 counted (it starts processes and allocators); the rate is devices over the mean of the others. Every repeat is a new process, and
 repeats go round robin over the sides, so that a machine that slows down meets all of them. Shown is the median of the repeats, with their
 range, and the median of the ratios to the floor of the same repeat. `first reply`: seconds from the start of the engine, with
-Python and torch imported in the driver, until one device has replied; `flower` notices after up to 0.1 s.
+everything imported in the driver, until one device has replied; `flower` notices after up to 0.1 s.
 
 Messages (`messages`): an app that sends back what it was sent; 40 messages a round, the replies summed in float64 in device order.
 The figure is wall time per message, so with several workers it is less than a message's way. `bare Ray` is two lines of Ray: the payload

@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,10 +123,13 @@ def measure_apart(side: Side, options: argparse.Namespace) -> dict:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", cores]
         command = [options.pfl_python, *torchrun, "-m", "benchmarks.engine.with_pfl", rounds]
         env |= {"PFL_PYTORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    try:
-        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=options.timeout)
-    except subprocess.TimeoutExpired as error:
-        raise SideError(f"not done after {options.timeout} s") from error
+    with tempfile.TemporaryDirectory() as folder:  # Flower leaves a file in its home
+        try:
+            run = subprocess.run(
+                command, cwd=ROOT, env=env | {"FLWR_HOME": folder}, capture_output=True, text=True, timeout=options.timeout
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SideError(f"not done after {options.timeout} s") from error
     lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
     if run.returncode or not lines:
         print(run.stderr[-4000:], file=sys.stderr)
@@ -139,7 +143,7 @@ def print_machine(options: argparse.Namespace) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "flwr", "ray", "numpy"))
     print(f"\n{cpu_model()}, {options.cores} of {os.cpu_count()} cores, {platform.system()} {platform.machine()}")
     print(f"Python {platform.python_version()}, {versions}")
-    print(f"{options.repeats} repeats of {options.rounds} rounds of 40 devices after a warm-up round; medians, and the range of repeats")
+    print(f"repeats: {options.repeats}, each of {options.rounds} rounds of 40 devices after a warm-up round; medians, and the range")
 
 
 def print_rates(sides: list[Side], found: dict) -> None:

@@ -11,6 +11,8 @@ import importlib.metadata
 import logging
 import os
 import platform
+import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ OUR_ROOT = Path(__file__).parents[2]
 OUR_PACKAGES = ("sparcl_core", "client", "server", "simulations")
 SAME_EVERYWHERE = ("ray", "flwr", "torch", "numpy")
 PROBE_PATIENCE_S = 180.0
+OURS = "SPARCL_RAY"
 
 
 def start_ray(workers: int, gpus: float = 0) -> None:
@@ -37,6 +40,7 @@ def start_ray(workers: int, gpus: float = 0) -> None:
     if ray.is_initialized():
         return
     _quiet()
+    os.environ[OURS] = secrets.token_hex(8)
     try:
         with contextlib.chdir(OUR_ROOT), _without_daemons():
             ray.init(
@@ -50,6 +54,20 @@ def start_ray(workers: int, gpus: float = 0) -> None:
     except Exception as error:
         raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
     _hush()
+
+
+def stop_ray() -> None:
+    """End the Ray that was started here, or let go of the one that was attached to.
+
+    Ray's agents notice only after a minute that their raylet has gone, if that happens while they start: they are ended here, known by a
+    mark that all processes of this Ray have inherited.
+    """
+    ray.shutdown()
+    if mark := os.environ.pop(OURS, ""):
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
+                if f"{OURS}={mark}".encode() in path.read_bytes().split(b"\0"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager
