@@ -29,6 +29,7 @@ OUR_PACKAGES = ("sparcl_core", "client", "server", "simulations")
 SAME_EVERYWHERE = ("ray", "flwr", "torch", "numpy")
 PROBE_PATIENCE_S = 180.0
 OURS = "SPARCL_RAY"
+_marks: list[str] = []  # of the Rays that this process has started
 
 
 def start_ray(workers: int, gpus: float = 0) -> None:
@@ -40,7 +41,8 @@ def start_ray(workers: int, gpus: float = 0) -> None:
     if ray.is_initialized():
         return
     _quiet()
-    os.environ[OURS] = secrets.token_hex(8)
+    _marks.append(secrets.token_hex(8))
+    os.environ[OURS] = _marks[-1]
     try:
         with contextlib.chdir(OUR_ROOT), _without_daemons():
             ray.init(
@@ -63,11 +65,14 @@ def stop_ray() -> None:
     mark that all processes of this Ray have inherited.
     """
     ray.shutdown()
-    if mark := os.environ.pop(OURS, ""):
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
-                if f"{OURS}={mark}".encode() in path.read_bytes().split(b"\0"):
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+    ours = {f"{OURS}={mark}".encode() for mark in _marks}  # not what this process has inherited: its own Ray is somebody else's
+    _marks.clear()
+    if not ours:
+        return
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
+            if not ours.isdisjoint(path.read_bytes().split(b"\0")):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from worlds import TINY
 
+from simulations.engine import cluster
+
 MARK = "SPARCL_TEST_RUN"
 COMPARED = ("model.safetensors", "ledger.parquet", "rounds.parquet", "accuracy.parquet", "summary.json")
 
@@ -40,7 +42,7 @@ def sparcl(mark: str, *arguments, stop: tuple[int, int] | None = None) -> subpro
     """Run a command, with Python's own handling of Ctrl-C. `stop`: a signal, and the round behind whose line it is sent."""
     run = subprocess.Popen(
         [sys.executable, "-m", "simulations", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TINY.parents[1], env=os.environ | {MARK: mark},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TINY.parents[1], env=os.environ | {MARK: mark, cluster.OURS: mark},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     said = []

@@ -304,6 +304,7 @@ def test_a_run_that_ends_at_every_instant_writes_the_same_bytes(tmp_path, monkey
 # -- the process is killed
 
 
+@pytest.mark.slow  # test_orphans.py does the same on Ray
 def test_a_run_whose_process_is_killed_is_resumed_by_the_command(tmp_path, uninterrupted):
     """16 rounds, so that there are enough of them left when the second one is told."""
     overrides = ("stream.tasks=1", "federation.rounds_per_task=16")
