@@ -56,11 +56,11 @@ def show(found: dict[int, list[dict]], rounds: int) -> None:
     )
     first = None
     for roster, runs in found.items():
-        middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        first = first or middle["round_s"]
+        m = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        first = first or m["round_s"]
         print(
-            f"{roster:>10,} {middle['start_s']:>8.1f} {middle['round_s']:>8.3f} {middle['round_s'] / first:>9.3f} {middle['early_mb']:>12.0f} "
-            f"{middle['late_mb']:>7.0f} {middle['peak_mb']:>6.0f} {middle['store_kb']:>10.1f}"
+            f"{roster:>10,} {m['start_s']:>8.1f} {m['round_s']:>8.3f} {m['round_s'] / first:>9.3f} {m['early_mb']:>12.0f} "
+            f"{m['late_mb']:>7.0f} {m['peak_mb']:>6.0f} {m['store_kb']:>10.1f}"
         )
 
 

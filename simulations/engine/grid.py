@@ -7,6 +7,7 @@ the store before its reply is handed out; a reply that is an error leaves the st
 
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -119,16 +120,19 @@ class EngineGrid(Grid):
         return list(range(1, self.num_devices + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages out as one exchange. Returns their ids, in the order of the messages."""
+        """Send messages out as one exchange; a device that has several handles them in turn. Returns their ids, in the messages' order."""
         prepared = list(messages)
         nodes = [message.metadata.dst_node_id for message in prepared]
         for node in nodes:
             if not 1 <= node <= self.num_devices:
                 raise ValueError(f"message for node {node}: there are nodes 1 to {self.num_devices}")
-        exchange, jobs = self.manifest.begin(), []
+        exchanges, turns, jobs = [self.manifest.begin()], Counter(), []
         for index, (message, node) in enumerate(zip(prepared, nodes, strict=True)):
-            number_message(message, f"{exchange}-{index}")  # the ledger counts its bytes: it must be the same when a run is resumed
-            jobs.append(Job(message, node - 1, exchange))
+            if turns[node] == len(exchanges):  # a state is never overwritten: a device's second message belongs to a further exchange
+                exchanges.append(self.manifest.begin())
+            number_message(message, f"{exchanges[0]}-{index}")  # the ledger counts its bytes: it must be the same when a run is resumed
+            jobs.append(Job(message, node - 1, exchanges[turns[node]]))
+            turns[node] += 1
         self._open |= {job.id: job for job in jobs}
         self._submit(jobs)
         return [job.id for job in jobs]

@@ -28,8 +28,8 @@ def processes_of(mark: str) -> list[int]:
     return found
 
 
-def assert_nothing_stays(mark: str, patience_s: float = 30.0) -> None:
-    """Daemons that are told to end need a moment."""
+def assert_nothing_stays(mark: str, patience_s: float = 240.0) -> None:
+    """Daemons that are told to end need a moment; Ray's agents, when their driver was killed while they were starting, a minute or two."""
     give_up = time.monotonic() + patience_s
     while (left := processes_of(mark)) and time.monotonic() < give_up:
         time.sleep(0.1)
