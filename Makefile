@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-network bench bench-engine bench-scale lint clean
+.PHONY: demo test test-slow test-network test-sanitize bench bench-engine bench-scale lint clean
 
 demo: $(READY)
 	$(VENV)/bin/sparcl run
@@ -17,6 +17,19 @@ test-slow: $(READY)
 # Needs root and iproute2: two network namespaces, one of which is cut off.
 test-network: $(READY)
 	$(VENV)/bin/python -m pytest -m network
+
+# The kernels' tests with bounds and undefined behaviour checked. libstdc++ comes along because AddressSanitizer looks for the throw of
+# PyTorch's exceptions when it starts; only Python's own output is captured, so that the report is seen when it ends the process.
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-omit-frame-pointer
+CACHED := $(CURDIR)/build/kernels-sanitized
+
+test-sanitize: $(READY)
+	@test -f "$$(cc -print-file-name=libasan.so)" || { echo "libasan is missing: install gcc with its sanitizers (Debian: gcc)"; exit 2; }
+	mkdir -p "$(CACHED)" && chmod 700 "$(CACHED)"
+	CC=cc SPARCL_KERNELS=sparse SPARCL_KERNEL_CACHE="$(CACHED)" SPARCL_KERNEL_FLAGS="$(SANITIZE)" \
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	$(VENV)/bin/python -m pytest --capture=sys -m "not slow" tests/sparcl_core/kernels
 
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks.codec

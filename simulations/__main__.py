@@ -271,6 +271,21 @@ def list_experiments() -> None:
         console.print(f"{name:24} {load(name).description}", soft_wrap=True)
 
 
+@app.command()
+def doctor(
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Compile the kernels again, whatever is cached.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """What a run finds on this machine: versions, processor, and the sparse kernels; without a compiler these are dense products."""
+    with _one_message(debug):
+        from simulations.doctor import examine, table
+
+        rows, works = examine(rebuild)
+        console.print(table(rows), soft_wrap=True, markup=False)
+        if not works:
+            raise typer.Exit(2)
+
+
 @contextmanager
 def _one_message(debug: bool) -> Iterator[None]:
     """Bad input ends with exit code 2 and one message; anything else too, but then it points to --debug."""
@@ -302,7 +317,7 @@ def _what_is_left(error: BaseException) -> str:
 
 def _known() -> tuple[type[Exception], ...]:
     """Errors that speak for themselves. If a module was not needed until now, the error is none of its own."""
-    modules = {"server.strategy": "FleetError", "simulations.engine.adapter": "EngineError"}
+    modules = {"server.strategy": "FleetError", "simulations.engine.adapter": "EngineError", "sparcl_core.kernels.build": "KernelError"}
     return (ValueError, *(getattr(sys.modules[module], name) for module, name in modules.items() if module in sys.modules))
 
 

@@ -59,6 +59,11 @@ class ModelConfig:
             raise ValueError(f"width is {self.width}: torch's backward pass of so narrow a resnet18 damages memory; take 8 or more")
 
 
+def activate(norm: nn.Module, x: Tensor) -> Tensor:
+    """relu(norm(x)), in one go where the norm knows how (those of `kernels.modules` do)."""
+    return norm.activate(x) if hasattr(norm, "activate") else torch.relu(norm(x))
+
+
 class MLP(nn.Module):
     """[B, C, H, W] -> [B, classes]: `first` and `classifier` stay dense, `hidden` may be sparse."""
 
@@ -70,9 +75,9 @@ class MLP(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norms[0](self.first(x.flatten(1))))
+        x = activate(self.norms[0], self.first(x.flatten(1)))
         for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
-            x = torch.relu(norm(layer(x)))
+            x = activate(norm, layer(x))
         return self.classifier(x)
 
 
@@ -86,15 +91,16 @@ class CNN(nn.Module):
         self.norm1 = nn.GroupNorm(8, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(8, width)
+        self.pool = nn.MaxPool2d(2)
         self.fc = nn.Linear(width * (height // 2) * (breadth // 2), hidden, bias=False)
         self.norm3 = nn.LayerNorm(hidden)
         self.classifier = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm1(self.conv1(x)))
-        x = torch.relu(self.norm2(self.conv2(x)))
-        x = torch.max_pool2d(x, 2).flatten(1)
-        return self.classifier(torch.relu(self.norm3(self.fc(x))))
+        x = activate(self.norm1, self.conv1(x))
+        x = activate(self.norm2, self.conv2(x))
+        x = self.pool(x).flatten(1)
+        return self.classifier(activate(self.norm3, self.fc(x)))
 
 
 def _resnet18(input_shape: tuple[int, ...], num_classes: int, width: int) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Sparse training kernels in C: compiled on first use, called through ctypes."""

@@ -1,0 +1,171 @@
+"""Which weights of a layer exist, as the lists that the kernels walk through. Made in time proportional to their number.
+
+The weights themselves are a vector over the active places, in the order of their flat indices. Lists depend on the batch size,
+so they are made for each that occurs and kept: a last, smaller batch of an epoch has lists of its own.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparcl_core.kernels.geometry import Part, Shape, backward_parts, forward_part
+
+KEPT_SHAPES = 4
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of one gather, see `sparcl_gather` in sparse.c.
+
+    Attributes:
+        part: their geometry.
+        order: int32 [blocks, outs], output channels, longest list first.
+        ptr: int32 [blocks, outs + 1].
+        off: int32 [n], offsets into the packed source.
+        values: int32 [n], positions in the vector of weights; None: 0 .. n - 1.
+    """
+
+    part: Part
+    order: Tensor
+    ptr: Tensor
+    off: Tensor
+    values: Tensor | None
+
+    def pick(self, weights: Tensor) -> Tensor:
+        """The weights in the order of the lists."""
+        return weights if self.values is None else weights.index_select(0, self.values)
+
+
+class Connections:
+    """The active weights of one layer.
+
+    Args:
+        weight_shape: (outs, channels, kernel rows, kernel columns).
+        places: flat indices of active weights, strictly increasing; None: all are.
+        vector: floats per vector register.
+
+    Raises:
+        ValueError: if a place is out of range or not larger than the one before.
+    """
+
+    def __init__(self, weight_shape: tuple[int, int, int, int], places: np.ndarray | None, vector: int):
+        size = int(np.prod(weight_shape))
+        if places is not None:
+            places = np.asarray(places)
+            if places.ndim != 1 or places.dtype.kind not in "iu":
+                raise ValueError(f"places are {places.dtype} of shape {places.shape}: flat indices are integers in one dimension")
+            if places.size and not (places[0] >= 0 and places[-1] < size and (np.diff(places) > 0).all()):
+                raise ValueError(f"places must increase strictly from 0 to at most {size - 1}, the last weight of {weight_shape}")
+            if places.size == size:
+                places = None
+        if size >= 2**31:
+            raise ValueError(f"a layer of {size} weights is too large: offsets have 32 bits")
+        self.weight_shape, self.places, self.vector = weight_shape, places, vector
+        self.count = size if places is None else places.size
+        self.updated: np.ndarray | None = None  # positions in the vector of weights whose gradient is wanted; None: of all
+        self._forward = functools.lru_cache(KEPT_SHAPES)(self._make_forward)
+        self._backward = functools.lru_cache(KEPT_SHAPES)(self._make_backward)
+        self._gradient = functools.lru_cache(KEPT_SHAPES)(self._make_gradient)
+
+    @property
+    def density(self) -> float:
+        return self.count / int(np.prod(self.weight_shape))
+
+    def forward(self, shape: Shape) -> Lists:
+        """Lists of the forward pass for inputs of `shape`."""
+        return self._forward(self._checked(shape))
+
+    def backward(self, shape: Shape) -> tuple[tuple[Lists, ...], bool]:
+        """Lists of the gradient of the input, and whether they write all of it."""
+        return self._backward(self._checked(shape))
+
+    def gradient(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """Of the weights in `updated`: ptr int32 [outs + 1] and off int32 [n] into the packed source of the forward pass."""
+        return self._gradient(self._checked(shape))
+
+    def update(self, positions: np.ndarray | None) -> None:
+        """Ask for the gradients of these positions only (strictly increasing); None: of all.
+
+        Raises:
+            ValueError: if a position is out of range or not larger than the one before.
+        """
+        if positions is not None:
+            in_range = not positions.size or (positions[0] >= 0 and positions[-1] < self.count)
+            if not in_range or not (np.diff(positions) > 0).all():
+                raise ValueError(f"positions must increase strictly from 0 to at most {self.count - 1}, the last active weight")
+            if positions.size == self.count:
+                positions = None
+        self.updated = positions
+        self._gradient.cache_clear()
+
+    def _checked(self, shape: Shape) -> Shape:
+        if shape.weight_shape != self.weight_shape:
+            raise ValueError(f"weights of shape {self.weight_shape} cannot serve a layer of {shape.weight_shape}")
+        return shape
+
+    def _where(self, positions: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Output channel, input channel, kernel row and column of each active weight."""
+        places = np.arange(self.count) if self.places is None else self.places
+        return np.unravel_index(places if positions is None else places[positions], self.weight_shape)
+
+    def _make_forward(self, shape: Shape) -> Lists:
+        part = forward_part(shape, self.vector, self.density)
+        outs, channels, rows, columns = self._where()
+        return _lists(part, outs, channels, _offsets(part, channels, rows, columns), None)
+
+    def _make_backward(self, shape: Shape) -> tuple[tuple[Lists, ...], bool]:
+        parts, is_whole = backward_parts(shape, self.vector, self.density)
+        outs, channels, rows, columns = self._where()
+        (step_h, step_w), made = shape.stride, []
+        for part in parts:
+            picked = None
+            here = outs, channels, rows, columns
+            if shape.stride != (1, 1):
+                picked = np.flatnonzero((rows % step_h == part.residue[0]) & (columns % step_w == part.residue[1]))
+                here = tuple(array[picked] for array in here)
+            o, c, k, l = here  # noqa: E741
+            far = _offsets(part, o, part.kernel[0] - 1 - k // step_h, part.kernel[1] - 1 - l // step_w)
+            made.append(_lists(part, c, o, far, picked))
+        return tuple(made), is_whole
+
+    def _make_gradient(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        part = forward_part(shape, self.vector, self.density)
+        outs, channels, rows, columns = self._where(self.updated)
+        ptr = np.zeros(self.weight_shape[0] + 1, np.int32)
+        np.cumsum(np.bincount(outs, minlength=self.weight_shape[0]), out=ptr[1:])
+        return torch.from_numpy(ptr), torch.from_numpy(_offsets(part, channels, rows, columns))
+
+
+def _offsets(part: Part, channels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    f = part.field
+    if part.packed_floats >= 2**31:
+        raise ValueError(f"a unit of {part.packed_floats} floats is too large: offsets have 32 bits; take a smaller batch")
+    found = (channels * f["packed_rows"] + rows) * f["row_floats"]
+    found += columns % f["stride_w"] * f["phase_floats"] + columns // f["stride_w"] * f["slice"]
+    return found.astype(np.int32)
+
+
+def _lists(part: Part, to: np.ndarray, source: np.ndarray, off: np.ndarray, picked: np.ndarray | None) -> Lists:
+    """Entries by block of source channels, then by output channel, longest list first, then as they come."""
+    outs, blocks = part.field["outs"], part.field["blocks"]
+    block = source // -(-part.field["channels"] // blocks)
+    counts = np.bincount(block * outs + to, minlength=blocks * outs).reshape(blocks, outs)
+    order = np.argsort(-counts, axis=1, kind="stable")
+    rank = np.argsort(order, axis=1, kind="stable")
+    key = block * outs + rank[block, to]
+    turned = np.argsort(key.astype(np.uint16) if blocks * outs <= 2**16 else key, kind="stable")  # 16 bits are sorted by radix
+    ends = np.cumsum(np.take_along_axis(counts, order, axis=1)).reshape(blocks, outs)
+    starts = np.concatenate([[0], ends[:-1, -1]])
+    ptr = np.concatenate([starts[:, None], ends], axis=1).astype(np.int32)
+    values = turned if picked is None else picked[turned]
+    is_plain = picked is None and blocks == 1 and (np.diff(turned) > 0).all()
+    return Lists(
+        part,
+        torch.from_numpy(order.astype(np.int32)),
+        torch.from_numpy(ptr),
+        torch.from_numpy(off[turned]),
+        None if is_plain else torch.from_numpy(values.astype(np.int32)),
+    )

@@ -1,0 +1,137 @@
+"""A normal model becomes a sparse one, and back. No weight is lost, and `state_dict` has the dense model's names and shapes."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparcl_core.kernels import modules
+from sparcl_core.kernels.modules import Sparse
+
+Choice = Literal["sparse", "dense"]
+PREFIX_OF_WEIGHT = len(".weight")
+
+_RETYPED = {nn.BatchNorm2d: modules.BatchNorm, nn.GroupNorm: modules.GroupNorm, nn.LayerNorm: modules.LayerNorm}
+
+
+def convert(model: nn.Module, masks: Mapping[str, np.ndarray], choices: Mapping[str, Choice]) -> nn.Module:
+    """Replace, in place, the layers whose weights have a mask; where one runs on the kernels, the layers between follow.
+
+    Args:
+        model: any model of nn.Conv2d and nn.Linear layers; float32 where a choice is "sparse".
+        masks: bool, per weight ("layer1.0.conv1.weight") its shape.
+        choices: per name of `masks`, "sparse": on the kernels; "dense": PyTorch's own product with a masked weight.
+
+    Raises:
+        ValueError: if a name is no weight of a convolution or linear layer, or the kernels cannot do a layer.
+    """
+    for name, mask in masks.items():
+        layer = model.get_submodule(name[:-PREFIX_OF_WEIGHT]) if name.endswith(".weight") else None
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise ValueError(f"{name} is no weight of a convolution or linear layer: only these can be sparse")
+        is_conv, is_sparse = isinstance(layer, nn.Conv2d), choices[name] == "sparse"
+        if is_sparse and layer.weight.dtype != torch.float32:
+            raise ValueError(f'{name} is {layer.weight.dtype}: the kernels take float32; choose "dense"')
+        kinds = (modules.SparseConv2d, modules.MaskedConv2d) if is_conv else (modules.SparseLinear, modules.MaskedLinear)
+        model.set_submodule(name[:-PREFIX_OF_WEIGHT], kinds[not is_sparse](layer, mask))
+    if "sparse" in choices.values():
+        for module in list(model.modules()):
+            _retype(module)
+    return model
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """The inverse of `convert`, in place."""
+    plain = {after: before for before, after in _RETYPED.items()} | {modules.MaxPool2d: nn.MaxPool2d, modules.DenseConv2d: nn.Conv2d}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Sparse):
+            model.set_submodule(name, _dense(module))
+        elif type(module) in plain:
+            module.__dict__.pop("layer", None)
+            module.__class__ = plain[type(module)]
+        elif type(module).__name__ == "FusedBlock":
+            module.__class__ = type(module).__mro__[1]
+    if "stem_relu" in model.__dict__:
+        model.relu = model.__dict__.pop("stem_relu")
+        model.bn1.__dict__.pop("is_active", None)
+    return model
+
+
+def sparse_layers(model: nn.Module) -> dict[str, Sparse]:
+    """The sparse layers by the name of their weight in the dense model."""
+    return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Sparse)}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by their names in the dense model; a sparse layer's is the vector of its active weights."""
+    return {name.removesuffix(".values") + ".weight" if name.endswith(".values") else name: p for name, p in model.named_parameters()}
+
+
+def _dense(layer: Sparse) -> nn.Module:
+    if isinstance(layer, modules.MaskedLinear | modules.SparseLinear):
+        outs, features = layer.weight_shape
+        plain = nn.utils.skip_init(nn.Linear, features, outs, bias=layer.bias is not None, dtype=layer.values.dtype)
+    else:
+        outs, channels, *kernel = layer.weight_shape
+        stride, pad, dilation, groups = getattr(layer, "geometry", None) or (layer.stride, layer.pad, 1, 1)
+        plain = nn.utils.skip_init(
+            nn.Conv2d,
+            channels * groups,
+            outs,
+            tuple(kernel),
+            stride,
+            pad,
+            dilation,
+            groups,
+            layer.bias is not None,
+            dtype=layer.values.dtype,
+        )
+    plain.weight = nn.Parameter(layer.dense().detach())
+    plain.bias = layer.bias
+    return plain
+
+
+def _retype(module: nn.Module) -> None:
+    """Let a layer between sparse ones work batch-last."""
+    kind = _RETYPED.get(type(module))
+    if kind and getattr(module, "affine", getattr(module, "elementwise_affine", False)) and module.bias is not None:
+        if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1:
+            module.__class__ = kind
+    elif type(module) is nn.MaxPool2d and _is_plain_pool(module):
+        module.__class__ = modules.MaxPool2d
+    elif type(module) is nn.Conv2d:
+        try:
+            modules._supported(module)
+        except ValueError:
+            return
+        module.__class__ = modules.DenseConv2d
+    elif type(module).__name__ == "BasicBlock" and type(module).__module__ == "torchvision.models.resnet":
+        module.__class__ = _fused_block(type(module))
+    elif {"conv1", "bn1", "relu", "maxpool", "layer1"} <= module._modules.keys() and isinstance(
+        module.bn1, modules.BatchNorm | nn.BatchNorm2d
+    ):
+        module.__dict__["stem_relu"], module.bn1.is_active = module.relu, True
+        module.relu = nn.Identity()
+
+
+def _is_plain_pool(pool: nn.MaxPool2d) -> bool:
+    is_square = isinstance(pool.kernel_size, int) and pool.stride == pool.kernel_size
+    return (
+        is_square and pool.padding == 0 and pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices and pool.kernel_size <= 11
+    )
+
+
+def _fused_block(block: type) -> type:
+    class FusedBlock(block):
+        """torchvision's BasicBlock without the tensor between the first normalisation and the second convolution."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            can_fuse = self.training and isinstance(self.conv2, modules.SparseConv2d) and isinstance(self.bn1, modules.BatchNorm)
+            if not can_fuse or not isinstance(self.bn2, modules.BatchNorm):
+                return super().forward(x)
+            y = self.conv2.behind(self.bn1, self.conv1(x))
+            return self.bn2.activate(y, x if self.downsample is None else self.downsample(x))
+
+    return FusedBlock

@@ -1,0 +1,245 @@
+"""Layers whose weights are a vector over their active places, and the layers between them, batch-last in memory.
+
+A tensor between layers has its usual shape [B, C, H, W] or [B, F]; only its strides say that samples lie innermost. So the forward
+code of a model stays as it is: sums, ReLU and flatten keep the layout, and a layer that does not know it (softmax, a dense classifier)
+reads it by strides. `convert.py` puts these layers into a model and takes them out again.
+
+A sparse layer's `state_dict` is the dense layer's: `weight`, with zeros at inactive places.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparcl_core.kernels import native
+from sparcl_core.kernels.connections import Connections
+from sparcl_core.kernels.operations import (
+    Convolve,
+    GroupNormalise,
+    Layer,
+    MaxPool,
+    Normalise,
+    NormConvolve,
+    Statistics,
+    batch_first,
+    batch_last,
+    statistics,
+)
+
+
+class Sparse(nn.Module):
+    """What sparse convolutions and linear layers share.
+
+    Attributes:
+        values: Parameter [active weights], float32 or float64, in the order of their flat indices.
+        places: int64 [active weights], the flat indices; a buffer that is no part of the state.
+        weight_shape: of the dense weight.
+    """
+
+    def __init__(self, dense: nn.Conv2d | nn.Linear, mask: np.ndarray):
+        """`dense`: its weight is read at `mask`, its bias is kept.
+
+        Raises:
+            ValueError: if the mask has another shape than the weight.
+        """
+        super().__init__()
+        self.weight_shape = tuple(dense.weight.shape)
+        self.bias = dense.bias
+        self.values = nn.Parameter(torch.empty(0, dtype=dense.weight.dtype))
+        self.register_buffer("places", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.set_mask(mask)
+        self.load_dense_(dense.weight)
+
+    def set_mask(self, mask: np.ndarray) -> None:
+        """Make `mask` (bool, the weight's shape) the layer's mask; a weight that stays keeps its value, a new one is 0."""
+        if mask.shape != self.weight_shape:
+            raise ValueError(f"the mask has shape {mask.shape}: the weight's is {self.weight_shape}")
+        places = np.flatnonzero(mask)
+        if np.array_equal(places, self.places.numpy()):
+            self.set_updated(None)
+            return
+        values, old = torch.zeros(places.size, dtype=self.values.dtype), self.places.numpy()
+        at = np.searchsorted(places, old)
+        stays = at < places.size
+        stays[stays] = places[at[stays]] == old[stays]
+        values[torch.from_numpy(at[stays])] = self.values.detach()[torch.from_numpy(stays)]
+        self.values.data, self.values.grad = values, None
+        self.places = torch.from_numpy(places)
+        self._connect(places)
+
+    def set_updated(self, positions: np.ndarray | None) -> None:
+        """Gradients are wanted at these positions of `values` only (int64, increasing); None: at all."""
+
+    def _connect(self, places: np.ndarray) -> None:
+        """Called with new places."""
+
+    def dense(self) -> Tensor:
+        """The weight [weight_shape] with zeros at inactive places: a new tensor, through which gradients flow to `values`."""
+        flat = torch.zeros(int(np.prod(self.weight_shape)), dtype=self.values.dtype)
+        return flat.index_copy(0, self.places, self.values).view(self.weight_shape)
+
+    @torch.no_grad()
+    def load_dense_(self, weight: Tensor) -> None:
+        """Take the active weights from `weight`."""
+        self.values.copy_(weight.detach().reshape(-1).index_select(0, self.places))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + "values"]
+        destination[prefix + "weight"] = self.dense() if keep_vars else self.dense().detach()
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and tuple(weight.shape) == self.weight_shape:
+            state_dict = {name: value for name, value in state_dict.items() if name != prefix + "weight"}
+            state_dict[prefix + "values"] = weight.detach().reshape(-1).index_select(0, self.places)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight_shape}, {self.values.numel()} active"
+
+
+class KernelMixin:
+    """A sparse layer that runs on the C kernels. float32 only."""
+
+    def _connect(self, places: np.ndarray) -> None:
+        outs, channels, *kernel = (*self.weight_shape, 1, 1)[:4]
+        self.connections = Connections((outs, channels, *kernel), places, native.vector_floats())
+        self.layer = Layer(self.connections, getattr(self, "stride", (1, 1)), getattr(self, "pad", (0, 0)))
+
+    def set_updated(self, positions: np.ndarray | None) -> None:
+        self.connections.update(positions)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """x [C, H, W, B] -> [O, H', W', B]."""
+        return Convolve.apply(x, self.values, self.bias, self.layer)
+
+
+class SparseConv2d(KernelMixin, Sparse):
+    """[B, C, H, W] -> [B, O, H', W'], batch-last in memory."""
+
+    def __init__(self, dense: nn.Conv2d, mask: np.ndarray):
+        self.stride, self.pad = _supported(dense)
+        super().__init__(dense, mask)
+
+    def __setattr__(self, name, value):  # stride and padding are known before Module.__init__, which connects
+        object.__setattr__(self, name, value) if name in ("stride", "pad") else super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_first(self.convolve(batch_last(x)))
+
+    def behind(self, norm: "BatchNorm", x: Tensor) -> Tensor:
+        """self(relu(norm(x))), where what lies in between is not stored."""
+        inner = batch_last(x)
+        found = norm.observe(inner)
+        return batch_first(NormConvolve.apply(inner, norm.weight, norm.bias, self.values, self.bias, found, self.layer))
+
+
+class SparseLinear(KernelMixin, Sparse):
+    """[B, F] -> [B, O], batch-last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(batch_last(x)).flatten(1).t()
+
+
+class MaskedConv2d(Sparse):
+    """The dense twin of `SparseConv2d`: PyTorch's convolution with a weight that is zero at inactive places."""
+
+    def __init__(self, dense: nn.Conv2d, mask: np.ndarray):
+        super().__init__(dense, mask)
+        self.geometry = dense.stride, dense.padding, dense.dilation, dense.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.dense().contiguous(memory_format=torch.channels_last), self.bias, *self.geometry)
+
+
+class MaskedLinear(Sparse):
+    """The dense twin of `SparseLinear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.dense(), self.bias)
+
+
+class DenseConv2d(nn.Conv2d):
+    """A convolution whose weights are all active, on the kernels: between sparse layers it saves two changes of layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "layer"):
+            self.layer = Layer(Connections(tuple(self.weight.shape), None, native.vector_floats()), *_supported(self))
+        return batch_first(Convolve.apply(batch_last(x), self.weight.contiguous().view(-1), self.bias, self.layer))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of batch-last tensors. `is_active`: a ReLU follows, so apply it here."""
+
+    is_active = False
+
+    def observe(self, x: Tensor) -> Statistics:
+        """Statistics of x [C, H, W, B] that the running ones have learnt of (training only)."""
+        found = statistics(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            count = x[0].numel()
+            if count < 2:
+                raise ValueError(f"batch normalisation needs more than one value per channel in training, got {tuple(x.shape)}")
+            self.running_mean.lerp_(found.mean, share)
+            self.running_var.lerp_(found.variance * (count / (count - 1)), share)
+        return found
+
+    def activate(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """relu(norm(x) (+ other))."""
+        return self._apply_to(x, other, True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._apply_to(x, None, self.is_active)
+
+    def _apply_to(self, x: Tensor, other: Tensor | None, is_active: bool) -> Tensor:
+        if not self.training:
+            out = super().forward(x)
+            out = out if other is None else out + other
+            return torch.relu(out) if is_active else out
+        inner = batch_last(x)
+        added = None if other is None else batch_last(other)
+        return batch_first(Normalise.apply(inner, self.weight, self.bias, added, self.observe(inner), is_active))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of batch-last tensors."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        """relu(norm(x))."""
+        return batch_first(GroupNormalise.apply(batch_last(x), self.weight, self.bias, self.num_groups, self.eps, True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_first(GroupNormalise.apply(batch_last(x), self.weight, self.bias, self.num_groups, self.eps, False))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of [B, F], batch-last in memory: a group normalisation with one group."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        """relu(norm(x))."""
+        return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, True).flatten(1).t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, False).flatten(1).t()
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """Maximum of square windows that do not overlap, of batch-last tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_first(MaxPool.apply(batch_last(x), self.kernel_size))
+
+
+def _supported(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Stride and padding of a convolution that the kernels can do.
+
+    Raises:
+        ValueError: for groups, dilation, or another padding than zeros of a given number.
+    """
+    if conv.groups != 1 or tuple(conv.dilation) != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(f"{conv}: the kernels do convolutions with groups=1, dilation=1 and a number of zeros as padding")
+    return tuple(conv.stride), tuple(conv.padding)

@@ -1,0 +1,152 @@
+"""The kernels as PyTorch operations with gradients, on batch-last tensors [channels, rows, columns, samples].
+
+What backward needs again is computed again where that is cheaper than keeping it: a normalisation with ReLU keeps its input only, and
+a convolution behind one (`NormConvolve`) keeps that same input, so their product in between is never stored at all.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sparcl_core.kernels import native
+from sparcl_core.kernels.connections import Connections
+from sparcl_core.kernels.geometry import Shape
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a convolution is beside its weights: connections and, as pairs, stride and padding."""
+
+    connections: Connections
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+
+    def shape(self, x: Tensor) -> Shape:
+        channels, rows, columns, batch = x.shape
+        outs, _, *kernel = self.connections.weight_shape
+        return Shape(batch, channels, outs, (rows, columns), tuple(kernel), self.stride, self.pad)
+
+
+def batch_last(x: Tensor) -> Tensor:
+    """x [B, C, H, W] or [B, F] as [C, H, W, B] or [F, 1, 1, B]: a view where x lies batch-last already, else a copy."""
+    turned = x.permute(1, 2, 3, 0) if x.dim() == 4 else x.t()[:, None, None]
+    return turned.contiguous()
+
+
+def batch_first(x: Tensor) -> Tensor:
+    """The inverse of `batch_last` for four dimensions: always a view. ReLU, sums and flatten of it stay batch-last in memory."""
+    return x.permute(3, 0, 1, 2)
+
+
+class Convolve(Function):
+    """x [C, H, W, B] -> [O, H', W', B] for weights [active]."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weights: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.layer, ctx.has_bias = layer, bias is not None
+        return native.forward(layer.connections, layer.shape(x), x, weights, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weights = ctx.saved_tensors
+        connections, shape, grad = ctx.layer.connections, ctx.layer.shape(x), grad.contiguous()
+        grad_weights = native.weight_gradient(connections, shape, x, grad) if ctx.needs_input_grad[1] else None
+        grad_x = native.input_gradient(connections, shape, grad, weights) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_weights, grad.sum((1, 2, 3)) if ctx.has_bias else None, None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Batch statistics of a normalisation, each [channels], and the affine map that it is with them."""
+
+    mean: Tensor
+    variance: Tensor
+    inverse: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.scale, self.shift, self.mean, self.inverse
+
+
+def statistics(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Statistics:
+    """Of x [C, H, W, B]; the variance is the biased one."""
+    mean, variance = native.moments(x.detach())
+    inverse = torch.rsqrt(variance + epsilon)
+    scale = gamma.detach() * inverse
+    return Statistics(mean, variance, inverse, scale, beta.detach() - mean * scale)
+
+
+class Normalise(Function):
+    """Batch normalisation by `found` (of x itself), plus `other` if given, clipped at zero if `is_active`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, other: Tensor | None, found: Statistics, is_active: bool) -> Tensor:
+        out = native.affine(x, found.scale, found.shift, other, is_active)
+        ctx.save_for_backward(x, out if other is not None and is_active else None)
+        ctx.found, ctx.is_active, ctx.has_other = found, is_active, other is not None
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, out = ctx.saved_tensors
+        grad = grad.contiguous()
+        into, other = torch.empty_like(x), torch.empty_like(x) if ctx.has_other and ctx.is_active else None
+        gamma, beta = native.norm_backward(grad, x, out, ctx.found.numbers, ctx.is_active, into, other)
+        return into, gamma, beta, (grad if other is None else other) if ctx.has_other else None, None, None
+
+
+class NormConvolve(Function):
+    """Convolution of max(0, norm(x)), by statistics `found` of x; what lies in between is not stored."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, gamma: Tensor, beta: Tensor, weights: Tensor, bias: Tensor | None, found: Statistics, layer: Layer
+    ) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.layer, ctx.found, ctx.has_bias = layer, found, bias is not None
+        return native.forward(layer.connections, layer.shape(x), x, weights, bias, (found.scale, found.shift))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weights = ctx.saved_tensors
+        connections, shape, grad, found = ctx.layer.connections, ctx.layer.shape(x), grad.contiguous(), ctx.found
+        grad_weights = native.weight_gradient(connections, shape, x, grad, (found.scale, found.shift))
+        inner = native.input_gradient(connections, shape, grad, weights)
+        gamma, beta = native.norm_backward(inner, x, None, found.numbers, True, inner, None)
+        return inner, gamma, beta, grad_weights, grad.sum((1, 2, 3)) if ctx.has_bias else None, None, None
+
+
+class GroupNormalise(Function):
+    """Group normalisation, clipped at zero if `is_active`; keeps its input and a mean and deviation per group and sample."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, groups: int, epsilon: float, is_active: bool) -> Tensor:
+        out, mean, inverse = native.group_norm(x, groups, gamma.detach(), beta.detach(), epsilon, is_active)
+        ctx.save_for_backward(x, gamma, beta)
+        ctx.numbers, ctx.is_active = (mean, inverse), is_active
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, gamma, beta = ctx.saved_tensors
+        found = native.group_norm_backward(grad.contiguous(), x, gamma.detach(), beta.detach(), ctx.is_active, *ctx.numbers)
+        return *found, None, None, None
+
+
+class MaxPool(Function):
+    """Maximum of size x size windows that do not overlap; what is left at the far edges is dropped."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, size: int) -> Tensor:
+        out, ctx.which = native.max_pool(x, size)
+        ctx.shape, ctx.size = x.shape, size
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return native.max_pool_backward(grad.contiguous(), ctx.which, tuple(ctx.shape), ctx.size), None
