@@ -91,12 +91,14 @@ class _Trainer:
         number, config = _number(context), self.config
         instruction, device, stream, where = self._receive(content, context)
         with _stage(where, "train"):
+            before = time.thread_time()  # a worker that waits for a core does not train
             device, done = devices.train(device, instruction, self.learner, stream, number, config)
+            compute = time.thread_time() - before
         with _stage(where, "report"):
             device, report = devices.report(device, done, self.learner.layout, number, config, instruction.round)
             saved = save_state(device)
         context.state["device"] = ConfigRecord(saved)
-        measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started}
+        measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started, "compute-seconds": compute}
         records = {"report": _report_record(report), "measures": MetricRecord(measured)}
         if config.batchnorm == "local" and device.statistics:
             records["observed"] = ConfigRecord({"statistics": self._statistics_payload(device.statistics, device)})
@@ -153,8 +155,8 @@ class _Trainer:
         active = device.model.active if done.update is None else count_active(done.masks)
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         draws = REPLAY_DRAWS[config.method]
-        per_forward = config.batch_size * (1 + draws)
-        needs = footprint(learner.model, active, updated, self._activations, per_forward, device.memory.buffer, federated=True)
+        per_forward = config.batch_size * (1 + draws if learner.is_joint else 1)
+        needs = footprint(learner.held, active, updated, self._activations, per_forward, device.memory.buffer, federated=True)
         whole = {name: mask.size for name, mask in done.masks.items()}
         return {
             **{f"flops.{key}": value for key, value in asdict(flops).items()},

@@ -10,7 +10,6 @@ import numpy as np
 
 from client import sparse
 from client.config import ClientConfig
-from client.model import writable
 from client.state import DeviceState
 from client.stream import Stream
 from sparcl_core import codec, tdm
@@ -54,7 +53,7 @@ def train(
     start, masks, update, flops = device.base, device.masks, None, Flops()
     if config.mask == "local":
         device, start, masks, update, flops = _adapt(device, instruction, learner, stream, number, config)
-    session = learner.train(writable(start), writable(masks), data, memory, instruction.epochs, number)
+    session = learner.train(start, masks, data, memory, instruction.epochs, number)
     flops += session.flops
     importance = None
     if instruction.report_importance:

@@ -43,6 +43,7 @@ class Measures:
     counts: dict[str, int]
     loss: float
     wall_s: float
+    compute_s: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def read_measures(reply: Message) -> Measures:
     wire = reply.content["measures"]
     memory = sum(_count(wire, key) for key in wire if key.startswith("memory."))
     counts = {key: _count(wire, key) for key in COUNTS}
-    return Measures(read_flops(reply), read_flops(reply, "dense-flops"), memory, counts, _real(wire, "loss"), _real(wire, "wall-seconds"))
+    reals = (_real(wire, key) for key in ("loss", "wall-seconds", "compute-seconds"))
+    return Measures(read_flops(reply), read_flops(reply, "dense-flops"), memory, counts, *reals)
 
 
 def read_flops(reply: Message, kind: str = "flops") -> Flops:

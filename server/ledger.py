@@ -74,7 +74,8 @@ class Ledger:
         self.profile, self.dense_message_bytes = profile, dense_message_bytes
         self._dense_download, self._dense_upload = (cost(profile, dense_message_bytes) for cost in (download_cost, upload_cost))
         self.rows: list[Row] = []
-        self.wall_s: list[tuple[int, int, float]] = []  # round, device, measured seconds in the ClientApp: kept apart
+        # round, device, measured seconds in the ClientApp, and those of its training (CPU time of the thread): kept apart
+        self.wall_s: list[tuple[int, int, float, float]] = []
 
     def registered(self, device: int, message_bytes: int) -> None:
         self.rows.append(Row(0, -1, device, "register", "ok", message_bytes=message_bytes))
@@ -133,7 +134,7 @@ class Ledger:
         """The rows and measured seconds written since `mark`."""
         return self.rows[mark[0] :], self.wall_s[mark[1] :]
 
-    def restore(self, rows: list[Row], wall_s: list[tuple[int, int, float]]) -> None:
+    def restore(self, rows: list[Row], wall_s: list[tuple[int, int, float, float]]) -> None:
         """Go on behind these rows and measured seconds, and no others."""
         self.rows, self.wall_s = list(rows), list(wall_s)
 

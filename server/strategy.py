@@ -327,4 +327,4 @@ class SparCLStrategy(Strategy):
             server_round, task, device, measured.flops, measured.dense_flops, self.method.is_sparse,
             memory_bytes=measured.memory_bytes, loss=measured.loss, **measured.counts,
         )  # fmt: skip
-        self.ledger.wall_s.append((server_round, device, measured.wall_s))
+        self.ledger.wall_s.append((server_round, device, measured.wall_s, measured.compute_s))

@@ -79,7 +79,7 @@ def run(
     with _one_message(debug), _workers(engine.value, *settings) as pool:
         from simulations.unfinished import How, new_run
 
-        resolved = _resolve(experiment, set_, seed)
+        resolved = _choose(_resolve(experiment, set_, seed))
         with new_run(out, resolved, How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)) as run:
             _carry_out(run, pool)
 
@@ -127,6 +127,12 @@ def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> 
     from simulations.config import load
 
     return load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+
+
+def _choose(experiment: "Experiment") -> "Experiment":
+    from simulations.build import choose_kernels
+
+    return choose_kernels(experiment)
 
 
 @contextmanager
@@ -208,7 +214,7 @@ def train_one(
 ) -> None:
     """Train a single device that sees all data: the paper's own setting, without Flower or Ray."""
     with _one_message(debug):
-        resolved = _resolve(experiment, set_, seed)
+        resolved = _choose(_resolve(experiment, set_, seed))
         _train_one(replace(resolved, name=f"{resolved.name}-alone"), baseline, out)
 
 

@@ -1,8 +1,9 @@
 """From an experiment to its parts: data, streams, the two Flower apps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from client.config import ClientConfig
 from client.stream import Streams
@@ -14,7 +15,10 @@ from simulations.data import Dataset, load_data
 from simulations.evaluate import Evaluator
 from simulations.partition import make_streams
 from simulations.profiles import load_profile
+from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
+from sparcl_core.losses import REPLAY_DRAWS
+from sparcl_core.models import build_model, has_batch_statistics, sparse_names
 from sparcl_core.solo import start_model
 
 
@@ -36,6 +40,28 @@ class World:
     def app_args(self) -> tuple:
         """Arguments of `simulations.devices.client_app`; its arrays are the large part, and every worker of a node maps the same copy."""
         return self.client_config, self.streams
+
+
+def choose_kernels(experiment: Experiment) -> Experiment:
+    """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
+
+    Raises:
+        KernelError: if the settings ask for kernels that this machine has not.
+    """
+    if not experiment.sparsity or experiment.kernels.backend:
+        return experiment
+    inputs, method = load_data(experiment.data, experiment.seed).inputs, experiment.method
+    model = build_model(method.model, inputs.shape, inputs.num_classes)
+    is_joint = method.learner.joint_forward and not has_batch_statistics(model)
+    batch = method.learner.batch_size * (1 + is_joint * REPLAY_DRAWS[method.learner.method])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as every device
+    try:
+        names = sparse_names(model, method.model)
+        chosen = resolve(method.kernels, model, names, inputs.shape, batch, 1 - experiment.sparsity)
+    finally:
+        torch.set_num_threads(threads)
+    return replace(experiment, kernels=chosen)
 
 
 def make_world(experiment: Experiment) -> World:

@@ -21,6 +21,7 @@ from server.settings import FederationConfig
 from sparcl_core import tdm
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
+from sparcl_core.kernels.choice import KernelConfig
 from sparcl_core.method import LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig
 from sparcl_core.tdm import TDMConfig
@@ -131,6 +132,7 @@ class Experiment:
     wire: WireConfig = field(default_factory=WireConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     server_optimizer: ServerOptimizerConfig = field(default_factory=ServerOptimizerConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -150,7 +152,7 @@ class Experiment:
 
     @property
     def method(self) -> MethodConfig:
-        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity)
+        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity, self.kernels)
 
     @property
     def rounds(self) -> int:
@@ -160,7 +162,7 @@ class Experiment:
 
 SECTIONS = (
     DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig,
-    FederationConfig, WireConfig, AggregationConfig, ServerOptimizerConfig,
+    FederationConfig, WireConfig, AggregationConfig, ServerOptimizerConfig, KernelConfig,
 )  # fmt: skip
 for _section in (*SECTIONS, Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic

@@ -3,6 +3,7 @@
 A further source is one function from (config, seed) to `Raw`, entered in SOURCES and in `DataConfig.name`.
 """
 
+import functools
 import importlib.util
 import io
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Dataset:
         return self.inputs.num_classes
 
 
+@functools.lru_cache(1)  # the start of a run asks for the shape of its inputs, then for the data
 def load_data(config: DataConfig, seed: int) -> Dataset:
     """The data of an experiment: training part, and what it is tested on (the validation part if one is held out).
 

@@ -19,14 +19,14 @@ class Journal:
     Attributes:
         record: the round as it was observed.
         rows: its ledger rows, in the order in which they were written.
-        wall_s: (round, device, measured seconds) of its devices.
+        wall_s: (round, device, measured seconds, of them of training) of its devices.
         changes: whose states it replaced.
         exchange: the engine's counter of exchanges at the end of the round.
     """
 
     record: RoundRecord
     rows: list[Row]
-    wall_s: list[tuple[int, int, float]]
+    wall_s: list[tuple[int, int, float, float]]
     changes: StateChanges
     exchange: int
 
@@ -43,7 +43,7 @@ def to_arrays(journal: Journal) -> Snapshot:
     columns = list(zip(*map(attrgetter(*_COLUMNS), journal.rows), strict=True)) or [()] * len(_COLUMNS)
     for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
         arrays |= under(f"rows/{name}", _strings(values)) if kind is str else {f"rows/{name}": np.array(values, _DTYPES[kind])}
-    rounds, devices, seconds = zip(*journal.wall_s, strict=True) if journal.wall_s else ((), (), ())
+    rounds, devices, *seconds = zip(*journal.wall_s, strict=True) if journal.wall_s else ((), (), (), ())
     arrays |= {"wall/places": np.array([rounds, devices], np.int64), "wall/seconds": np.array(seconds, np.float64)}
     arrays |= {"changes/devices": changes.devices, "changes/exchanges": changes.exchanges}
     arrays["changes/counts"] = np.array([len(own) for own in changes.blobs], np.int64)
@@ -64,7 +64,7 @@ def from_arrays(arrays: Snapshot) -> Journal:
         _strings_of(within(f"rows/{name}", arrays)) if kind is str else arrays[f"rows/{name}"].tolist() for name, kind in _COLUMNS.items()
     ]
     rows = [Row(*values) for values in zip(*columns, strict=True)]
-    wall_s = list(zip(*arrays["wall/places"].tolist(), arrays["wall/seconds"].tolist(), strict=True))
+    wall_s = list(zip(*arrays["wall/places"].tolist(), *arrays["wall/seconds"].tolist(), strict=True))
     digests, counts = _strings_of(within("changes/digests", arrays)), arrays["changes/counts"]
     if counts.sum() != len(digests):
         raise ValueError(f"{len(digests)} digests for states that refer to {counts.sum()}")

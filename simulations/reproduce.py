@@ -55,10 +55,12 @@ def load_claim(name: str) -> Claim:
 
 def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None]) -> dict[str, list[dict]]:
     """Summaries per row, in the order of the seeds. `done` is told of every finished run."""
+    from simulations.build import choose_kernels
+
     jobs = [(row, seed) for row in claim.rows for seed in claim.seeds]
     results: dict[str, list[dict]] = {row.name: [] for row in claim.rows}
     with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
-        arguments = [claim.experiment_of(row, seed) for row, seed in jobs]
+        arguments = [choose_kernels(claim.experiment_of(row, seed)) for row, seed in jobs]
         for (row, seed), summary in zip(jobs, pool.imap(_summary, arguments), strict=True):
             results[row.name].append(summary)
             done(row.name, seed, summary)

@@ -5,7 +5,7 @@
     rounds.parquet       one row per round: devices, samples, accuracy so far, how far the devices' masks lie apart
     accuracy.parquet     one row per (scenario, after task, task)
     ledger.parquet       one row per device, round and phase
-    wall.parquet         measured seconds per device and round; with environment.json the only file that differs when repeated
+    wall.parquet         measured seconds per device and round, all and training alone (CPU time); with environment.json the only file that differs when repeated
     model.safetensors    final weights, and the masks as `mask/NAME` (uint8)
     summary.json         the figures of the final table
     report.png           accuracy and cost over the rounds
@@ -168,8 +168,8 @@ def write_run(folder: Path, result: Result, baseline: Result | None = None) -> d
     _write_common(folder, result.world.experiment, machine, summary, result.accuracy, strategy.weights, strategy.masks)
     _write_table(folder / "ledger.parquet", strategy.ledger.columns())
     _write_table(folder / "rounds.parquet", _round_columns(result))
-    rounds, devices, seconds = zip(*strategy.ledger.wall_s, strict=True)
-    _write_table(folder / "wall.parquet", {"round": rounds, "device": devices, "wall_s": seconds})
+    rounds, devices, seconds, compute = zip(*strategy.ledger.wall_s, strict=True)
+    _write_table(folder / "wall.parquet", {"round": rounds, "device": devices, "wall_s": seconds, "compute_s": compute})
     return summary
 
 

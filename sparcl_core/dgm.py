@@ -62,19 +62,19 @@ def gradient_sparsity(config: DGMConfig, weight_sparsity: float) -> float:
     return config.sparsity
 
 
-def draw(score: Tensor, weight_mask: Tensor, q: float) -> Tensor:
-    """The gradient mask of one layer: bool, shape of `weight_mask`.
+def draw(score: Tensor, size: int, q: float) -> Tensor:
+    """Which active weights of one layer are updated: bool, shape of `score`.
 
     Args:
-        score: CGI, same shape, >= 0; read at active places only.
-        weight_mask: bool.
-        q: gradient sparsity; num_active(size, q) places are kept, or all active ones if they are fewer. Equal scores: lower flat index.
+        score: CGI >= 0 of the active weights, one dimension, in the order of their flat indices.
+        size: weights of the layer, active or not.
+        q: gradient sparsity; num_active(size, q) weights are kept, or all active ones if they are fewer. Equal scores: lower flat index.
     """
-    places = weight_mask.reshape(-1).nonzero().squeeze(1)
-    keep = min(num_active(weight_mask.numel(), q), places.numel())
-    if keep == places.numel():
-        return weight_mask.clone()
-    order = torch.sort(score.reshape(-1)[places], descending=True, stable=True).indices[:keep]
-    mask = torch.zeros_like(weight_mask)
-    mask.view(-1)[places[order]] = True
+    keep = min(num_active(size, q), score.numel())
+    if keep == score.numel():
+        return torch.ones(score.shape, dtype=torch.bool)
+    least = torch.kthvalue(score, score.numel() - keep + 1).values  # finds the same set as a stable sort, in linear time
+    mask = score > least
+    ties = (score == least).nonzero().squeeze(1)
+    mask[ties[: keep - int(mask.sum())]] = True
     return mask

@@ -1,10 +1,11 @@
 """Memory that a device needs to train, in bytes, by formula from shapes and exact mask counts.
 
-What a device that stores only what it must would hold; today's simulation itself computes with masks over dense tensors.
+What a device that stores only what it must holds, counted by formula whatever the machine that simulates it holds:
 - weights: active weights and everything dense, 4 bytes each (8 in float64);
 - masks: one bit per maskable weight, and one bit per active weight for the gradient mask;
 - gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense;
-- activations: what autograd keeps for backward, measured on the model per sample, times the samples of a forward pass;
+- activations: what autograd keeps for backward, measured on the dense model per sample, times the samples of a forward pass (the parts
+  of a loss that do not share one run backward one after the other);
 - buffer: raw inputs, labels (8 bytes) and logits;
 - federation: the base that the update is taken against and the residual of lossy encoding, both over the active set.
 """
@@ -66,8 +67,23 @@ def activation_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> int:
             value.copy_(statistics[name])
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a dense model holds: elements per parameter, bytes of an element and of all buffers."""
+
+    parameters: dict[str, int]
+    itemsize: int
+    buffer_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Held":
+        parameters = {name: p.numel() for name, p in model.named_parameters()}
+        buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+        return cls(parameters, next(model.parameters()).element_size(), buffers)
+
+
 def footprint(
-    model: nn.Module,
+    model: Held,
     active: dict[str, int],
     updated: dict[str, int],
     per_sample_activations: int,
@@ -82,14 +98,12 @@ def footprint(
         per_sample_activations: from `activation_bytes`.
         samples_per_forward: samples whose activations are alive at once.
     """
-    parameters = dict(model.named_parameters())
-    itemsize = next(iter(parameters.values())).element_size()
-    dense = sum(p.numel() for name, p in parameters.items() if name not in active)
-    statistics = sum(b.numel() * b.element_size() for b in model.buffers())
-    maskable = sum(parameters[name].numel() for name in active)
+    itemsize = model.itemsize
+    dense = sum(size for name, size in model.parameters.items() if name not in active)
+    maskable = sum(model.parameters[name] for name in active)
     held = dense + sum(active.values())
     return Footprint(
-        weights=held * itemsize + statistics,
+        weights=held * itemsize + model.buffer_bytes,
         masks=math.ceil(maskable / 8) + math.ceil(sum(active.values()) / 8) if active else 0,
         gradients=(dense + sum(updated.values())) * itemsize,
         activations=per_sample_activations * samples_per_forward,

@@ -4,10 +4,14 @@ A session is what a device does in one round (or, alone, in one stage): some epo
 DDR keeps, with fixed weight masks. Gradient masks are drawn at its first step and every `dgm.interval` steps. Plain SGD, no
 momentum, no weight decay, as in the paper: so there is no optimiser state to drop with a weight.
 
+Sparse weights are vectors over their active places (`sparcl_core.kernels`), and so are their gradients: no dense one is made. The parts of
+the loss run one after the other, each backward before the next forward, where they cannot share a forward pass.
+
 Differences from the released code: replay starts as soon as the buffer holds something (`replay_from` restores the
 second task); augmentation draws per sample; NumPy and torch randomness both have addresses.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +24,11 @@ from sparcl_core import dgm as gradient_masking
 from sparcl_core.buffer import Buffer
 from sparcl_core.ddr import DDRState
 from sparcl_core.flops import Flops, dense_forward, layer_shapes, paper_flops, per_sample, sizes
+from sparcl_core.footprint import Held
 from sparcl_core.importance import combine
 from sparcl_core.inputs import InputSpec, augment, normalise
-from sparcl_core.losses import REPLAY_DRAWS, Replay, current_term, replay_term, single_head
+from sparcl_core.kernels.convert import convert, sparse_layers, trainable
+from sparcl_core.losses import REPLAY_DRAWS, Replay, current_term, draw_term, single_head
 from sparcl_core.masks import Masks, State, count_active
 from sparcl_core.method import MethodConfig, make_layout
 from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, read_state
@@ -82,7 +88,12 @@ class Session:
 
 
 class Learner:
-    """Trains one device after another with one reusable model; nothing of a device stays in it between calls."""
+    """Trains one device after another with one reusable model; nothing of a device stays in it between calls.
+
+    Attributes:
+        model: the dense model until the first device with masks comes, from then on a sparse one (`kernels.convert`).
+        held, layers, layout: of the dense model.
+    """
 
     def __init__(self, method: MethodConfig, inputs: InputSpec, task_epochs: int, seed: int):
         """`task_epochs`: K, local epochs of a whole task, from which the schedules of DDR derive."""
@@ -94,8 +105,10 @@ class Learner:
         self.dtype = DTYPES[method.model.dtype]
         self.layers = layer_shapes(self.model, inputs.shape)
         self.layout = make_layout(self.model, method)
+        self.held = Held.of(self.model)
         self.is_joint = self.config.joint_forward and not has_batch_statistics(self.model)
-        self._parameters = dict(self.model.named_parameters())
+        masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
+        self.choices = method.kernels.choices(masked, self.dtype) if masked else {}
 
     def begin_task(self, memory: Memory, num_samples: int) -> Memory:
         """`memory` at the start of a task of `num_samples` samples."""
@@ -113,13 +126,12 @@ class Learner:
         Raises:
             FloatingPointError: if a weight is not finite afterwards.
         """
-        load_state_(self.model, state)
-        self.model.train()
+        self._bring(state, masks)
         own = replace(memory, buffer=rehearsal.copy(memory.buffer), ddr=data_removal.copy(memory.ddr))
         run = _Run(self, masks, data, own, device)
         for _ in range(epochs):
             run.epoch()
-        result = read_state(self.model)
+        result = self._read()
         for name, value in result.items():
             if not np.isfinite(value).all():
                 raise FloatingPointError(
@@ -133,27 +145,30 @@ class Learner:
         Gradients are means over `tdm.batches` batches of the data that DDR keeps (0: all of it), each beside its replay
         draws, taken before the absolute value. Neither the weights nor `memory` change.
         """
-        load_state_(self.model, state)
-        self.model.train()
+        self._bring(state, masks)
         address = (device, data.task, memory.epochs)
         kept = np.flatnonzero(memory.ddr.kept)
         order = kept[generator(self.seed, "importance", *address).permutation(kept.size)]
         size = self.config.batch_size
         batches = [order[i : i + size] for i in range(0, order.size, size)][: self.tdm.batches or None]
         rng, used = generator(self.seed, "importance-replay", *address), sum(map(len, batches))
-        current = {name: torch.zeros_like(self._parameters[name]) for name in masks}
-        replay: dict[str, Tensor] = {}
+        parameters = [self._parameters[name] for name in masks]
+        current = [torch.zeros_like(parameter) for parameter in parameters]
+        replay: list[Tensor] = []
         samples = 0
         for batch in batches:
-            parts = self._forward(data, batch, memory.buffer, rng, second_task=data.task > 0)
-            share = len(batch) / used
-            for name, gradient in zip(masks, self._gradients(parts.current, masks, retain=parts.replay is not None), strict=True):
-                current[name] += share * gradient
-            if parts.replay is not None:
-                for name, gradient in zip(masks, self._gradients(parts.replay, masks), strict=True):
-                    replay[name] = replay.get(name, 0) + share * gradient
-            samples += parts.samples
-        scores = {name: combine(self.tdm, current[name], replay.get(name)).double().numpy() * mask for name, mask in masks.items()}
+            draws = self._draws(batch, memory.buffer, rng, second_task=data.task > 0)
+            for part in self._parts(data, batch, memory.buffer, draws, rng):
+                gradients = torch.autograd.grad(part.loss, parameters, retain_graph=part.shares_graph)
+                if part.is_replay and not replay:
+                    replay = [torch.zeros_like(parameter) for parameter in parameters]
+                torch._foreach_add_(replay if part.is_replay else current, gradients, alpha=len(batch) / used)
+                samples += part.samples
+        scores = {}
+        for number, (name, mask) in enumerate(masks.items()):
+            score = combine(self.tdm, current[number], replay[number] if replay else None)
+            scores[name] = np.zeros(mask.shape)
+            scores[name].reshape(-1)[self.sparse[name].places.numpy()] = score.numpy()
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
         return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()))
@@ -164,58 +179,89 @@ class Learner:
         Returns:
             Mean and variance per statistics tensor, averaged over batches; how many samples they rest on; and what that cost.
         """
-        load_state_(self.model, state)
+        self._bring(state, masks)
         x = np.concatenate([data.x[memory.ddr.kept], memory.buffer.x[: len(memory.buffer)]])
         batches = np.array_split(x, max(1, len(x) // self.config.batch_size))
         collect_statistics(self.model, [normalise(torch.from_numpy(batch), self.inputs, self.dtype) for batch in batches])
-        own = {name: value for name, value in read_state(self.model).items() if name in self.layout.statistics}
+        own = {name: value for name, value in self._read().items() if name in self.layout.statistics}
         active = count_active(masks)
         return own, len(x), Flops(statistics=per_sample(self.layers, active, active).forward * len(x))
 
-    def _gradients(self, loss: Tensor, names, retain: bool = False) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, [self._parameters[name] for name in names], retain_graph=retain)
+    def _bring(self, state: State, masks: Masks) -> None:
+        """Let the model be `state` over `masks`, in training mode, every gradient wanted."""
+        if not masks:
+            self.sparse = {}
+        elif not sparse_layers(self.model):
+            convert(self.model, masks, {name: self.choices[name] for name in masks})
+            self.sparse = sparse_layers(self.model)
+        else:
+            for name, layer in self.sparse.items():
+                layer.set_mask(masks[name])
+        self._parameters = trainable(self.model)
+        load_state_(self.model, state)
+        self.model.train()
 
-    def _forward(self, data: TaskData, indices: np.ndarray, buffer: Buffer, rng: np.random.Generator, second_task: bool) -> "_Parts":
-        """Forward passes of one step and both parts of the loss; `rng` serves buffer draws and augmentation."""
+    def _read(self) -> State:
+        state = read_state(self.model)
+        return {name: state[name] for name in self.layout.shapes}
+
+    def _draws(self, indices: np.ndarray, buffer: Buffer, rng: np.random.Generator, second_task: bool) -> list[np.ndarray]:
+        """Which samples of the buffer are replayed beside a batch, per draw."""
+        replays = second_task or self.config.replay_from == "first-sample"
+        count = REPLAY_DRAWS[self.config.method] if replays and len(buffer) else 0
+        return [rehearsal.draw(buffer, len(indices), rng) for _ in range(count)]
+
+    def _parts(
+        self, data: TaskData, indices: np.ndarray, buffer: Buffer, draws: list[np.ndarray], rng: np.random.Generator
+    ) -> Iterator["_Part"]:
+        """The parts of one step's loss, current data first; `rng` serves augmentation.
+
+        Where they cannot share a forward pass, a part's runs when it is asked for: go backward before asking for the next.
+        """
         config = self.config
-        replays = second_task or config.replay_from == "first-sample"
-        draws = [rehearsal.draw(buffer, len(indices), rng) for _ in range(REPLAY_DRAWS[config.method])] if replays and len(buffer) else []
         raw = [data.x[indices], *(buffer.x[draw] for draw in draws)]
         inputs = [normalise(augment(torch.from_numpy(x), config.augment, rng), self.inputs, self.dtype) for x in raw]
-        if self.is_joint:
-            outputs = self.model(torch.cat(inputs)).split([len(x) for x in inputs])
-        else:
-            outputs = [self.model(x) for x in inputs]
-        seen = single_head(outputs[0], torch.tensor(data.classes)) if config.single_head else outputs[0]
-        current = current_term(seen, torch.from_numpy(data.y[indices]))
-        replay = None
-        if draws:
-            held = [
-                Replay(z, torch.from_numpy(buffer.y[d]), torch.from_numpy(buffer.logits[d]))
-                for z, d in zip(outputs[1:], draws, strict=True)
-            ]
-            replay = replay_term(config.method, held, config.replay_weight if config.method == "er" else config.alpha, config.beta)
-        return _Parts(current, replay, outputs[0], seen, len(indices), sum(map(len, draws)))
+        joint = self.model(torch.cat(inputs)).split([len(x) for x in inputs]) if self.is_joint else None
+        alpha = config.replay_weight if config.method == "er" else config.alpha
+        for number in range(len(inputs)):
+            logits = self.model(inputs[number]) if joint is None else joint[number]
+            inputs[number] = None
+            shares = joint is not None and number < len(draws)
+            if number == 0:
+                seen = single_head(logits, torch.tensor(data.classes)) if config.single_head else logits
+                loss = current_term(seen, torch.from_numpy(data.y[indices]))
+                yield _Part(loss, len(indices), False, shares, logits.detach(), seen.detach())
+            else:
+                draw = draws[number - 1]
+                held = Replay(logits, torch.from_numpy(buffer.y[draw]), torch.from_numpy(buffer.logits[draw]))
+                yield _Part(draw_term(config.method, number - 1, held, alpha, config.beta), len(draw), True, shares, None, None)
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Both parts of the loss of one step, full and seen logits [B, classes] of current data, and sample counts."""
+class _Part:
+    """One part of a step's loss.
 
-    current: Tensor
-    replay: Tensor | None
-    logits: Tensor
-    seen: Tensor
-    num_current: int
-    num_replayed: int
+    Attributes:
+        samples: of its forward pass. `is_replay`: it is of a buffer draw.
+        shares_graph: a later part goes backward through the same forward pass.
+        logits, seen: full and seen logits [B, classes] of current data.
+    """
 
-    @property
-    def samples(self) -> int:
-        return self.num_current + self.num_replayed
+    loss: Tensor
+    samples: int
+    is_replay: bool
+    shares_graph: bool
+    logits: Tensor | None
+    seen: Tensor | None
 
-    @property
-    def loss(self) -> Tensor:
-        return self.current if self.replay is None else self.current + self.replay
+
+def _joined(parts: list[_Part]) -> _Part:
+    """All parts of one forward pass as one, whose backward pass is one."""
+    first, *others = parts
+    loss = first.loss
+    if others:
+        loss = loss + sum((part.loss for part in others[1:]), others[0].loss)
+    return replace(first, loss=loss, shares_graph=False)
 
 
 class _Run:
@@ -224,10 +270,9 @@ class _Run:
     def __init__(self, learner: Learner, masks: Masks, data: TaskData, memory: Memory, device: int):
         self.learner, self.masks, self.data, self.device = learner, masks, data, device
         self.buffer, self.ddr, self.epochs_done, self.twin_offered = memory.buffer, memory.ddr, memory.epochs, memory.twin_offered
-        self.weight_masks = {name: torch.from_numpy(mask) for name, mask in masks.items()}
-        self.gradient_masks = dict(self.weight_masks)
-        self.union = {name: torch.zeros_like(mask) for name, mask in self.weight_masks.items()}
         self.active = count_active(masks)
+        self.union = {name: torch.zeros(count, dtype=torch.bool) for name, count in self.active.items()}  # over active places
+        self.updated: dict[str, Tensor] = {}  # the gradient masks, likewise
         self.cost = self.full_cost = per_sample(learner.layers, self.active, self.active)
         self.flops, self.dense_flops = Flops(), Flops()
         self.steps = self.samples = self.replayed = 0
@@ -235,7 +280,7 @@ class _Run:
         self.names = list(learner._parameters)
         self.parameters = list(learner._parameters.values())
         if not learner.draws_gradient_masks:
-            self._use(self.weight_masks)
+            self.union = {name: torch.ones_like(mask) for name, mask in self.union.items()}
 
     def epoch(self) -> None:
         """One pass over the data that DDR keeps, and the dense twin's counts for the same epoch."""
@@ -255,58 +300,78 @@ class _Run:
     def step(self, indices: np.ndarray, step_rng: np.random.Generator, offer_rng: np.random.Generator) -> None:
         """One SGD step on `indices` of the task's data and the replay draws beside it."""
         learner, data = self.learner, self.data
-        parts = learner._forward(data, indices, self.buffer, step_rng, second_task=data.task > 0)
+        draws = learner._draws(indices, self.buffer, step_rng, second_task=data.task > 0)
         draw_now = learner.draws_gradient_masks and self.steps % learner.dgm.interval == 0
-        if draw_now and learner.dgm.importance == "two-term" and parts.replay is not None:
-            current = learner._gradients(parts.current, self.names, retain=True)
-            replay = learner._gradients(parts.replay, self.names)
-            self._draw(dict(zip(self.names, current, strict=True)), dict(zip(self.names, replay, strict=True)))
-            gradients = [a + b for a, b in zip(current, replay, strict=True)]
-        else:
-            gradients = learner._gradients(parts.loss, self.names)
-            if draw_now:
-                self._draw(dict(zip(self.names, gradients, strict=True)), {})
+        apart = draw_now and learner.dgm.importance == "two-term"  # both gradients are ranked, so they are kept apart
+        if draw_now:
+            self._want(None)
+        current, gradients, loss, num_replayed = None, None, 0.0, 0
+        parts = learner._parts(data, indices, self.buffer, draws, step_rng)
+        if learner.is_joint and not apart:
+            parts = [_joined(list(parts))]
+        for part in parts:
+            if part.is_replay and apart and current is None:
+                current, gradients = gradients, None
+            gradients = self._add_gradients(part, gradients)
+            loss += float(part.loss.detach())
+            if part.logits is not None:
+                logits, right = part.logits, part.seen.argmax(1).numpy() == data.y[indices]
+        num_replayed = sum(map(len, draws))
+        if draw_now:
+            merged = gradients if current is None else current
+            self._draw(dict(zip(self.names, merged, strict=True)), dict(zip(self.names, gradients, strict=True)) if current else {})
+        if current is not None:
+            torch._foreach_add_(gradients, current)
         with torch.no_grad():
             for name, gradient in zip(self.names, gradients, strict=True):
-                if name in self.gradient_masks:
-                    gradient.mul_(self.gradient_masks[name])
-            torch._foreach_add_(self.parameters, list(gradients), alpha=-learner.config.lr)
+                if name in self.updated:
+                    gradient.mul_(self.updated[name])
+            torch._foreach_add_(self.parameters, gradients, alpha=-learner.config.lr)
 
-        right = parts.seen.argmax(1).numpy() == data.y[indices]
         data_removal.observe_(self.ddr, indices, right)
         if self.buffer.capacity:
-            rehearsal.offer_(self.buffer, data.x[indices], data.y[indices], parts.logits.detach().numpy(), offer_rng)
+            rehearsal.offer_(self.buffer, data.x[indices], data.y[indices], logits.numpy(), offer_rng)
         cost = self.full_cost if draw_now else self.cost
-        self.flops += cost.times(parts.samples)
-        self.flops += Flops(paper=paper_flops(cost.forward, parts.num_current, parts.num_replayed))
+        self.flops += cost.times(len(indices) + num_replayed)
+        self.flops += Flops(paper=paper_flops(cost.forward, len(indices), num_replayed))
         self.steps += 1
-        self.samples += parts.num_current
-        self.replayed += parts.num_replayed
-        self.total_loss += float(parts.loss.detach())
+        self.samples += len(indices)
+        self.replayed += num_replayed
+        self.total_loss += loss
+
+    def _add_gradients(self, part: "_Part", found: list[Tensor] | None) -> list[Tensor]:
+        gradients = list(torch.autograd.grad(part.loss, self.parameters, retain_graph=part.shares_graph))
+        if found is not None:
+            torch._foreach_add_(gradients, found)
+        return gradients
 
     def session(self, state: State) -> Session:
         memory = Memory(self.buffer, self.ddr, self.epochs_done, self.twin_offered)
-        union = {name: mask.numpy() for name, mask in self.union.items()}
-        loss = self.total_loss / max(self.steps, 1)
-        return Session(state, memory, self.flops, self.dense_flops, self.samples, self.replayed, self.steps, loss, union)
+        loss, updated = self.total_loss / max(self.steps, 1), {}
+        for name, mask in self.masks.items():
+            updated[name] = np.zeros(mask.shape, dtype=bool)
+            updated[name].reshape(-1)[self.learner.sparse[name].places[self.union[name]].numpy()] = True
+        return Session(state, memory, self.flops, self.dense_flops, self.samples, self.replayed, self.steps, loss, updated)
+
+    def _want(self, masks: dict[str, Tensor] | None) -> None:
+        """Which weight gradients are computed from now on: those of `masks`, or all."""
+        for name, layer in self.learner.sparse.items():
+            layer.set_updated(None if masks is None else masks[name].nonzero().squeeze(1).numpy())
 
     def _draw(self, current: dict[str, Tensor], replay: dict[str, Tensor]) -> None:
         """Draw new gradient masks from the gradients of the two parts (or of the whole loss, `replay` empty)."""
         learner = self.learner
-        self._use(
-            {
-                name: gradient_masking.draw(combine(learner.dgm, current[name], replay.get(name)), mask, learner.gradient_sparsity)
-                for name, mask in self.weight_masks.items()
-            }
-        )
-        self.flops += Flops(masks=sum(self.active.values()))
-
-    def _use(self, gradient_masks: dict[str, Tensor]) -> None:
-        self.gradient_masks = gradient_masks
-        updated = {name: int(mask.sum()) for name, mask in gradient_masks.items()}
-        self.cost = per_sample(self.learner.layers, self.active, updated)
-        for name, mask in gradient_masks.items():
+        self.updated = {
+            name: gradient_masking.draw(
+                combine(learner.dgm, current[name], replay.get(name)), self.masks[name].size, learner.gradient_sparsity
+            )
+            for name in self.masks
+        }
+        self._want(self.updated)
+        for name, mask in self.updated.items():
             self.union[name] |= mask
+        self.flops += Flops(masks=sum(self.active.values()))
+        self.cost = per_sample(learner.layers, self.active, {name: int(mask.sum()) for name, mask in self.updated.items()})
 
     def _count_twin(self) -> None:
         """The dense twin's FLOPs for this epoch: all data, every weight, a buffer that was offered every sample."""

@@ -43,9 +43,14 @@ def replay_term(method: str, draws: list[Replay], alpha: float, beta: float) -> 
 
     alpha: weight of MSE (der, derpp) or of CE (er). beta: weight of CE (derpp).
     """
+    terms = [draw_term(method, number, draw, alpha, beta) for number, draw in enumerate(draws[: REPLAY_DRAWS[method]])]
+    return sum(terms[1:], terms[0])
+
+
+def draw_term(method: str, number: int, draw: Replay, alpha: float, beta: float) -> Tensor:
+    """What one buffer draw adds to the loss: their sum is `replay_term`, and each can run backward before the next runs forward."""
     if method == "er":
-        return alpha * F.cross_entropy(draws[0].logits, draws[0].y)
-    distillation = alpha * F.mse_loss(draws[0].logits, draws[0].stored_logits)
-    if method == "der":
-        return distillation
-    return distillation + beta * F.cross_entropy(draws[1].logits, draws[1].y)
+        return alpha * F.cross_entropy(draw.logits, draw.y)
+    if number == 0:
+        return alpha * F.mse_loss(draw.logits, draw.stored_logits)
+    return beta * F.cross_entropy(draw.logits, draw.y)

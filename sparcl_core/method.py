@@ -1,6 +1,6 @@
 """How a device learns, as settings: backbone, replay method, optimiser, and the three mechanisms; and what of it crosses the wire."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from sparcl_core.codec import Layout
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.inputs import Augmentation
+from sparcl_core.kernels.choice import KernelConfig
 from sparcl_core.models import ModelConfig, read_state, sparse_names
 from sparcl_core.tdm import TDMConfig
 
@@ -80,6 +81,7 @@ class MethodConfig:
     ddr: DDRConfig
     dgm: DGMConfig
     sparsity: float
+    kernels: KernelConfig = field(default_factory=KernelConfig)
 
     def __post_init__(self):
         if not 0 <= self.sparsity < 1:

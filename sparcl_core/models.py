@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparcl_core.kernels.convert import sparse_layers
 from sparcl_core.seeding import generator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -194,21 +195,34 @@ def collect_statistics(model: nn.Module, batches: list[Tensor]) -> None:
 def load_state_(model: nn.Module, state: dict[str, np.ndarray]) -> None:
     """Copy `state` into the model's floating-point parameters and buffers, in place; keys and shapes must match exactly.
 
+    Of a sparse layer's weight, what lies at active places is copied.
+
     Integer buffers (BatchNorm's step counter) are no part of a state: nothing is computed from them here.
     """
-    own = _floating(model)
+    sparse = sparse_layers(model)
+    own = _dense_tensors(model) | dict.fromkeys(sparse)
     if own.keys() != state.keys():
         raise ValueError(f"state has other tensors than the model: {sorted(own.keys() ^ state.keys())[:5]}")
     with torch.no_grad():
         for name, target in own.items():
-            if target.shape != state[name].shape:
-                raise ValueError(f"{name} has shape {state[name].shape}: the model's is {tuple(target.shape)}")
-            target.copy_(torch.from_numpy(np.ascontiguousarray(state[name])))
+            shape = sparse[name].weight_shape if target is None else tuple(target.shape)
+            if shape != state[name].shape:
+                raise ValueError(f"{name} has shape {state[name].shape}: the model's is {shape}")
+            if target is None:
+                sparse[name].values.copy_(torch.from_numpy(state[name].reshape(-1)[sparse[name].places.numpy()]))
+            else:
+                target.numpy()[...] = state[name]
 
 
 def read_state(model: nn.Module) -> dict[str, np.ndarray]:
     """A copy of the model's floating-point parameters and buffers as NumPy arrays, in the model's order."""
     return {name: value.detach().numpy().copy() for name, value in _floating(model).items()}
+
+
+def _dense_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Floating-point parameters and buffers, sparse weights apart."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t.detach() for name, t in held.items() if t.is_floating_point() and not name.endswith(".values")}
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

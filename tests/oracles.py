@@ -7,6 +7,8 @@ vectorised, nothing shared with the code under test.
 import math
 from fractions import Fraction
 
+import numpy as np
+
 
 def exact(share: float) -> Fraction:
     """The decimal number that was meant by a float: 0.9 is nine tenths, and 1 - 0.8 * 0.25 is eight."""
@@ -207,3 +209,133 @@ def server_steps(name: str, lr: float, momentum: float, beta1: float, beta2: flo
         if is_dropped or (not is_voted and u != 0):
             first, second = 0.0, tau * tau
     return steps
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+# In float64. Loops over places, groups and windows; what is alike for all samples and channels is a product of NumPy's.
+
+
+def relative_error(found, wanted) -> float:
+    """The largest difference, relative to the largest value that is wanted; 0 where both are empty or zero."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    difference = np.abs(found - wanted).max(initial=0.0)
+    return 0.0 if difference == 0 else float(difference / max(np.abs(wanted).max(), 1e-30))
+
+
+def convolution_meetings(size, kernel, stride, pad):
+    """Every (p, q, k, l, r, s): output place (p, q) sees input place (r, s) through kernel place (k, l)."""
+    rows, columns = ((size[i] + 2 * pad[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    for p in range(rows):
+        for q in range(columns):
+            for k in range(kernel[0]):
+                for l in range(kernel[1]):  # noqa: E741
+                    r, s = p * stride[0] - pad[0] + k, q * stride[1] - pad[1] + l
+                    if 0 <= r < size[0] and 0 <= s < size[1]:
+                        yield p, q, k, l, r, s
+
+
+def convolution(x, weight, bias, stride, pad):
+    """x [B, C, H, W] through weight [O, C, K, L], zeros around the input."""
+    size, kernel = x.shape[2:], weight.shape[2:]
+    rows, columns = ((size[i] + 2 * pad[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    out = np.zeros((x.shape[0], weight.shape[0], rows, columns))
+    for p, q, k, l, r, s in convolution_meetings(size, kernel, stride, pad):  # noqa: E741
+        out[:, :, p, q] += x[:, :, r, s] @ weight[:, :, k, l].T
+    return out if bias is None else out + bias[None, :, None, None]
+
+
+def convolution_input_gradient(size, weight, grad, stride, pad):
+    """What each input place counts for: the gradient of every output place that sees it, times the weight that it is seen through."""
+    out = np.zeros((grad.shape[0], weight.shape[1], *size))
+    for p, q, k, l, r, s in convolution_meetings(size, weight.shape[2:], stride, pad):  # noqa: E741
+        out[:, :, r, s] += grad[:, :, p, q] @ weight[:, :, k, l]
+    return out
+
+
+def convolution_weight_gradient(x, grad, kernel, stride, pad, places):
+    """At flat indices `places` of the weight [O, C, K, L]: the sum of input times output gradient over all that the weight joins."""
+    outs, channels, rows, columns = np.unravel_index(np.asarray(places, np.int64), (grad.shape[1], x.shape[1], *kernel))
+    found = np.zeros(len(places))
+    for p, q, k, l, r, s in convolution_meetings(x.shape[2:], kernel, stride, pad):  # noqa: E741
+        here = (rows == k) & (columns == l)
+        found[here] += (x[:, channels[here], r, s] * grad[:, outs[here], p, q]).sum(0)
+    return found
+
+
+def normalised(values, epsilon):
+    """Mean, biased variance, and the values moved to mean 0 and variance 1 (but for epsilon)."""
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / len(values)
+    return mean, variance, (values - mean) / math.sqrt(variance + epsilon)
+
+
+def normalised_backward(values, grad, epsilon):
+    """By the chain rule: each value counts by itself, through the mean and through the variance."""
+    mean, variance, _ = normalised(values, epsilon)
+    size, deviation = len(values), math.sqrt(variance + epsilon)
+    by_variance = sum(grad * (values - mean)) * -0.5 * deviation**-3
+    by_mean = -sum(grad) / deviation + by_variance * sum(-2 * (values - mean)) / size
+    return grad / deviation + by_variance * 2 * (values - mean) / size + by_mean / size
+
+
+def batch_norm(x, gamma, beta, epsilon, other, is_active):
+    """relu(norm(x) + other) of x [B, C, H, W], each channel normalised over samples and plane."""
+    out = np.empty_like(x)
+    for c in range(x.shape[1]):
+        out[:, c] = (normalised(x[:, c].ravel(), epsilon)[2] * gamma[c] + beta[c]).reshape(x[:, c].shape)
+    out = out if other is None else out + other
+    return np.maximum(out, 0) if is_active else out
+
+
+def batch_norm_backward(x, gamma, beta, epsilon, other, is_active, grad):
+    """Gradients of x, gamma, beta and the addend."""
+    if is_active:
+        grad = np.where(batch_norm(x, gamma, beta, epsilon, other, False) > 0, grad, 0)
+    to_x, to_gamma, to_beta = np.empty_like(x), np.empty_like(gamma), np.empty_like(beta)
+    for c in range(x.shape[1]):
+        values, above = x[:, c].ravel(), grad[:, c].ravel()
+        to_x[:, c] = normalised_backward(values, above * gamma[c], epsilon).reshape(x[:, c].shape)
+        to_gamma[c], to_beta[c] = sum(above * normalised(values, epsilon)[2]), sum(above)
+    return to_x, to_gamma, to_beta, grad
+
+
+def group_norm(x, groups, gamma, beta, epsilon, is_active):
+    """relu(norm(x)) of x [B, C, H, W], each sample's channels normalised in groups that lie side by side."""
+    out = np.empty_like(x)
+    for sample in range(x.shape[0]):
+        for part in np.split(np.arange(x.shape[1]), groups):
+            inner = normalised(x[sample, part].ravel(), epsilon)[2].reshape(x[sample, part].shape)
+            out[sample, part] = inner * gamma[part, None, None] + beta[part, None, None]
+    return np.maximum(out, 0) if is_active else out
+
+
+def group_norm_backward(x, groups, gamma, beta, epsilon, is_active, grad):
+    """Gradients of x, gamma and beta."""
+    if is_active:
+        grad = np.where(group_norm(x, groups, gamma, beta, epsilon, False) > 0, grad, 0)
+    to_x, to_gamma, to_beta = np.empty_like(x), np.zeros_like(gamma), np.zeros_like(beta)
+    for sample in range(x.shape[0]):
+        for part in np.split(np.arange(x.shape[1]), groups):
+            values, above = x[sample, part], grad[sample, part]
+            inner = (above * gamma[part, None, None]).ravel()
+            to_x[sample, part] = normalised_backward(values.ravel(), inner, epsilon).reshape(values.shape)
+            to_gamma[part] += (above * normalised(values.ravel(), epsilon)[2].reshape(values.shape)).sum((1, 2))
+            to_beta[part] += above.sum((1, 2))
+    return to_x, to_gamma, to_beta
+
+
+def max_pool(x, size, grad=None):
+    """Maximum of each whole window; with `grad`, its way back to the first place that holds the maximum."""
+    samples, channels, rows, columns = x.shape
+    out, back = np.empty((samples, channels, rows // size, columns // size)), np.zeros(x.shape)
+    for b, c, p, q in np.ndindex(*out.shape):
+        window = [(x[b, c, r, s], r, s) for r in range(p * size, (p + 1) * size) for s in range(q * size, (q + 1) * size)]
+        best = window[0]
+        for one in window[1:]:
+            if one[0] > best[0]:
+                best = one
+        out[b, c, p, q] = best[0]
+        if grad is not None:
+            back[b, c, best[1], best[2]] += grad[b, c, p, q]
+    return out if grad is None else (out, back)

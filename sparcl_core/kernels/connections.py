@@ -57,7 +57,7 @@ class Connections:
             places = np.asarray(places)
             if places.ndim != 1 or places.dtype.kind not in "iu":
                 raise ValueError(f"places are {places.dtype} of shape {places.shape}: flat indices are integers in one dimension")
-            if places.size and not (places[0] >= 0 and places[-1] < size and (np.diff(places) > 0).all()):
+            if places.size and not (places[0] >= 0 and places[-1] < size and (places[1:] > places[:-1]).all()):
                 raise ValueError(f"places must increase strictly from 0 to at most {size - 1}, the last weight of {weight_shape}")
             if places.size == size:
                 places = None
@@ -94,7 +94,7 @@ class Connections:
         """
         if positions is not None:
             in_range = not positions.size or (positions[0] >= 0 and positions[-1] < self.count)
-            if not in_range or not (np.diff(positions) > 0).all():
+            if not in_range or not (positions[1:] > positions[:-1]).all():
                 raise ValueError(f"positions must increase strictly from 0 to at most {self.count - 1}, the last active weight")
             if positions.size == self.count:
                 positions = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparcl_core.kernels import modules
 from sparcl_core.kernels.modules import Sparse
 
-Choice = Literal["sparse", "dense"]
+Choice = Literal["sparse", "dense", "bf16"]
 PREFIX_OF_WEIGHT = len(".weight")
 
 _RETYPED = {nn.BatchNorm2d: modules.BatchNorm, nn.GroupNorm: modules.GroupNorm, nn.LayerNorm: modules.LayerNorm}
@@ -22,7 +22,8 @@ def convert(model: nn.Module, masks: Mapping[str, np.ndarray], choices: Mapping[
     Args:
         model: any model of nn.Conv2d and nn.Linear layers; float32 where a choice is "sparse".
         masks: bool, per weight ("layer1.0.conv1.weight") its shape.
-        choices: per name of `masks`, "sparse": on the kernels; "dense": PyTorch's own product with a masked weight.
+        choices: per name of `masks`, "sparse": on the kernels; "dense": PyTorch's own product with a masked weight;
+            "bf16": that in bfloat16.
 
     Raises:
         ValueError: if a name is no weight of a convolution or linear layer, or the kernels cannot do a layer.
@@ -31,15 +32,27 @@ def convert(model: nn.Module, masks: Mapping[str, np.ndarray], choices: Mapping[
         layer = model.get_submodule(name[:-PREFIX_OF_WEIGHT]) if name.endswith(".weight") else None
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise ValueError(f"{name} is no weight of a convolution or linear layer: only these can be sparse")
-        is_conv, is_sparse = isinstance(layer, nn.Conv2d), choices[name] == "sparse"
-        if is_sparse and layer.weight.dtype != torch.float32:
-            raise ValueError(f'{name} is {layer.weight.dtype}: the kernels take float32; choose "dense"')
-        kinds = (modules.SparseConv2d, modules.MaskedConv2d) if is_conv else (modules.SparseLinear, modules.MaskedLinear)
-        model.set_submodule(name[:-PREFIX_OF_WEIGHT], kinds[not is_sparse](layer, mask))
+        model.set_submodule(name[:-PREFIX_OF_WEIGHT], make_layer(layer, mask, choices[name]))
     if "sparse" in choices.values():
         for module in list(model.modules()):
             _retype(module)
     return model
+
+
+def make_layer(layer: nn.Conv2d | nn.Linear, mask: np.ndarray, choice: Choice) -> Sparse:
+    """A sparse layer with `layer`'s weights at `mask` that runs as chosen.
+
+    Raises:
+        ValueError: if the kernels cannot do it.
+    """
+    is_conv = isinstance(layer, nn.Conv2d)
+    if choice == "sparse":
+        if layer.weight.dtype != torch.float32:
+            raise ValueError(f'the weight of {layer} is {layer.weight.dtype}: the kernels take float32; choose "dense"')
+        return (modules.SparseConv2d if is_conv else modules.SparseLinear)(layer, mask)
+    made = (modules.MaskedConv2d if is_conv else modules.MaskedLinear)(layer, mask)
+    made.in_bf16 = choice == "bf16"
+    return made
 
 
 def revert(model: nn.Module) -> nn.Module:

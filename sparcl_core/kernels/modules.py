@@ -37,6 +37,8 @@ class Sparse(nn.Module):
         weight_shape: of the dense weight.
     """
 
+    is_connected = False
+
     def __init__(self, dense: nn.Conv2d | nn.Linear, mask: np.ndarray):
         """`dense`: its weight is read at `mask`, its bias is kept.
 
@@ -55,10 +57,11 @@ class Sparse(nn.Module):
         """Make `mask` (bool, the weight's shape) the layer's mask; a weight that stays keeps its value, a new one is 0."""
         if mask.shape != self.weight_shape:
             raise ValueError(f"the mask has shape {mask.shape}: the weight's is {self.weight_shape}")
+        self.set_updated(None)
         places = np.flatnonzero(mask)
-        if np.array_equal(places, self.places.numpy()):
-            self.set_updated(None)
+        if self.is_connected and np.array_equal(places, self.places.numpy()):
             return
+        self.is_connected = True
         values, old = torch.zeros(places.size, dtype=self.values.dtype), self.places.numpy()
         at = np.searchsorted(places, old)
         stays = at < places.size
@@ -85,9 +88,9 @@ class Sparse(nn.Module):
         self.values.copy_(weight.detach().reshape(-1).index_select(0, self.places))
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[prefix + "weight"] = self.dense() if keep_vars else self.dense().detach()  # first, as in the dense layer
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[prefix + "values"]
-        destination[prefix + "weight"] = self.dense() if keep_vars else self.dense().detach()
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         weight = state_dict.get(prefix + "weight")
@@ -109,7 +112,8 @@ class KernelMixin:
         self.layer = Layer(self.connections, getattr(self, "stride", (1, 1)), getattr(self, "pad", (0, 0)))
 
     def set_updated(self, positions: np.ndarray | None) -> None:
-        self.connections.update(positions)
+        if self.is_connected:
+            self.connections.update(positions)
 
     def convolve(self, x: Tensor) -> Tensor:
         """x [C, H, W, B] -> [O, H', W', B]."""
@@ -146,19 +150,30 @@ class SparseLinear(KernelMixin, Sparse):
 class MaskedConv2d(Sparse):
     """The dense twin of `SparseConv2d`: PyTorch's convolution with a weight that is zero at inactive places."""
 
+    in_bf16 = False  # the product in bfloat16: faster on some machines, other results
+
     def __init__(self, dense: nn.Conv2d, mask: np.ndarray):
         super().__init__(dense, mask)
         self.geometry = dense.stride, dense.padding, dense.dilation, dense.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.dense().contiguous(memory_format=torch.channels_last), self.bias, *self.geometry)
+        weight = self.dense().contiguous(memory_format=torch.channels_last)
+        if not self.in_bf16:
+            return F.conv2d(x, weight, self.bias, *self.geometry)
+        bias = None if self.bias is None else self.bias.bfloat16()
+        return F.conv2d(x.bfloat16(), weight.bfloat16(), bias, *self.geometry).to(x.dtype)
 
 
 class MaskedLinear(Sparse):
     """The dense twin of `SparseLinear`."""
 
+    in_bf16 = False
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dense(), self.bias)
+        if not self.in_bf16:
+            return F.linear(x, self.dense(), self.bias)
+        bias = None if self.bias is None else self.bias.bfloat16()
+        return F.linear(x.bfloat16(), self.dense().bfloat16(), bias).to(x.dtype)
 
 
 class DenseConv2d(nn.Conv2d):

@@ -143,10 +143,11 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, size: int) -> Tensor:
-        out, ctx.which = native.max_pool(x, size)
+        out, which = native.max_pool(x, size)
+        ctx.save_for_backward(which)
         ctx.shape, ctx.size = x.shape, size
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return native.max_pool_backward(grad.contiguous(), ctx.which, tuple(ctx.shape), ctx.size), None
+        return native.max_pool_backward(grad.contiguous(), *ctx.saved_tensors, tuple(ctx.shape), ctx.size), None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sparcl_core.buffer import empty
-from sparcl_core.footprint import Footprint, activation_bytes, footprint
+from sparcl_core.footprint import Footprint, Held, activation_bytes, footprint
 from sparcl_core.models import ModelConfig, build_model
 
 SHAPE, CLASSES = (3, 8, 8), 5
@@ -16,7 +16,7 @@ SPARSE, DENSE = {"conv2.weight": 576, "fc.weight": 1536}, 216 + 65 + 56
 
 def of(model, active, updated, federated=False, buffer=None, activations=100, samples=3) -> Footprint:
     held = empty(0, SHAPE, CLASSES) if buffer is None else buffer
-    return footprint(model, active, updated, activations, samples, held, federated)
+    return footprint(Held.of(model), active, updated, activations, samples, held, federated)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,173 @@
+"""Which layers run on the sparse kernels: chosen by measurement, once, where a run starts; then part of its settings.
+
+A layer's time depends on its shape, the batch, its density and the machine, and below some density or size PyTorch's dense product is the
+faster one. So every candidate is timed at the layer's own shapes, forward and backward. What was measured is kept beside the compiled
+kernels, so a second run on the same machine chooses the same, however busy the machine is then.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparcl_core.kernels.build import KernelError, backend
+from sparcl_core.kernels.convert import Choice, make_layer
+from sparcl_core.kernels.operations import batch_first, batch_last
+from sparcl_core.seeding import generator
+
+REPEATS = 5
+SECONDS = 1.0  # a candidate that takes this long is timed once
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How sparse layers are computed.
+
+    Attributes:
+        mode: `auto`: by measurement; `sparse`: on the kernels wherever they can; `dense`: PyTorch's product with a masked weight.
+        allow_bf16: let `auto` also choose dense products in bfloat16, whose results differ.
+        backend: the instruction set that the choice was made for; empty: it is still to be made, and until it is, `auto` is `sparse`.
+        sparse, bf16: the layers (names of weights) that run on the kernels and in bfloat16, once the choice is made; all others run dense.
+    """
+
+    mode: Literal["auto", "sparse", "dense"] = "auto"
+    allow_bf16: bool = False
+    backend: str = ""
+    sparse: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if (self.sparse or self.bf16) and not self.backend:
+            raise ValueError(
+                "kernels.sparse and kernels.bf16 are what a run has chosen: they need kernels.backend, the machine it was chosen for"
+            )
+        if both := set(self.sparse) & set(self.bf16):
+            raise ValueError(f"kernels.sparse and kernels.bf16 both have {sorted(both)[0]}: a layer runs in one way")
+
+    def choices(self, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Choice]:
+        """The choice for each layer of `names`.
+
+        Raises:
+            KernelError: if this machine cannot do what was chosen, with the reason.
+        """
+        here = backend()
+        if self.backend:
+            if self.sparse and here.name != self.backend:
+                raise KernelError(
+                    f"this run's layers were chosen for the {self.backend} kernels, but here they are {here.name} ({here.reason}): "
+                    "results would not repeat; run on machines of one kind, or set kernels.mode=dense"
+                )
+            if unknown := (set(self.sparse) | set(self.bf16)) - set(names):
+                raise ValueError(f"kernels name {sorted(unknown)[0]}, which is no sparse weight of this model: it has {', '.join(names)}")
+            return {name: "sparse" if name in self.sparse else "bf16" if name in self.bf16 else "dense" for name in names}
+        runs_sparse = self.mode != "dense" and dtype == torch.float32 and here.library is not None
+        return dict.fromkeys(names, "sparse" if runs_sparse else "dense")
+
+
+def resolve(
+    config: KernelConfig, model: nn.Module, masked: tuple[str, ...], input_shape: tuple[int, ...], batch: int, density: float
+) -> KernelConfig:
+    """`config` with the choice made for this machine; as it is if it has one, or where nothing is sparse.
+
+    Args:
+        model: the dense model; not changed.
+        masked: names of the weights that are sparse.
+        batch: samples of a forward pass.
+        density: share of active weights in each of them.
+    """
+    dtype = next(model.parameters()).dtype
+    if config.backend or not masked:
+        return config
+    here = backend()
+    if config.mode == "dense" or dtype != torch.float32:
+        return replace(config, backend=here.name)
+    if config.mode == "sparse" and here.library is None:
+        raise KernelError(f"kernels.mode is sparse, but there are no kernels here: {here.reason}; take kernels.mode=auto")
+    if config.mode == "sparse":
+        return replace(config, backend=here.name, sparse=masked)
+    candidates = ["dense", *(["sparse"] if here.library else []), *(["bf16"] if config.allow_bf16 else [])]
+    if len(candidates) == 1:
+        return replace(config, backend=here.name)
+    shapes = _input_shapes(model, masked, input_shape, batch)
+    picked = {name: _pick(model.get_submodule(name.removesuffix(".weight")), shapes[name], density, tuple(candidates)) for name in masked}
+    sparse, bf16 = (tuple(name for name in masked if picked[name] == kind) for kind in ("sparse", "bf16"))
+    return replace(config, backend=here.name, sparse=sparse, bf16=bf16)
+
+
+def _input_shapes(model: nn.Module, masked: tuple[str, ...], input_shape: tuple[int, ...], batch: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's input, seen on one sample."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def record(name: str) -> Callable:
+        return lambda module, inputs, output: found.update({name: (batch, *inputs[0].shape[1:])})
+
+    handles = [model.get_submodule(name.removesuffix(".weight")).register_forward_hook(record(name)) for name in masked]
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, *input_shape))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _pick(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, candidates: tuple[Choice, ...]) -> Choice:
+    """The fastest candidate for one layer, as measured now or before."""
+    described = [repr(layer), list(shape), round(density, 6), list(candidates), torch.get_num_threads(), torch.__version__, backend().path]
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+    memo = Path(backend().path).parent / "choices" / f"{key}.json" if backend().path else None
+    try:
+        known = json.loads(memo.read_text())["choice"] if memo else None
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known in candidates:
+        return known
+    seconds = measure(layer, shape, density, candidates)
+    choice = min(candidates, key=lambda kind: seconds[kind])
+    if memo:
+        try:
+            memo.parent.mkdir(exist_ok=True, mode=0o700)
+            part = memo.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps({"layer": described, "seconds": seconds, "choice": choice}))
+            part.replace(memo)
+        except OSError:
+            pass  # only the next run's time is lost
+    return choice
+
+
+def measure(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, candidates: tuple[Choice, ...]) -> dict[str, float]:
+    """Seconds of a forward and backward pass of `layer` on inputs of `shape`, per candidate; the shortest of a few, taken in turn.
+
+    Inputs and gradients come batch-last, as from neighbours on the kernels: a dense layer pays for both changes of layout.
+    """
+    rng = generator(0, "kernels")
+    mask = rng.random(tuple(layer.weight.shape)) < density
+    x = batch_last(torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)))
+    made = {kind: make_layer(layer, mask, kind) for kind in candidates}
+
+    def run(candidate: nn.Module) -> float:
+        source = (batch_first(x) if len(shape) == 4 else x.flatten(1).t()).requires_grad_()
+        start = time.perf_counter()
+        out = candidate(source)
+        out = batch_last(out)
+        torch.autograd.grad(out, [source, *candidate.parameters()], torch.ones_like(out))
+        return time.perf_counter() - start
+
+    best = {kind: float("inf") for kind in candidates}
+    for turn in range(1 + REPEATS):
+        for kind, candidate in made.items():
+            if turn < 2 or best[kind] < SECONDS:
+                seconds = run(candidate)
+                best[kind] = min(best[kind], seconds) if turn else float("inf")  # the first turn builds lists and buffers
+    return best
