@@ -5,7 +5,8 @@
     rounds.parquet       one row per round: devices, samples, accuracy so far, how far the devices' masks lie apart
     accuracy.parquet     one row per (scenario, after task, task)
     ledger.parquet       one row per device, round and phase
-    wall.parquet         measured seconds per device and round, all and training alone (CPU time); with environment.json the only file that differs when repeated
+    wall.parquet         measured seconds per device and round, all and of training alone (CPU time); with environment.json the only
+                         file that differs when repeated
     model.safetensors    final weights, and the masks as `mask/NAME` (uint8)
     summary.json         the figures of the final table
     report.png           accuracy and cost over the rounds
