@@ -188,9 +188,9 @@ def plan_by_votes(masks: Masks, state: State, votes: dict[str, np.ndarray], conf
     """
     scores = {}
     for name in masks:
-        rank = np.empty(masks[name].size)
-        index = np.arange(rank.size)
-        rank[np.lexsort((-index, np.abs(state[name]).reshape(-1), -votes[name].reshape(-1)))] = index
+        rank, places = np.zeros(masks[name].size), np.flatnonzero(masks[name])  # inactive places are not looked at
+        order = np.lexsort((-places, np.abs(state[name]).reshape(-1)[places], -votes[name].reshape(-1)[places]))
+        rank[places[order]] = np.arange(places.size)
         scores[name] = rank.reshape(masks[name].shape)
     return MaskUpdate(number, "adapt", _lowest(masks, scores, config, sparsity))
 

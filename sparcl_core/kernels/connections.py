@@ -69,6 +69,9 @@ class Connections:
         self._forward = functools.lru_cache(KEPT_SHAPES)(self._make_forward)
         self._backward = functools.lru_cache(KEPT_SHAPES)(self._make_backward)
         self._gradient = functools.lru_cache(KEPT_SHAPES)(self._make_gradient)
+        self._offsets_of = functools.lru_cache(KEPT_SHAPES)(self._make_offsets)
+        ends = np.arange(1, weight_shape[0] + 1) * (size // weight_shape[0])
+        self._ends = ends if places is None else np.searchsorted(places, ends)  # active weights up to each output channel
 
     @property
     def density(self) -> float:
@@ -106,10 +109,9 @@ class Connections:
             raise ValueError(f"weights of shape {self.weight_shape} cannot serve a layer of {shape.weight_shape}")
         return shape
 
-    def _where(self, positions: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+    def _where(self) -> tuple[np.ndarray, ...]:
         """Output channel, input channel, kernel row and column of each active weight."""
-        places = np.arange(self.count) if self.places is None else self.places
-        return np.unravel_index(places if positions is None else places[positions], self.weight_shape)
+        return np.unravel_index(np.arange(self.count) if self.places is None else self.places, self.weight_shape)
 
     def _make_forward(self, shape: Shape) -> Lists:
         part = forward_part(shape, self.vector, self.density)
@@ -132,11 +134,14 @@ class Connections:
         return tuple(made), is_whole
 
     def _make_gradient(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        off, ptr = self._offsets_of(shape), np.zeros(self.weight_shape[0] + 1, np.int32)
+        ptr[1:] = self._ends if self.updated is None else np.searchsorted(self.updated, self._ends)
+        return torch.from_numpy(ptr), torch.from_numpy(off if self.updated is None else off[self.updated])
+
+    def _make_offsets(self, shape: Shape) -> np.ndarray:
         part = forward_part(shape, self.vector, self.density)
-        outs, channels, rows, columns = self._where(self.updated)
-        ptr = np.zeros(self.weight_shape[0] + 1, np.int32)
-        np.cumsum(np.bincount(outs, minlength=self.weight_shape[0]), out=ptr[1:])
-        return torch.from_numpy(ptr), torch.from_numpy(_offsets(part, channels, rows, columns))
+        _, channels, rows, columns = self._where()
+        return _offsets(part, channels, rows, columns)
 
 
 def _offsets(part: Part, channels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -61,12 +61,13 @@ class Sparse(nn.Module):
         places = np.flatnonzero(mask)
         if self.is_connected and np.array_equal(places, self.places.numpy()):
             return
+        if self.is_connected:
+            flat = torch.zeros(mask.size, dtype=self.values.dtype)
+            flat[self.places] = self.values.detach()
+            values = flat[torch.from_numpy(places)]
+        else:
+            values = torch.zeros(places.size, dtype=self.values.dtype)
         self.is_connected = True
-        values, old = torch.zeros(places.size, dtype=self.values.dtype), self.places.numpy()
-        at = np.searchsorted(places, old)
-        stays = at < places.size
-        stays[stays] = places[at[stays]] == old[stays]
-        values[torch.from_numpy(at[stays])] = self.values.detach()[torch.from_numpy(stays)]
         self.values.data, self.values.grad = values, None
         self.places = torch.from_numpy(places)
         self._connect(places)

@@ -152,8 +152,7 @@ def weight_gradient(connections: Connections, shape: Shape, x: Tensor, grad: Ten
     if connections.updated is None:
         return found
     gradient = x.new_zeros(connections.count)
-    gradient[torch.from_numpy(connections.updated)] = found
-    return gradient
+    return gradient.index_copy_(0, torch.from_numpy(connections.updated), found)
 
 
 def _pre(pre: tuple[Tensor, Tensor] | None, shape: Shape) -> tuple[int | None, int | None]:

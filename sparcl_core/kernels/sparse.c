@@ -35,7 +35,7 @@ INLINE vec positive(vec v) { return (vec)((ivec)v & ~(v <= 0)); }
 INLINE float positive1(float v) { return v <= 0 ? 0 : v; }
 INLINE int least(int a, int b) { return a < b ? a : b; }
 
-int32_t sparcl_abi(void) { return 1; }
+int32_t sparcl_abi(void) { return 2; }
 int32_t sparcl_vector_floats(void) { return VL; }
 
 // A gather: output (row r, column q) of channel o sums weight * source(row r * stride_h - pad_h + kh, column q * stride_w - pad_w + kw) over
@@ -522,4 +522,38 @@ void sparcl_max_pool_backward(const float *grad, const int8_t *which, int32_t ro
     for (; b < batch; b++)
       for (int k = 0; k < size * size; k++) grad_x[WINDOW(k) + b] = which[at + b] == k ? grad[at + b] : 0;
   }
+}
+
+// The entropy coder of codec/rans.py, to the bit. state: [lanes], in and out; words: room for one per symbol. Returns how many are written.
+int64_t sparcl_rans_encode(const uint32_t *freq, const uint32_t *start, int64_t symbols, uint64_t *state, int64_t lanes, uint16_t *words) {
+  uint16_t *to = words + symbols; // from the back, so that the decoder reads them in its order
+  for (int64_t i = symbols - 1; i >= 0; i--) {
+    uint64_t x = state[i % lanes];
+    const uint64_t f = freq[i];
+    if (x >= f << 20) *--to = (uint16_t)x, x >>= 16;
+    state[i % lanes] = (x / f << 12) + x % f + start[i];
+  }
+  const int64_t count = words + symbols - to;
+  memmove(words, to, sizeof(uint16_t) * count);
+  return count;
+}
+
+// tables, starts: [contexts][4096]; counts: symbols per context. Returns how many words are read, or -1 if there are too few.
+int64_t sparcl_rans_decode(const uint16_t *tables, const uint16_t *starts, const int64_t *counts, int64_t contexts, uint64_t *state,
+                           int64_t lanes, const uint16_t *words, int64_t available, uint16_t *slots) {
+  int64_t used = 0, lane = 0;
+  for (int64_t c = 0; c < contexts; c++, tables += 4096, starts += 4096)
+    for (int64_t i = 0; i < counts[c]; i++) {
+      uint64_t x = state[lane];
+      const uint16_t slot = x & 4095;
+      *slots++ = slot;
+      x = (x >> 12) * tables[slot] + slot - starts[slot];
+      if (x < 65536) {
+        if (used == available) return -1;
+        x = x << 16 | words[used++];
+      }
+      state[lane] = x;
+      if (++lane == lanes) lane = 0;
+    }
+  return used;
 }
