@@ -19,7 +19,7 @@ from sparcl_core.learner import Learner, Session
 from sparcl_core.masks import Masks, State
 from sparcl_core.protocol import Instruction, Report
 from sparcl_core.seeding import generator
-from sparcl_core.wire import code_update, statistics_form
+from sparcl_core.wire import code_active, code_update, statistics_form
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,16 @@ def report(
     layout, wire, base = config.layout(whole), config.wire, device.model.base
     coded, residuals = {}, {}
     for name in layout.shapes:
-        delta, residual = done.session.state[name] - base[name], device.residual[name]
-        if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
-            delta, residual = sparse.only(delta, done.masks[name]), sparse.only(residual, done.masks[name])
         form = statistics_form(wire.up) if name in layout.statistics else wire.up
         rng = generator(config.seed, "rounding", number, server_round, name) if wire.rounding == "stochastic" else None
         over = device.model.references[name] if done.update is None else codec.reference("delta", layout, name, done.masks)
         share = 1.0 if name in layout.statistics else wire.up_share
-        sent = code_update(delta, residual, over, form, name, rng, wire.block, share)
-        coded[name], residuals[name] = sent.coded, sent.residual
+        after, before, residual = done.session.state[name], base[name], device.residual[name]
+        if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
+            after, before, residual = (sparse.take(array, over.places) for array in (after, before, residual))
+        sent = (code_active if name in done.masks else code_update)(after - before, residual, over, form, name, rng, wire.block, share)
+        coded[name] = sent.coded
+        residuals[name] = sent.residual if name not in done.masks else sparse.put(sent.residual, over.places, layout.shapes[name])
     versions = (device.version, device.mask_version)
     delta = codec.encode("delta", layout, coded, *versions)
     masks = _mask_payload(device, done, layout, config, versions)

@@ -29,6 +29,20 @@ def only(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (bits(array) * mask).view(array.dtype)
 
 
+def take(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The values of `array` at flat indices."""
+    if not any(array.strides):  # of `zeros`: to make it flat would give it memory
+        return np.full(places.size, array.flat[0])
+    return array.reshape(-1)[places]
+
+
+def put(values: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of `shape` with `values` at flat indices, 0 elsewhere."""
+    tensor = np.zeros(shape, values.dtype)
+    tensor.reshape(-1)[places] = values
+    return tensor
+
+
 def pack(tensor: np.ndarray, places: np.ndarray | None) -> tuple[str, list[np.ndarray]]:
     """Form and arrays of a float tensor. `places`: flat indices of the active ones, sorted; None: all are."""
     flat = tensor.reshape(-1)

@@ -131,13 +131,12 @@ class Learner:
         run = _Run(self, masks, data, own, device)
         for _ in range(epochs):
             run.epoch()
-        result = self._read()
-        for name, value in result.items():
-            if not np.isfinite(value).all():
+        for name, value in self._tensors().items():
+            if not value.isfinite().all():
                 raise FloatingPointError(
                     f"training diverged: {name} is not finite after {run.steps} steps; lower learner.lr ({self.config.lr})"
                 )
-        return run.session(result)
+        return run.session(self._read())
 
     def importance(self, state: State, masks: Masks, data: TaskData, memory: Memory, device: int) -> tuple[dict[str, np.ndarray], Flops]:
         """I per sparse tensor for TDM (float64, the tensor's shape, 0 at inactive places), and what computing it cost.
@@ -200,6 +199,11 @@ class Learner:
         self._parameters = trainable(self.model)
         load_state_(self.model, state)
         self.model.train()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and floating-point buffers; sparse weights as they are."""
+        buffers = {name: value for name, value in self.model.named_buffers() if value.is_floating_point()}
+        return {name: parameter.detach() for name, parameter in self._parameters.items()} | buffers
 
     def _read(self) -> State:
         state = read_state(self.model)

@@ -216,7 +216,8 @@ def load_state_(model: nn.Module, state: dict[str, np.ndarray]) -> None:
 
 def read_state(model: nn.Module) -> dict[str, np.ndarray]:
     """A copy of the model's floating-point parameters and buffers as NumPy arrays, in the model's order."""
-    return {name: value.detach().numpy().copy() for name, value in _floating(model).items()}
+    fresh = sparse_layers(model)  # their dense weights are made for the state
+    return {name: value.detach().numpy() if name in fresh else value.detach().numpy().copy() for name, value in _floating(model).items()}
 
 
 def _dense_tensors(model: nn.Module) -> dict[str, Tensor]:

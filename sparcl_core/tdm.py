@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from sparcl_core.masks import Masks, State, grow, num_active, shrink
+from sparcl_core.masks import Masks, State, grow, highest, num_active
 from sparcl_core.seeding import generator
 
 Action = Literal["rest", "grow", "adapt"]
@@ -176,7 +176,10 @@ def plan_update(
     """
     if what == "grow":
         return MaskUpdate(number, what, {name: np.empty(0, dtype=np.int64) for name in masks})
-    scores = {name: np.abs(state[name].astype(np.float64)) + importance[name] for name in masks}
+    scores = {}
+    for name, mask in masks.items():
+        places = np.flatnonzero(mask)
+        scores[name] = np.abs(state[name].reshape(-1)[places].astype(np.float64)) + importance[name].reshape(-1)[places]
     return MaskUpdate(number, what, _lowest(masks, scores, config, sparsity))
 
 
@@ -188,19 +191,22 @@ def plan_by_votes(masks: Masks, state: State, votes: dict[str, np.ndarray], conf
     """
     scores = {}
     for name in masks:
-        rank, places = np.zeros(masks[name].size), np.flatnonzero(masks[name])  # inactive places are not looked at
-        order = np.lexsort((-places, np.abs(state[name]).reshape(-1)[places], -votes[name].reshape(-1)[places]))
-        rank[places[order]] = np.arange(places.size)
-        scores[name] = rank.reshape(masks[name].shape)
+        places = np.flatnonzero(masks[name])
+        order = np.lexsort((-places, np.abs(state[name].reshape(-1)[places]), -votes[name].reshape(-1)[places]))
+        scores[name] = np.empty(places.size)
+        scores[name][order] = np.arange(places.size)
     return MaskUpdate(number, "adapt", _lowest(masks, scores, config, sparsity))
 
 
 def _lowest(masks: Masks, scores: dict[str, np.ndarray], config: TDMConfig, sparsity: float) -> dict[str, np.ndarray]:
-    """The places that shrinking to sparsity s + p_intra drops."""
+    """The places that shrinking to sparsity s + p_intra drops. `scores`: over the active places."""
     dropped = {}
     for name, mask in masks.items():
-        target = min(num_active(mask.size, sparsity + exchanged_share(config.p_intra, sparsity)), int(np.count_nonzero(mask)))
-        dropped[name] = np.flatnonzero(mask & ~shrink(mask, scores[name], target))
+        places = np.flatnonzero(mask)
+        target = min(num_active(mask.size, sparsity + exchanged_share(config.p_intra, sparsity)), places.size)
+        if not np.isfinite(scores[name]).all():
+            raise ValueError(f"a score of {name} is NaN or infinite: weights cannot be ranked")
+        dropped[name] = places[~highest(scores[name], target)]
     return dropped
 
 

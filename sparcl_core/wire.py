@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from sparcl_core.codec import LOSSLESS, SIGNED, Quantised, Reference, SparseTensor, Values, quantise
+from sparcl_core.masks import highest
 
 WEIGHT_FORMS = ("f64", "f32", "f16", "bf16", "int8", "int6", "int4")
 IMPORTANCE_FORMS = ("f64", "f32", "u8", "u4", "votes")
@@ -49,7 +50,7 @@ class WireConfig:
 
 @dataclass(frozen=True)
 class Sent:
-    """What of one tensor is sent, and what is not: `residual`, in the tensor's shape and dtype."""
+    """What of one tensor is sent, and what is not: `residual`, in the shape and dtype of what was given."""
 
     coded: Quantised
     residual: np.ndarray
@@ -76,19 +77,38 @@ def code_update(
 
     Of float forms only what changed is sent, or under top-k the largest; of integer forms everything whose code is not 0.
     """
-    wanted = delta.reshape(-1) if residual is None else (delta + residual).reshape(-1)
-    flat = delta.reshape(-1) if residual is not None and form not in SIGNED and share == 1 else wanted
-    here = flat if reference.places is None else flat[reference.places]
-    ranks = np.flatnonzero(here)
+    flat, before = delta.reshape(-1), None if residual is None else residual.reshape(-1)
+    if reference.places is None:
+        sent = code_active(flat, before, reference, form, name, rng, block, share)
+        return Sent(sent.coded, sent.residual.reshape(delta.shape))
+    some = None if before is None else before[reference.places]
+    sent = code_active(flat[reference.places], some, reference, form, name, rng, block, share)
+    left = flat.copy() if before is None else flat + before
+    left[reference.places] = sent.residual
+    return Sent(sent.coded, left.reshape(delta.shape))
+
+
+def code_active(
+    delta: np.ndarray,
+    residual: np.ndarray | None,
+    reference: Reference,
+    form: Values,
+    name: str,
+    rng: np.random.Generator | None = None,
+    block: int = 0,
+    share: float = 1.0,
+) -> Sent:
+    """`code_update` of vectors over the reference set: `delta`, `residual` and what is left, each [reference.total]."""
+    wanted = delta if residual is None else delta + residual
+    changed = delta if residual is not None and form not in SIGNED and share == 1 else wanted
+    ranks = np.flatnonzero(changed)
     keep = max(1, int(np.ceil(share * reference.total)))
     if ranks.size > keep:
-        sizes = np.abs(here[ranks])
-        ranks = np.sort(ranks[np.argsort(-sizes, kind="stable")[:keep]])
-    places = reference.at(ranks)
-    coded = quantise(SparseTensor(places, wanted[places]), reference, form, name, rng, block)
+        ranks = ranks[highest(np.abs(changed[ranks]), keep)]
+    coded = quantise(SparseTensor(reference.at(ranks), wanted[ranks], ranks), reference, form, name, rng, block)
     left = wanted.copy()
-    left[coded.places] -= coded.values.astype(left.dtype)
-    return Sent(coded, left.reshape(delta.shape))
+    left[coded.ranks] -= coded.values.astype(left.dtype)
+    return Sent(coded, left)
 
 
 def statistics_form(form: Values) -> Values:

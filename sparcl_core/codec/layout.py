@@ -46,10 +46,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class SparseTensor:
-    """`values` [k] at the sorted flat `places` [k] int64 of a tensor; everything else is 0."""
+    """`values` [k] at the sorted flat `places` [k] int64 of a tensor; everything else is 0.
+
+    `ranks` [k]: the places' indices within the reference set, where whoever made it knows them.
+    """
 
     places: np.ndarray
     values: np.ndarray
+    ranks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def quantise(
     places, values = tensor.places, tensor.values
     if places.size != values.size:
         raise ValueError(f"{name} has {places.size} places, but {values.size} values")
-    ranks = reference.ranks(places, name)
+    ranks = reference.ranks(places, name) if tensor.ranks is None else tensor.ranks
     if values.size and not np.isfinite(values).all():
         raise ValueError(f"{name} holds a value that is NaN or infinite: it is not sent")
     if form == "f64":
