@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-network test-sanitize bench bench-engine bench-scale lint clean
+.PHONY: demo test test-slow test-network test-sanitize bench bench-engine bench-scale bench-kernels lint clean
 
 demo: $(READY)
 	$(VENV)/bin/sparcl run
@@ -39,6 +39,9 @@ bench-engine: $(READY)
 
 bench-scale: $(READY)
 	$(VENV)/bin/python -m benchmarks.scale
+
+bench-kernels: $(READY)
+	$(VENV)/bin/python -m benchmarks.kernels
 
 lint: $(READY)
 	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e ".[lint]"

@@ -30,6 +30,17 @@ class Broadcast:
         self._pending_mask: list[Encoded] = []
         self._whole: Encoded | None = None
 
+    @property
+    def masks(self) -> Masks:
+        """The shared masks; read-only, so that what is worked out from them can be kept."""
+        return self._masks
+
+    @masks.setter
+    def masks(self, masks: Masks) -> None:
+        for mask in masks.values():
+            mask.flags.writeable = False
+        self._masks = masks
+
     def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float) -> None:
         """Change the masks by an update that devices can redo; dropped places of `weights` and of the held model become 0, in place."""
         self._pending_mask.append(self._places(update.what, update.dropped, update.number))

@@ -43,6 +43,8 @@ def diversity(masks: list[Masks]) -> Diversity:
     if not size:
         raise ValueError("there are no masks to compare")
     held = apart = 0
+    if all(own is masks[0] for own in masks):  # one mask for all: nothing to count
+        return Diversity(sum(int(np.count_nonzero(mask)) for mask in masks[0].values()) / size, 0.0)
     for name in masks[0]:
         holders = np.sum([own[name] for own in masks], axis=0, dtype=np.int64)
         held += int(np.count_nonzero(holders))

@@ -51,21 +51,21 @@ def show(rows: list[dict], settings: Settings) -> None:
         q = 1 - KEEP * (1 - sparsity)
         print(f"\nLayers at sparsity {sparsity:.2f}, batch {settings.batch}; DGM: q = {q:.2f}. Fastest ms, median speed-up over dense\n")
         peer = f" {'SparseProp':>14}" if has_peer else ""
-        print(f"{'layer':<16} {'of':>2} {'dense':>9}   {'ours, DGM':>14} {'ours':>14}{peer}   {'error x':>7} {'w':>7} {'dense':>7}")
+        print(f"{'layer':<17} {'of':>2} {'dense':>9}  {'ours, DGM':>14} {'ours':>14}{peer}  {'err x':>6} {'err w':>6} {'dense':>6}")
         for row in here:
             cells = [f"{1000 * row['seconds'][name]:>7.1f} {row['speed_up'][name]:>5.2f}x" for name in names]
             mark = "L" if row["layout"] == "channels_last" else "C"
-            errors = " ".join(f"{row['error'][key]:>7.0e}" for key in ("x", "w", "dense"))
+            errors = " ".join(f"{row['error'][key]:>6.0e}" for key in ("x", "w", "dense"))
             dense = f"{1000 * row['seconds']['dense']:>7.1f} {mark}"
-            print(f"{row['layer']:<16} {row['count']:>2} {dense}   {' '.join(cells)}   {errors}")
+            print(f"{row['layer']:<17} {row['count']:>2} {dense}  {' '.join(cells)}  {errors}")
         means = mean_speed_up(here)
         target, counts = TARGETS["layers"].get(sparsity), [row["count"] for row in here]
-        print(f"{'geometric mean':<19} {'':>9}   " + " ".join(f"{'':>7} {means[name]:>5.2f}x" for name in names))
+        print(f"{'geometric mean':<20} {'':>9}  " + " ".join(f"{'':>7} {means[name]:>5.2f}x" for name in names))
         sums = {
             name: 1000 * sum(row["seconds"][name] * count for row, count in zip(here, counts, strict=True)) for name in ("dense", *names)
         }
         cells = [f"{sums[name]:>7.0f} {sums['dense'] / sums[name]:>5.2f}x" for name in names]
-        print(f"{'sum of all':<16} {sum(counts):>2} {sums['dense']:>7.0f}     {' '.join(cells)}")
+        print(f"{'sum of all':<17} {sum(counts):>2} {sums['dense']:>7.0f}    {' '.join(cells)}")
         if target:
             print(f"target: a mean of {target}x with DGM: {'met' if means['masks'] >= target else 'missed'}")
     print("\nC: contiguous, L: channels-last, the faster one for PyTorch. Errors are relative to the largest value;")

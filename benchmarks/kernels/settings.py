@@ -22,7 +22,8 @@ class Settings:
         memory_methods, memory_batch: of `memory`, whose sparsity is the first one.
         plotted: sparsities of the plot.
         layer_repeats, plot_repeats: turns, each a pass of every side.
-        cycles, normals: of `step`: draws of a gradient mask, and steps that are measured between two.
+        dense_repeats, cycles, normals: of `step`: turns of the dense sides, draws of a gradient mask, and steps that are measured
+            between two of them.
         processes: of `memory`, per variant.
     """
 
@@ -33,17 +34,18 @@ class Settings:
     methods: tuple[str, ...] = ("sgd", "er", "derpp")
     memory_methods: tuple[str, ...] = ("sgd", "derpp")
     memory_batch: int = 32
-    plotted: tuple[float, ...] = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
+    plotted: tuple[float, ...] = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
     layer_repeats: int = 11
     plot_repeats: int = 7
-    cycles: int = 3
-    normals: int = 3
+    dense_repeats: int = 5
+    cycles: int = 5
+    normals: int = 2
     processes: int = 3
 
 
 QUICK = Settings(
-    sparsities=(0.95,), methods=("sgd",), memory_batch=8, plotted=(0.5, 0.75, 0.95), layer_repeats=2, plot_repeats=1,
-    cycles=1, normals=1, processes=1,
+    sparsities=(0.95,), methods=("sgd",), memory_batch=8, plotted=(0.25, 0.75, 0.95), layer_repeats=2, plot_repeats=1,
+    dense_repeats=1, cycles=1, normals=1, processes=1,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What both sides know of a model before a byte is sent: names, shapes, which tensors are masked, which are statistics."""
 
 import math
+import weakref
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +92,15 @@ class Reference:
 
 def reference_set(layout: Layout, name: str, masks: dict[str, np.ndarray]) -> Reference:
     """The reference set of a tensor, given the weight masks that both sides hold."""
-    if name in layout.masked and name in masks:
-        places = np.flatnonzero(masks[name])
-        return Reference(places.size, places)
-    return Reference(layout.size(name))
+    if name not in layout.masked or name not in masks:
+        return Reference(layout.size(name))
+    mask = masks[name]
+    known, of_mask = _LAST.get(name, (None, None))
+    if of_mask is None or known() is not mask or mask.flags.writeable:  # a server reads a cohort's replies over the same masks
+        places = np.flatnonzero(mask)
+        of_mask = Reference(places.size, places)
+        _LAST[name] = weakref.ref(mask), of_mask
+    return of_mask
+
+
+_LAST: dict[str, tuple[weakref.ref, Reference]] = {}  # per tensor, of the last read-only mask

@@ -73,6 +73,11 @@ class Connections:
         ends = np.arange(1, weight_shape[0] + 1) * (size // weight_shape[0])
         self._ends = ends if places is None else np.searchsorted(places, ends)  # active weights up to each output channel
 
+    def __deepcopy__(self, memo) -> "Connections":
+        made = Connections(self.weight_shape, self.places, self.vector)  # with lists of its own
+        made.updated = self.updated
+        return made
+
     @property
     def density(self) -> float:
         return self.count / int(np.prod(self.weight_shape))

@@ -36,6 +36,8 @@ def convert(model: nn.Module, masks: Mapping[str, np.ndarray], choices: Mapping[
     if "sparse" in choices.values():
         for module in list(model.modules()):
             _retype(module)
+        for module in list(model.modules()):
+            _fuse_stem(module)
     return model
 
 
@@ -66,9 +68,10 @@ def revert(model: nn.Module) -> nn.Module:
             module.__class__ = plain[type(module)]
         elif type(module).__name__ == "FusedBlock":
             module.__class__ = type(module).__mro__[1]
-    if "stem_relu" in model.__dict__:
-        model.relu = model.__dict__.pop("stem_relu")
-        model.bn1.__dict__.pop("is_active", None)
+    for module in list(model.modules()):
+        if "stem_relu" in module.__dict__:
+            module.relu = module.__dict__.pop("stem_relu")
+            module.bn1.__dict__.pop("is_active", None)
     return model
 
 
@@ -103,7 +106,9 @@ def _dense(layer: Sparse) -> nn.Module:
         )
     plain.weight = nn.Parameter(layer.dense().detach())
     plain.bias = layer.bias
-    return plain
+    if layer.is_channels_last:
+        plain = plain.to(memory_format=torch.channels_last)
+    return plain.train(layer.training)
 
 
 def _retype(module: nn.Module) -> None:
@@ -122,9 +127,12 @@ def _retype(module: nn.Module) -> None:
         module.__class__ = modules.DenseConv2d
     elif type(module).__name__ == "BasicBlock" and type(module).__module__ == "torchvision.models.resnet":
         module.__class__ = _fused_block(type(module))
-    elif {"conv1", "bn1", "relu", "maxpool", "layer1"} <= module._modules.keys() and isinstance(
-        module.bn1, modules.BatchNorm | nn.BatchNorm2d
-    ):
+
+
+def _fuse_stem(module: nn.Module) -> None:
+    """Let the first normalisation of a ResNet do the ReLU behind it."""
+    is_resnet = {"conv1", "bn1", "relu", "maxpool", "layer1"} <= module._modules.keys()
+    if is_resnet and isinstance(module.bn1, modules.BatchNorm) and isinstance(module.relu, nn.ReLU):
         module.__dict__["stem_relu"], module.bn1.is_active = module.relu, True
         module.relu = nn.Identity()
 

@@ -38,6 +38,7 @@ class Sparse(nn.Module):
     """
 
     is_connected = False
+    _mask: np.ndarray | None = None
 
     def __init__(self, dense: nn.Conv2d | nn.Linear, mask: np.ndarray):
         """`dense`: its weight is read at `mask`, its bias is kept.
@@ -48,16 +49,21 @@ class Sparse(nn.Module):
         super().__init__()
         self.weight_shape = tuple(dense.weight.shape)
         self.bias = dense.bias
+        self.is_channels_last = dense.weight.dim() == 4 and dense.weight.is_contiguous(memory_format=torch.channels_last)
         self.values = nn.Parameter(torch.empty(0, dtype=dense.weight.dtype))
         self.register_buffer("places", torch.empty(0, dtype=torch.int64), persistent=False)
         self.set_mask(mask)
         self.load_dense_(dense.weight)
+        self.train(dense.training)
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Make `mask` (bool, the weight's shape) the layer's mask; a weight that stays keeps its value, a new one is 0."""
         if mask.shape != self.weight_shape:
             raise ValueError(f"the mask has shape {mask.shape}: the weight's is {self.weight_shape}")
         self.set_updated(None)
+        if mask is self._mask and not mask.flags.writeable:  # devices share masks
+            return
+        self._mask = mask
         places = np.flatnonzero(mask)
         if self.is_connected and np.array_equal(places, self.places.numpy()):
             return
@@ -94,10 +100,15 @@ class Sparse(nn.Module):
         del destination[prefix + "values"]
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        weight = state_dict.get(prefix + "weight")
-        if weight is not None and tuple(weight.shape) == self.weight_shape:
-            state_dict = {name: value for name, value in state_dict.items() if name != prefix + "weight"}
-            state_dict[prefix + "values"] = weight.detach().reshape(-1).index_select(0, self.places)
+        _, strict, missing, _, errors = arguments
+        weight, values = state_dict.get(prefix + "weight"), self.values.detach()
+        if weight is None:
+            missing += [prefix + "weight"] if strict else []
+        elif tuple(weight.shape) != self.weight_shape:
+            errors.append(f"size mismatch for {prefix}weight: {tuple(weight.shape)} in the state, {self.weight_shape} in the model")
+        else:
+            values = weight.detach().reshape(-1).index_select(0, self.places)
+        state_dict = {name: value for name, value in state_dict.items() if name != prefix + "weight"} | {prefix + "values": values}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
@@ -154,6 +165,8 @@ class MaskedConv2d(Sparse):
     in_bf16 = False  # the product in bfloat16: faster on some machines, other results
 
     def __init__(self, dense: nn.Conv2d, mask: np.ndarray):
+        if dense.padding_mode != "zeros":
+            raise ValueError(f"{dense}: a sparse convolution is padded with zeros")
         super().__init__(dense, mask)
         self.geometry = dense.stride, dense.padding, dense.dilation, dense.groups
 
@@ -212,6 +225,10 @@ class BatchNorm(nn.BatchNorm2d):
         return self._apply_to(x, None, self.is_active)
 
     def _apply_to(self, x: Tensor, other: Tensor | None, is_active: bool) -> Tensor:
+        if not self.training and not torch.is_grad_enabled() and self.track_running_stats:
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            added = None if other is None else batch_last(other)
+            return batch_first(native.affine(batch_last(x), scale, self.bias - self.running_mean * scale, added, is_active))
         if not self.training:
             out = super().forward(x)
             out = out if other is None else out + other
@@ -226,9 +243,13 @@ class GroupNorm(nn.GroupNorm):
 
     def activate(self, x: Tensor) -> Tensor:
         """relu(norm(x))."""
+        if x.dim() != 4:
+            return torch.relu(super().forward(x))
         return batch_first(GroupNormalise.apply(batch_last(x), self.weight, self.bias, self.num_groups, self.eps, True))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            return super().forward(x)
         return batch_first(GroupNormalise.apply(batch_last(x), self.weight, self.bias, self.num_groups, self.eps, False))
 
 
@@ -237,9 +258,13 @@ class LayerNorm(nn.LayerNorm):
 
     def activate(self, x: Tensor) -> Tensor:
         """relu(norm(x))."""
+        if x.dim() != 2:
+            return torch.relu(super().forward(x))
         return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, True).flatten(1).t()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            return super().forward(x)
         return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, False).flatten(1).t()
 
 

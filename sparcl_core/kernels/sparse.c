@@ -255,6 +255,7 @@ void sparcl_weight_gradient(const Gather *g, const float *source, const float *s
                             const int32_t *ptr, const int32_t *off, float *grad, float *packed, float *band, int32_t out0, int32_t out1) {
   const int S = g->slice, L = g->cols * S, nv = (L + VL - 1) / VL;
   const int bands = (g->rows + g->unit_rows - 1) / g->unit_rows, units = (g->batch + S - 1) / S * bands;
+  if (ptr[out0] == ptr[out1]) return;
   memset(grad + ptr[out0], 0, sizeof(float) * (ptr[out1] - ptr[out0]));
   for (int unit = 0; unit < units; unit++) {
     const int sample0 = unit / bands * S, band0 = unit % bands * g->unit_rows;
@@ -491,7 +492,7 @@ void sparcl_max_pool(const float *x, int32_t rows, int32_t columns, int32_t batc
       ivec place = {0};
       for (int k = 1; k < size * size; k++) {
         const vec v = load(x + WINDOW(k) + b);
-        const ivec is_more = ~(v <= most); // as torch: a NaN wins
+        const ivec is_more = (v > most) | (v != v); // as torch: a NaN wins, and stays
         most = (vec)(((ivec)v & is_more) | ((ivec)most & ~is_more));
         place = (k & is_more) | (place & ~is_more);
       }
@@ -500,7 +501,10 @@ void sparcl_max_pool(const float *x, int32_t rows, int32_t columns, int32_t batc
     }
     for (; b < batch; b++) {
       int place = 0;
-      for (int k = 1; k < size * size; k++) if (!(x[WINDOW(k) + b] <= x[WINDOW(place) + b])) place = k;
+      for (int k = 1; k < size * size; k++) {
+        const float v = x[WINDOW(k) + b];
+        if (v > x[WINDOW(place) + b] || v != v) place = k;
+      }
       out[at + b] = x[WINDOW(place) + b];
       which[at + b] = (int8_t)place;
     }

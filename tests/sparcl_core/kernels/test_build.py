@@ -18,7 +18,7 @@ import pytest
 from sparcl_core.kernels import build
 from sparcl_core.kernels.build import KernelError, Recipe, backend, choose, load
 
-SMALL = b"#include <stdint.h>\nint32_t sparcl_abi(void) { return 1; }\nint32_t sparcl_vector_floats(void) { return 4; }\n"
+SMALL = f"#include <stdint.h>\nint32_t sparcl_abi(void) {{ return {build.ABI}; }}\nint32_t sparcl_vector_floats(void) {{ return 4; }}\n".encode()
 OTHER = SMALL + b"int32_t other(void) { return 2; }\n"
 ROOT = Path(__file__).parents[3]
 
@@ -221,7 +221,7 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(fresh, tmp_path,
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     told = [process.communicate()[0].split() for process in running]
-    assert all(process.returncode == 0 for process in running) and all(one[:2] == ["1", "True"] for one in told)
+    assert all(process.returncode == 0 for process in running) and all(one[:2] == [str(build.ABI), "True"] for one in told)
     monkeypatch.setenv("CC", slow)
     found = quiet(source=SMALL)
     assert found.seconds == 0 and {one[2] for one in told} >= {found.path}
@@ -387,7 +387,7 @@ def test_a_device_that_is_full_or_refuses(fresh, options, part):
         f"b = load(source={SMALL!r}); print(b.library.sparcl_abi(), b.path, os.listdir({str(fresh)!r}))"
     )
     done = subprocess.run([*enter, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "1  []\n", done.stderr
+    assert done.returncode == 0 and done.stdout == f"{build.ABI}  []\n", done.stderr
     assert done.stderr.count("RuntimeWarning") == 1 and part in done.stderr and "name another with SPARCL_KERNEL_CACHE" in done.stderr
 
 
@@ -481,7 +481,7 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monke
     [
         (b"int x = ;", "error"),
         (b"int x;", "not one of sparcl's kernels"),
-        (SMALL.replace(b"return 1", b"return 7"), "ABI 7 "),
+        (SMALL.replace(b"return %d" % build.ABI, b"return 7"), "ABI 7 "),
         (SMALL.replace(b"return 4", b"return 3"), "vectors of 3 floats"),
         (SMALL + b"int nowhere(void); int f(void) { return nowhere(); }\n", "cannot be loaded"),
     ],

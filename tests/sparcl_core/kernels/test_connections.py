@@ -132,7 +132,6 @@ def test_an_update_asks_for_gradients_of_some_weights_only():
     assert connections.updated is None and torch.equal(connections.gradient(SHAPE)[1], whole)
 
 
-@pytest.mark.xfail(strict=True, reason="the caches of a copy are those of the original")
 def test_a_copy_has_lists_of_its_own():
     connections = Connections(SHAPE.weight_shape, some(SHAPE.weight_shape, 30), 8)
     other = copy.deepcopy(connections)

@@ -292,7 +292,6 @@ def test_masks_of_a_model_change_between_steps(way):
 # -- rare models
 
 
-@pytest.mark.xfail(strict=True, reason="the second conversion takes the Identity in the stem for its ReLU")
 @needs_kernels
 def test_a_model_can_be_converted_in_two_goes():
     model, masks = start("resnet18")
@@ -303,7 +302,6 @@ def test_a_model_can_be_converted_in_two_goes():
     assert [type(m) for m in made.modules()] == [type(m) for m in model.modules()]
 
 
-@pytest.mark.xfail(strict=True, reason="the stem's ReLU is taken out although its BatchNorm stays PyTorch's")
 @needs_kernels
 def test_a_stem_whose_norm_learns_nothing_keeps_its_relu():
     model, masks = start("resnet18")
@@ -311,7 +309,6 @@ def test_a_stem_whose_norm_learns_nothing_keeps_its_relu():
     assert oracles.relative_error(*(gradients(m)["logits"] for m in (converted(model, masks, "sparse"), copy.deepcopy(model)))) < 1e-3
 
 
-@pytest.mark.xfail(strict=True, reason="a layer that `revert` makes is in training mode")
 @every_way
 def test_a_model_in_evaluation_is_reverted_to_one(way):
     model, masks = start("resnet18")
@@ -319,7 +316,6 @@ def test_a_model_in_evaluation_is_reverted_to_one(way):
     assert not any(m.training for m in made.modules())
 
 
-@pytest.mark.xfail(strict=True, reason="weights that `revert` makes are not channels-last, in which a step takes 0.4 of the time")
 @every_way
 def test_weights_lie_in_memory_as_they_did(way):
     model, masks = start("resnet18")
