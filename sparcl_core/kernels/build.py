@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-ABI = 2  # of the calls between sparse.c and Python; both sides change it together
+ABI = 3  # of the calls between sparse.c and Python; both sides change it together
 FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-std=gnu11")
 TUNINGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes: some for ARM know only the second
 PATIENCE_S = 60.0  # for all that the compiler is asked

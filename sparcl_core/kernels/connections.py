@@ -23,7 +23,7 @@ class Lists:
     Attributes:
         part: their geometry.
         order: int32 [blocks, outs], output channels, longest list first.
-        ptr: int32 [blocks, outs + 1].
+        ptr: int32 [blocks, outs, kernel rows + 1], where each kernel row of a list begins, and its end.
         off: int32 [n], offsets into the packed source.
         values: int32 [n], positions in the vector of weights; None: 0 .. n - 1.
     """
@@ -121,7 +121,7 @@ class Connections:
     def _make_forward(self, shape: Shape) -> Lists:
         part = forward_part(shape, self.vector, self.density)
         outs, channels, rows, columns = self._where()
-        return _lists(part, outs, channels, _offsets(part, channels, rows, columns), None)
+        return _lists(part, outs, channels, rows, _offsets(part, channels, rows, columns), None)
 
     def _make_backward(self, shape: Shape) -> tuple[tuple[Lists, ...], bool]:
         parts, is_whole = backward_parts(shape, self.vector, self.density)
@@ -134,8 +134,9 @@ class Connections:
                 picked = np.flatnonzero((rows % step_h == part.residue[0]) & (columns % step_w == part.residue[1]))
                 here = tuple(array[picked] for array in here)
             o, c, k, l = here  # noqa: E741
-            far = _offsets(part, o, part.kernel[0] - 1 - k // step_h, part.kernel[1] - 1 - l // step_w)
-            made.append(_lists(part, c, o, far, picked))
+            row = part.kernel[0] - 1 - k // step_h  # counted from the far end
+            far = _offsets(part, o, row, part.kernel[1] - 1 - l // step_w)
+            made.append(_lists(part, c, o, row, far, picked))
         return tuple(made), is_whole
 
     def _make_gradient(self, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -158,20 +159,20 @@ def _offsets(part: Part, channels: np.ndarray, rows: np.ndarray, columns: np.nda
     return found.astype(np.int32)
 
 
-def _lists(part: Part, to: np.ndarray, source: np.ndarray, off: np.ndarray, picked: np.ndarray | None) -> Lists:
-    """Entries by block of source channels, then by output channel, longest list first, then as they come."""
-    outs, blocks = part.field["outs"], part.field["blocks"]
+def _lists(part: Part, to: np.ndarray, source: np.ndarray, row: np.ndarray, off: np.ndarray, picked: np.ndarray | None) -> Lists:
+    """Entries by block of source channels, then by output channel, longest list first, then by kernel row, then as they come."""
+    outs, blocks, rows = part.field["outs"], part.field["blocks"], part.kernel[0]
     block = source // -(-part.field["channels"] // blocks)
     counts = np.bincount(block * outs + to, minlength=blocks * outs).reshape(blocks, outs)
     order = np.argsort(-counts, axis=1, kind="stable")
     rank = np.argsort(order, axis=1, kind="stable")
-    key = block * outs + rank[block, to]
-    turned = np.argsort(key.astype(np.uint16) if blocks * outs <= 2**16 else key, kind="stable")  # 16 bits are sorted by radix
-    ends = np.cumsum(np.take_along_axis(counts, order, axis=1)).reshape(blocks, outs)
-    starts = np.concatenate([[0], ends[:-1, -1]])
-    ptr = np.concatenate([starts[:, None], ends], axis=1).astype(np.int32)
+    key = (block * outs + rank[block, to]) * rows + row
+    turned = np.argsort(key.astype(np.uint16) if blocks * outs * rows <= 2**16 else key, kind="stable")  # 16 bits are sorted by radix
+    ends = np.cumsum(np.bincount(key, minlength=blocks * outs * rows))
+    starts = np.concatenate([[0], ends])[:-1].reshape(blocks, outs, rows)
+    ptr = np.concatenate([starts, ends.reshape(blocks, outs, rows)[:, :, -1:]], axis=2).astype(np.int32)
     values = turned if picked is None else picked[turned]
-    is_plain = picked is None and blocks == 1 and (np.diff(turned) > 0).all()
+    is_plain = picked is None and (turned[1:] > turned[:-1]).all()
     return Lists(
         part,
         torch.from_numpy(order.astype(np.int32)),

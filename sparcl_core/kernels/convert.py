@@ -60,6 +60,7 @@ def make_layer(layer: nn.Conv2d | nn.Linear, mask: np.ndarray, choice: Choice) -
 def revert(model: nn.Module) -> nn.Module:
     """The inverse of `convert`, in place."""
     plain = {after: before for before, after in _RETYPED.items()} | {modules.MaxPool2d: nn.MaxPool2d, modules.DenseConv2d: nn.Conv2d}
+    plain[modules.GlobalAvgPool2d] = nn.AdaptiveAvgPool2d
     for name, module in list(model.named_modules()):
         if isinstance(module, Sparse):
             model.set_submodule(name, _dense(module))
@@ -117,6 +118,8 @@ def _retype(module: nn.Module) -> None:
     if kind and getattr(module, "affine", getattr(module, "elementwise_affine", False)) and module.bias is not None:
         if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1:
             module.__class__ = kind
+    elif type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+        module.__class__ = modules.GlobalAvgPool2d
     elif type(module) is nn.MaxPool2d and _is_plain_pool(module):
         module.__class__ = modules.MaxPool2d
     elif type(module) is nn.Conv2d:
@@ -152,7 +155,11 @@ def _fused_block(block: type) -> type:
             can_fuse = self.training and isinstance(self.conv2, modules.SparseConv2d) and isinstance(self.bn1, modules.BatchNorm)
             if not can_fuse or not isinstance(self.bn2, modules.BatchNorm):
                 return super().forward(x)
-            y = self.conv2.behind(self.bn1, self.conv1(x))
+            if isinstance(self.conv1, modules.SparseConv2d) and x.requires_grad:
+                y, x = self.conv1.fork(x)
+            else:
+                y = self.conv1(x)
+            y = self.conv2.behind(self.bn1, y)
             return self.bn2.activate(y, x if self.downsample is None else self.downsample(x))
 
     return FusedBlock

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 LONGEST_TILE = 12  # vectors; as in sparse.c
 L1_BYTES = 24 * 1024  # of the source that a tile reads: three quarters of a usual first-level cache
-SHORTEST_LIST = 12  # entries per output channel and block: below, starting a list costs more than cache misses do
+SHORTEST_LIST = 20  # entries per output channel and block: below, starting a list costs more than cache misses do
 UNIT_ROWS = 4
 SLICE = 32  # samples
 
@@ -39,6 +39,7 @@ FIELDS = [
     "phase_floats",
     "tile",
     "blocks",
+    "kernel_rows",
 ]
 
 
@@ -185,6 +186,6 @@ def _cut(part: Part, vector: int, density: float) -> Part:
     channels = max(L1_BYTES // per_channel, int(SHORTEST_LIST / entries), 1)
     f.update(
         slice=size, unit_rows=unit_rows, packed_rows=(unit_rows - 1) * f["stride_h"] + kernel_h, phase_floats=phase,
-        row_floats=phase * f["stride_w"], tile=tile, blocks=-(-f["channels"] // min(channels, f["channels"])),
+        row_floats=phase * f["stride_w"], tile=tile, blocks=-(-f["channels"] // min(channels, f["channels"])), kernel_rows=kernel_h,
     )  # fmt: skip
     return replace(part, field=f)

@@ -16,11 +16,13 @@ from sparcl_core.kernels import native
 from sparcl_core.kernels.connections import Connections
 from sparcl_core.kernels.operations import (
     Convolve,
+    ForkConvolve,
     GroupNormalise,
     Layer,
     MaxPool,
     Normalise,
     NormConvolve,
+    Pointwise,
     Statistics,
     batch_first,
     batch_last,
@@ -145,6 +147,11 @@ class SparseConv2d(KernelMixin, Sparse):
     def forward(self, x: Tensor) -> Tensor:
         return batch_first(self.convolve(batch_last(x)))
 
+    def fork(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """self(x), and x for a shortcut that ends in a `BatchNorm.activate`; their gradients become one without a further tensor."""
+        out, same = ForkConvolve.apply(batch_last(x), self.values, self.bias, self.layer)
+        return batch_first(out), batch_first(same)
+
     def behind(self, norm: "BatchNorm", x: Tensor) -> Tensor:
         """self(relu(norm(x))), where what lies in between is not stored."""
         inner = batch_last(x)
@@ -194,6 +201,8 @@ class DenseConv2d(nn.Conv2d):
     """A convolution whose weights are all active, on the kernels: between sparse layers it saves two changes of layout."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            return batch_first(Pointwise.apply(batch_last(x), self.weight.flatten(1), self.bias, self.stride))
         if not hasattr(self, "layer"):
             self.layer = Layer(Connections(tuple(self.weight.shape), None, native.vector_floats()), *_supported(self))
         return batch_first(Convolve.apply(batch_last(x), self.weight.contiguous().view(-1), self.bias, self.layer))
@@ -266,6 +275,13 @@ class LayerNorm(nn.LayerNorm):
         if x.dim() != 2:
             return super().forward(x)
         return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, False).flatten(1).t()
+
+
+class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
+    """The mean of each channel and sample, [B, C, 1, 1], contiguous: what comes behind is no longer batch-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_last(x).mean((1, 2)).t().contiguous()[:, :, None, None]
 
 
 class MaxPool2d(nn.MaxPool2d):

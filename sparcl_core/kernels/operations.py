@@ -58,6 +58,51 @@ class Convolve(Function):
         return grad_x, grad_weights, grad.sum((1, 2, 3)) if ctx.has_bias else None, None
 
 
+class ForkConvolve(Function):
+    """`Convolve` of an x that a shortcut needs, too: the convolution, and x. In backward the gradient of the input is added to the
+    shortcut's where that lies, which must be nobody else's: it is the one that `Normalise` makes for its addend."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weights: Tensor, bias: Tensor | None, layer: Layer) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weights)
+        ctx.layer, ctx.has_bias = layer, bias is not None
+        return native.forward(layer.connections, layer.shape(x), x, weights, bias), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, shortcut: Tensor):
+        x, weights = ctx.saved_tensors
+        connections, shape, grad = ctx.layer.connections, ctx.layer.shape(x), grad.contiguous()
+        grad_weights = native.weight_gradient(connections, shape, x, grad)
+        grad_x = native.input_gradient(connections, shape, grad, weights, onto=shortcut.contiguous())
+        return grad_x, grad_weights, grad.sum((1, 2, 3)) if ctx.has_bias else None, None
+
+
+class Pointwise(Function):
+    """A dense 1x1 convolution without padding, as a product of matrices: x [C, H, W, B], weight [O, C] -> [O, H', W', B]."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.has_bias = stride, bias is not None
+        seen = x[:, :: stride[0], :: stride[1]]
+        out = (weight @ seen.reshape(len(x), -1)).view(len(weight), *seen.shape[1:])
+        return out if bias is None else out.add_(bias[:, None, None, None])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        flat, (rows, columns) = grad.reshape(len(weight), -1), ctx.stride
+        seen = x[:, ::rows, ::columns]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (weight.t() @ flat).view(seen.shape)
+            if ctx.stride != (1, 1):
+                spread = torch.zeros_like(x)
+                spread[:, ::rows, ::columns] = grad_x
+                grad_x = spread
+        return grad_x, flat @ seen.reshape(len(x), -1).t(), flat.sum(1) if ctx.has_bias else None, None
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Batch statistics of a normalisation, each [channels], and the affine map that it is with them."""

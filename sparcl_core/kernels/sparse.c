@@ -35,7 +35,7 @@ INLINE vec positive(vec v) { return (vec)((ivec)v & ~(v <= 0)); }
 INLINE float positive1(float v) { return v <= 0 ? 0 : v; }
 INLINE int least(int a, int b) { return a < b ? a : b; }
 
-int32_t sparcl_abi(void) { return 2; }
+int32_t sparcl_abi(void) { return 3; }
 int32_t sparcl_vector_floats(void) { return VL; }
 
 // A gather: output (row r, column q) of channel o sums weight * source(row r * stride_h - pad_h + kh, column q * stride_w - pad_w + kw) over
@@ -50,6 +50,7 @@ typedef struct {
   int32_t unit_rows;                               // rows of a band
   int32_t packed_rows, row_floats, phase_floats;   // packed source: [channels][packed_rows][stride_w][phase_floats]
   int32_t tile, blocks;                            // vectors of a tile; blocks of source channels
+  int32_t kernel_rows;
 } Gather;
 
 static void pack_row(const Gather *g, const float *from, int n, float a, float b, int is_active, float *row) {
@@ -98,7 +99,7 @@ typedef struct {
   const float *val, *source, *init, *bias;
   float *to;
   int64_t init_step, step;
-  int outs;
+  int outs, pitch, first, last; // a list's part for kernel rows first .. last - 1, of pitch - 1
 } Tile;
 
 #define EACH_1(M) M(0)
@@ -147,8 +148,9 @@ typedef struct {
     const int32_t *off = t->off; \
     const float *val = t->val; \
     for (int i = 0; i < t->outs; i++) { \
-      const int o = t->order[i], end = t->ptr[i + 1]; \
-      int k = t->ptr[i]; \
+      const int32_t *ptr = t->ptr + i * t->pitch; \
+      const int o = t->order[i], end = ptr[t->last]; \
+      int k = ptr[t->first]; \
       EACH_##V(DECLARE) MORE \
       if (t->init) { const float *from = t->init + o * t->init_step; EACH_##V(START) } \
       if (t->bias) { const float bias = t->bias[o]; EACH_##V(BIAS) } \
@@ -168,12 +170,13 @@ TILE_OF_1(7) TILE_OF_1(8) TILE_OF_1(9) TILE_OF_1(10) TILE_OF_1(11) TILE_OF_1(12)
 #define LONGEST_TILE 12
 static void (*const TILES[])(const Tile *) = {0, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12};
 
-// Forward pass and gradient of the input. Lists: ptr[b * (outs + 1) + i] .. ptr[b * (outs + 1) + i + 1] of block b, channel order[b * outs + i].
+// Forward pass and gradient of the input. List i of block b belongs to channel order[b * outs + i]; it holds its kernel rows one after the
+// other, row k from ptr[(b * outs + i) * (kernel_rows + 1) + k]: those that meet no source row are left out.
 // accumulate: add to what lies in `out`. packed, sums: scratch, see geometry.py. Units unit0 <= u < unit1 are computed.
 void sparcl_gather(const Gather *g, const float *source, const float *scale, const float *shift, const int32_t *order, const int32_t *ptr,
                    const int32_t *off, const float *val, const float *bias, int32_t accumulate, float *out, float *packed, float *sums,
                    int32_t unit0, int32_t unit1) {
-  const int S = g->slice, L = g->cols * S, nv = (L + VL - 1) / VL, V = g->tile, tiles = (nv + V - 1) / V;
+  const int S = g->slice, L = g->cols * S, nv = (L + VL - 1) / VL;
   const int bands = (g->rows + g->unit_rows - 1) / g->unit_rows;
   const int64_t plane = (int64_t)g->out_h * g->out_w * g->batch;
   int32_t straight[LONGEST_TILE], at[LONGEST_TILE];
@@ -182,9 +185,11 @@ void sparcl_gather(const Gather *g, const float *source, const float *scale, con
     const int sample0 = unit / bands * S, band0 = unit % bands * g->unit_rows;
     const int n = least(g->batch - sample0, S), rows = least(g->rows - band0, g->unit_rows);
     pack(g, source, scale, shift, band0 * g->stride_h - g->pad_h, sample0, packed);
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < tiles; i++) {
-        const int v0 = accumulate ? i * V : least(i * V, nv - V > 0 ? nv - V : 0); // a short last tile goes over some of the one before again
+    for (int r = 0; r < rows; r++) {
+      const int y = (band0 + r) * g->stride_h - g->pad_h, most = least(g->kernel_rows, g->height - y > 0 ? g->height - y : 0);
+      const int first = least(y < 0 ? -y : 0, most);
+      for (int v0 = 0; v0 < nv; v0 += g->tile) {
+        const int V = least(g->tile, nv - v0);
         float *to = out + ((int64_t)(g->row0 + (band0 + r) * g->row_step) * g->out_w + g->col0) * g->batch + sample0;
         // registers are stored where they belong, unless a vector is not whole there
         const int direct = (v0 + V) * VL <= L && ((S == g->batch && g->col_step == 1) || (S % VL == 0 && n == S));
@@ -194,7 +199,8 @@ void sparcl_gather(const Gather *g, const float *source, const float *scale, con
         }
         for (int b = 0; b < g->blocks; b++) {
           const int is_last = b == g->blocks - 1;
-          Tile t = {.order = order + b * g->outs, .ptr = ptr + b * (g->outs + 1), .off = off, .val = val, .outs = g->outs};
+          Tile t = {.order = order + b * g->outs, .off = off, .val = val, .outs = g->outs};
+          t.ptr = ptr + (int64_t)b * g->outs * (g->kernel_rows + 1), t.pitch = g->kernel_rows + 1, t.first = first, t.last = most;
           t.source = packed + (int64_t)r * g->stride_h * g->row_floats + v0 * VL;
           t.bias = b ? 0 : bias;
           if (b) t.init = sums, t.init_at = straight, t.init_step = V * VL;
@@ -212,6 +218,7 @@ void sparcl_gather(const Gather *g, const float *source, const float *scale, con
             *q = (accumulate ? *q : 0) + sums[(int64_t)o * V * VL + f];
           }
       }
+    }
   }
 }
 

@@ -26,11 +26,14 @@ def entries(lists) -> list[tuple[int, int, int, int]]:
     values = np.arange(lists.off.numel()) if lists.values is None else lists.values.numpy()
     found = []
     for block in range(f["blocks"]):
-        lengths = np.diff(ptr[block])
+        lengths = ptr[block, :, -1] - ptr[block, :, 0]
+        assert (np.diff(ptr[block].ravel()) >= 0).all()
         assert (np.diff(lengths) <= 0).all() and sorted(order[block]) == list(range(f["outs"]))  # longest first
         for i in range(f["outs"]):
-            for e in range(ptr[block, i], ptr[block, i + 1]):
-                found.append((order[block, i], block, int(lists.off[e]), int(values[e])))
+            for row in range(part_rows := lists.part.kernel[0]):
+                for e in range(ptr[block, i, row], ptr[block, i, row + 1]):
+                    assert where(lists.part, int(lists.off[e]))[1] == row < part_rows
+                    found.append((order[block, i], block, int(lists.off[e]), int(values[e])))
     return found
 
 
@@ -93,7 +96,8 @@ def test_weights_are_picked_in_the_order_of_the_lists():
     weights = torch.arange(5.0)
     connections = Connections((3, 1, 2, 2), np.array([0, 5, 6, 8, 9]), 8)
     lists = connections.forward(Shape(1, 1, 3, (2, 2), (2, 2)))
-    assert lists.order.tolist() == [[1, 2, 0]] and lists.ptr.tolist() == [[0, 2, 4, 5]]  # of equals the lower channel
+    assert lists.order.tolist() == [[1, 2, 0]]  # of equals the lower channel
+    assert lists.ptr.tolist() == [[[0, 1, 2], [2, 4, 4], [4, 5, 5]]]
     assert lists.pick(weights).tolist() == [1, 2, 3, 4, 0]
     plain = Connections((3, 1, 2, 2), np.array([0, 5]), 8).forward(Shape(1, 1, 3, (2, 2), (2, 2)))
     assert plain.values is None and plain.pick(weights) is weights

@@ -209,9 +209,9 @@ def test_running_statistics_are_the_dense_models(way, momentum):
 
 
 @needs_kernels
-@pytest.mark.parametrize(("name", "last"), [("cnn", "classifier"), ("resnet18", "avgpool")])
+@pytest.mark.parametrize(("name", "last"), [("cnn", "classifier")])
 def test_bits_do_not_depend_on_threads(name, last):
-    """Up to the classifier, which is PyTorch's: its products do."""
+    """Up to the classifier, which is PyTorch's: its products do, and so do a ResNet's dense 1x1 convolutions."""
     before, made = torch.get_num_threads(), []
     model, masks = start(name)
     try:
