@@ -42,15 +42,17 @@ class World:
         return self.client_config, self.streams
 
 
-def choose_kernels(experiment: Experiment) -> Experiment:
+def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Experiment:
     """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
+
+    `data`: if it is loaded already.
 
     Raises:
         KernelError: if the settings ask for kernels that this machine has not.
     """
     if not experiment.sparsity or experiment.kernels.backend:
         return experiment
-    inputs, method = load_data(experiment.data, experiment.seed).inputs, experiment.method
+    inputs, method = (data or load_data(experiment.data, experiment.seed)).inputs, experiment.method
     model = build_model(method.model, inputs.shape, inputs.num_classes)
     is_joint = method.learner.joint_forward and not has_batch_statistics(model)
     batch = method.learner.batch_size * (1 + is_joint * REPLAY_DRAWS[method.learner.method])

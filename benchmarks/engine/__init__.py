@@ -16,7 +16,9 @@ in each. No side evaluates, and none reads from disk.
                      all-reduced (float32)
     sparcl-floor     the bare loop with the model that our `cnn` backbone has at about that size
     sparcl-dense     our apps on our engine with that model: no sparsity, no replay, fp32 both ways; bytes are encoded, checked and booked
-    sparcl-0.90      the same at sparsity 0.90 with adapting masks, gradient masks and the default wire
+    sparcl-0.90      the same at sparsity 0.90 with adapting masks, gradient masks, the default wire, and the sparse kernels
+    derpp-dense      sparcl-dense with DER++: a buffer of 50 samples, two draws of 10 beside every batch; the next one's reference
+    derpp-0.90       sparcl-0.90 with the same DER++
 
 A round lasts from the moment the server begins to write its messages until the new global model is there. The first round is not
 counted (it starts processes and allocators); the rate is devices over the mean of the others. Every repeat is a new process, and

@@ -35,6 +35,8 @@ SIDES = (
     Side("sparcl-floor", "floor:sparcl", "sparcl-floor"),
     Side("sparcl-dense", "sparcl:dense", "sparcl-floor"),
     Side("sparcl-0.90", "sparcl:sparse", "sparcl-floor"),
+    Side("derpp-dense", "sparcl:derpp_dense", "derpp-dense"),
+    Side("derpp-0.90", "sparcl:derpp_sparse", "derpp-dense"),
     Side("messages-ray", "messages:bare_ray", None),
     Side("messages-ours", "messages:ours", None),
     Side("messages-flower", "messages:flower", None),

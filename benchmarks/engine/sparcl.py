@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.engine import work
 from server.app import RoundRecord, run_rounds
-from simulations.build import World, make_roster, make_strategy
+from simulations.build import World, choose_kernels, make_roster, make_strategy
 from simulations.config import from_tree
 from simulations.data import Dataset, Raw
 from simulations.devices import client_app
@@ -19,6 +19,7 @@ from sparcl_core.inputs import InputSpec
 from sparcl_core.models import ModelConfig
 
 MODEL = ModelConfig("cnn", width=32, hidden=263)
+DERPP = {"method": "derpp", "lr": work.LR, "batch_size": work.BATCH, "buffer_size": work.SAMPLES}
 SHORTEST_TASK = 4  # rounds; with fewer, masks would never adapt
 
 
@@ -29,6 +30,16 @@ def dense(rounds: int, cores: int) -> dict:
 
 def sparse(rounds: int, cores: int) -> dict:
     return _measure({"sparsity": 0.9, "tdm": {"batches": 1}}, rounds, cores)
+
+
+def derpp_dense(rounds: int, cores: int) -> dict:
+    wire = {"up": "f32", "down": "f32", "importance": "f32"}
+    settings = {"sparsity": 0.0, "wire": wire, "tdm": {"enabled": False}, "dgm": {"enabled": False}, "learner": DERPP}
+    return _measure(settings, rounds, cores)
+
+
+def derpp_sparse(rounds: int, cores: int) -> dict:
+    return _measure({"sparsity": 0.9, "tdm": {"batches": 1}, "learner": DERPP}, rounds, cores)
 
 
 def _measure(settings: dict, rounds: int, cores: int) -> dict:
@@ -69,4 +80,4 @@ def _world(settings: dict, rounds: int) -> World:
     x, y = rng.integers(0, 256, (count, *work.SHAPE), dtype=np.uint8), np.arange(count) % work.CLASSES
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
     data = Dataset(Raw(x, y, x[:1], y[:1]), InputSpec(work.SHAPE, work.CLASSES, tuple(map(float, mean)), tuple(map(float, std))))
-    return World(experiment, data, make_streams(experiment.stream, data, experiment.seed))
+    return World(choose_kernels(experiment, data), data, make_streams(experiment.stream, data, experiment.seed))
