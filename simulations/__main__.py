@@ -131,8 +131,13 @@ def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> 
 
 def _choose(experiment: "Experiment") -> "Experiment":
     from simulations.build import choose_kernels
+    from sparcl_core.kernels.build import backend
 
-    return choose_kernels(experiment)
+    chosen = choose_kernels(experiment)
+    wants = experiment.sparsity and experiment.kernels.mode != "dense" and os.environ.get("SPARCL_KERNELS") != "dense"
+    if wants and backend().library is None:
+        errors.print(f"warning: masks act on dense tensors, which saves no time: {backend().reason}", soft_wrap=True, markup=False)
+    return chosen
 
 
 @contextmanager

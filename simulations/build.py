@@ -46,9 +46,6 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
 
     `data`: if it is loaded already.
-
-    Raises:
-        KernelError: if the settings ask for kernels that this machine has not.
     """
     if not experiment.sparsity or experiment.kernels.backend:
         return experiment

@@ -64,6 +64,8 @@ def from_arrays(arrays: Snapshot) -> Journal:
         _strings_of(within(f"rows/{name}", arrays)) if kind is str else arrays[f"rows/{name}"].tolist() for name, kind in _COLUMNS.items()
     ]
     rows = [Row(*values) for values in zip(*columns, strict=True)]
+    if arrays["wall/seconds"].shape != arrays["wall/places"].shape:
+        raise ValueError(f"seconds of shape {arrays['wall/seconds'].shape} for devices of shape {arrays['wall/places'].shape}")
     wall_s = list(zip(*arrays["wall/places"].tolist(), *arrays["wall/seconds"].tolist(), strict=True))
     digests, counts = _strings_of(within("changes/digests", arrays)), arrays["changes/counts"]
     if counts.sum() != len(digests):

@@ -25,8 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"there are no sparse kernels here to measure: {backend().reason}")
     torch.set_num_threads(1)
     settings, found = chosen(options.quick, options.repeats), {"machine": machine()}
-    print(describe(found["machine"]), flush=True)
-    for name in options.parts or PARTS:
+    parts = options.parts or PARTS
+    print(describe(found["machine"]) + ("; SparseProp is not installed" if "layers" in parts and not sparseprop() else ""), flush=True)
+    for name in parts:
         part, start = importlib.import_module(f"benchmarks.kernels.{name}"), time.perf_counter()
         print(f"{name} ...", file=sys.stderr, flush=True)
         found[name] = part.measure(settings)
@@ -68,10 +69,9 @@ def machine() -> dict:
 
 
 def describe(found: dict) -> str:
-    peer = "" if found["sparseprop"] else "; SparseProp is not installed"
     return (
         f"{found['cpu']}, {found['cores']} cores, {found['system']}, one thread\n"
-        f"kernels: {found['kernels']}; torch {found['torch']}, Python {found['python']}{peer}"
+        f"kernels: {found['kernels']}; torch {found['torch']}, Python {found['python']}"
     )
 
 

@@ -59,7 +59,7 @@ def show(rows: list[dict], settings: Settings) -> None:
             dense = f"{1000 * row['seconds']['dense']:>7.1f} {mark}"
             print(f"{row['layer']:<17} {row['count']:>2} {dense}  {' '.join(cells)}  {errors}")
         means = mean_speed_up(here)
-        target, counts = TARGETS["layers"].get(sparsity), [row["count"] for row in here]
+        target, counts = TARGETS["layers"].get(sparsity) if settings.judges else None, [row["count"] for row in here]
         print(f"{'geometric mean':<20} {'':>9}  " + " ".join(f"{'':>7} {means[name]:>5.2f}x" for name in names))
         sums = {
             name: 1000 * sum(row["seconds"][name] * count for row, count in zip(here, counts, strict=True)) for name in ("dense", *names)
@@ -68,9 +68,9 @@ def show(rows: list[dict], settings: Settings) -> None:
         print(f"{'sum of all':<17} {sum(counts):>2} {sums['dense']:>7.0f}    {' '.join(cells)}")
         if target:
             print(f"target: a mean of {target}x with DGM: {'met' if means['masks'] >= target else 'missed'}")
-    print("\nC: contiguous, L: channels-last, the faster one for PyTorch. Errors are relative to the largest value;")
+    print("\nC: contiguous, L: channels-last, the one that PyTorch is faster in. Errors are relative to the")
     worst = max(max(row["error"]["x"], row["error"]["w"]) for row in rows)
-    print(f"ours are at most {worst:.1e} (target {ERROR_TARGET:g}: {'met' if worst <= ERROR_TARGET else 'missed'}).")
+    print(f"largest value; ours are at most {worst:.1e} (target {ERROR_TARGET:g}: {'met' if worst <= ERROR_TARGET else 'missed'}).")
 
 
 def mean_speed_up(rows: list[dict]) -> dict[str, float]:

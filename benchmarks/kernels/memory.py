@@ -50,7 +50,8 @@ NAMES = [variant.name for variant in VARIANTS]
 
 def measure(settings: Settings) -> list[dict]:
     """One row per method and variant, in bytes. Where there is one part of the loss, joint and in turn are the same."""
-    wanted = [(method, v) for method in settings.memory_methods for v in VARIANTS if method != "sgd" or "in turn" not in v.name]
+    variants = [v for v in VARIANTS if not settings.memory_variants or v.name in settings.memory_variants]
+    wanted = [(method, v) for method in settings.memory_methods for v in variants if method != "sgd" or "in turn" not in v.name]
     size = settings.width, settings.image, settings.memory_batch, settings.sparsities[0]
     jobs = [(method, variant, *size) for method, variant in wanted for _ in range(settings.processes)]
     print(f"memory: {len(jobs)} processes", file=sys.stderr, flush=True)
@@ -82,7 +83,7 @@ def show(rows: list[dict], settings: Settings) -> None:
         of_dense = f"{peak / peaks[method, 'dense'] - 1:+.0%}"
         twin = "dense, in turn" if "everything" in row["variant"] and method != "sgd" else row["base"]
         of_twin = f"{peak / peaks[method, twin] - 1:+.0%}" if twin != "dense" else ""
-        target = f"{MEMORY_TARGETS[row['variant']]:.0%}" if row["variant"] in MEMORY_TARGETS else ""
+        target = f"{MEMORY_TARGETS[row['variant']]:.0%}" if settings.judges and row["variant"] in MEMORY_TARGETS else ""
         print(
             f"{method:<6} {row['variant']:<24} {peak / MB:>8.1f} {min(runs):>7.1f}-{max(runs):<7.1f} {of_dense:>9} {of_twin:>12} "
             f"{target:>7} {held / MB:>8.1f}"

@@ -47,7 +47,9 @@ def where(row: dict) -> str:
     if row["crossover"] is not None:
         return f"{row['crossover']:.2f}"
     first, last = row["sparsities"][0], row["sparsities"][-1]
-    return f"<{first:.2f}" if row["speed_up"][-1] >= 1 else f">{last:.2f}"
+    if row["speed_up"][-1] < 1:
+        return f">{last:.2f}"
+    return f"<{first:.2f}" if first else "all"
 
 
 def draw(rows: list[dict], settings: Settings, machine: str, file: Path) -> None:
@@ -63,14 +65,15 @@ def draw(rows: list[dict], settings: Settings, machine: str, file: Path) -> None
     axes.set_yscale("log")
     axes.axhline(1, color="black", linewidth=1.2)
     for row, colour in zip(rows, COLOURS, strict=True):
-        label = f"{row['layer'].replace('->', ' → ').replace('x', '×')}: 1× at {where(row)}"
+        told = where(row)
+        label = row["layer"].replace("->", " → ").replace("x", "×") + (": never below 1×" if told == "all" else f": 1× at {told}")
         dashes = {"linestyle": "--"} if row["layer"].endswith("s2") else {}
         axes.plot(row["sparsities"], row["speed_up"], color=colour, linewidth=2, marker="o", markersize=4, label=label, **dashes)
     _mark_crossovers(axes, rows)
     values = [value for row in rows for value in row["speed_up"]]
-    low, high = min(0.5, *values) / 1.15, max(2.0, *values) * 1.15
+    low, high = min(0.5, *values) / 1.6, max(2.0, *values) * 1.15
     axes.set_ylim(low, high)
-    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100) if low <= tick <= high]
+    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100) if low <= tick <= high]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -93,15 +96,13 @@ def draw(rows: list[dict], settings: Settings, machine: str, file: Path) -> None
 
 
 def _mark_crossovers(axes, rows: list[dict]) -> None:
-    """A ring on the line of 1, and the sparsity below it; labels of neighbours stand on steps, so that they can be read."""
+    """Rings on the line of 1, and their sparsities in a row below, in the same order, so that the lines to them do not cross."""
     crossing = sorted((row["crossover"], colour) for row, colour in zip(rows, COLOURS, strict=True) if row["crossover"] is not None)
     for number, (place, colour) in enumerate(crossing):
         axes.plot([place], [1], marker="o", markersize=10, markerfacecolor="white", markeredgecolor=colour, markeredgewidth=2, zorder=5)
-        offset = (0, -34 - 17 * (len(crossing) - 1 - number))
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 6}
-        axes.annotate(
-            f"{place:.2f}", (place, 1), offset, textcoords="offset points", color=colour, fontsize=12, ha="left", arrowprops=line, zorder=6
-        )
+        at, text = (0.06 + 0.06 * number, 0.035), {"color": colour, "fontsize": 12, "ha": "center", "zorder": 6}
+        axes.annotate(f"{place:.2f}", (place, 1), at, textcoords="axes fraction", arrowprops=line, **text)
 
 
 def _logarithm(value):

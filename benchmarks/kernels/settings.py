@@ -19,12 +19,13 @@ class Settings:
     Attributes:
         width, image, batch: of ResNet-18, its square input, and a step.
         sparsities, methods: of `layers` and `step`.
-        memory_methods, memory_batch: of `memory`, whose sparsity is the first one.
+        memory_methods, memory_batch, memory_variants: of `memory`, whose sparsity is the first one; no variants: all.
         plotted: sparsities of the plot.
         layer_repeats, plot_repeats: turns, each a pass of every side.
         dense_repeats, cycles, normals: of `step`: turns of the dense sides, draws of a gradient mask, and steps that are measured
             between two of them.
         processes: of `memory`, per variant.
+        judges: figures are compared with the targets, which are for the full sizes.
     """
 
     width: int = 64
@@ -34,6 +35,7 @@ class Settings:
     methods: tuple[str, ...] = ("sgd", "er", "derpp")
     memory_methods: tuple[str, ...] = ("sgd", "derpp")
     memory_batch: int = 32
+    memory_variants: tuple[str, ...] = ()
     plotted: tuple[float, ...] = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
     layer_repeats: int = 11
     plot_repeats: int = 7
@@ -41,11 +43,12 @@ class Settings:
     cycles: int = 5
     normals: int = 2
     processes: int = 3
+    judges: bool = True
 
 
 QUICK = Settings(
-    sparsities=(0.95,), methods=("sgd",), memory_batch=8, plotted=(0.25, 0.75, 0.95), layer_repeats=2, plot_repeats=1,
-    dense_repeats=1, cycles=1, normals=1, processes=1,
+    batch=8, sparsities=(0.95,), methods=("sgd",), memory_methods=("sgd",), memory_batch=8, memory_variants=("dense", "everything"),
+    plotted=(0.25, 0.75, 0.95), layer_repeats=2, plot_repeats=1, dense_repeats=1, cycles=1, normals=1, processes=1, judges=False,
 )  # fmt: skip
 
 

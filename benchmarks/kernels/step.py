@@ -69,15 +69,15 @@ def _mean(draw: float, following: float, usual: float) -> float:
 def show(found: dict, settings: Settings) -> None:
     print(f"\nTraining steps of ResNet-18 width {settings.width}, batch {settings.batch}. Fastest ms, median speed-up over dense\n")
     parts = f"{'draw':>8} {'next':>8} {'other':>8}"
-    print(f"{'':<6} {'':>8} {'':>7}   {'':>15} {'':>7}   {'kernels, by kind of step':^26}")
+    print(f"{'':<6} {'':>8} {'':>7}   {'':>15} {'':>7}   {'kernels, by kind of step':>26}")
     print(f"{'method':<6} {'sparsity':>8} {'dense':>7}   {'kernels':>15} {'target':>7}   {parts}   {'dense products':>15}")
     for row in found["rows"]:
         cells = {name: f"{1000 * row['seconds'][name]:>8.0f} {row['speed_up'][name]:>5.2f}x" for name in row["seconds"]}
-        target = TARGETS["step"].get(row["sparsity"])
+        target = TARGETS["step"].get(row["sparsity"]) if settings.judges else None
         kinds = " ".join(f"{1000 * min(row['times']['kernels'][kind]):>8.0f}" for kind in ("draw", "next", "other"))
         print(
             f"{row['method']:<6} {row['sparsity']:>8.2f} {1000 * row['seconds']['dense']:>7.0f}   {cells['kernels']:>15} "
-            f"{f'{target}x' if target else '':>7}   {kinds}   {cells.get('masked', ''):>15}"
+            f"{f'{target}x' if target else '':>7}   {kinds}   {cells.get('masked', '-'):>15}"
         )
     names = {"learner": "the learner at sparsity 0"} | {layout: f"PyTorch {layout}" for layout in LAYOUTS}
     told = ", ".join(f"{text} {1000 * min(found['dense'][name]):.0f} ms" for name, text in names.items())

@@ -12,7 +12,6 @@ Times = dict[str, list[float]]
 def in_turn(sides: dict[str, Callable[[], object]], repeats: int, warm: int = 1) -> Times:
     """Seconds of every side, in order of the turns; `warm` turns before are not counted."""
     found: Times = {name: [] for name in sides}
-    gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()  # a collection would hit one side by chance
     try:

@@ -32,7 +32,7 @@ class KernelConfig:
     """How sparse layers are computed.
 
     Attributes:
-        mode: `auto`: by measurement; `sparse`: on the kernels wherever they can; `dense`: PyTorch's product with a masked weight.
+        mode: `auto`: by measurement; `sparse`: on the kernels, where there are any; `dense`: PyTorch's product with a masked weight.
         allow_bf16: let `auto` also choose dense products in bfloat16, whose results differ.
         backend: the instruction set that the choice was made for; empty: it is still to be made, and until it is, `auto` is `sparse`.
         sparse, bf16: the layers (names of weights) that run on the kernels and in bfloat16, once the choice is made; all others run dense.
@@ -89,10 +89,8 @@ def resolve(
     here = backend()
     if config.mode == "dense" or dtype != torch.float32:
         return replace(config, backend=here.name)
-    if config.mode == "sparse" and here.library is None:
-        raise KernelError(f"kernels.mode is sparse, but there are no kernels here: {here.reason}; take kernels.mode=auto")
     if config.mode == "sparse":
-        return replace(config, backend=here.name, sparse=masked)
+        return replace(config, backend=here.name, sparse=masked if here.library else ())
     candidates = ["dense", *(["sparse"] if here.library else []), *(["bf16"] if config.allow_bf16 else [])]
     if len(candidates) == 1:
         return replace(config, backend=here.name)

@@ -67,7 +67,7 @@ def test_a_process_for_memory_says_what_it_measured():
 def test_an_unfused_model_trains_to_the_same_weights():
     from benchmarks.kernels.workload import Training
 
-    fused, apart = (Training("derpp", 0.9, "sparse", 8, 8, 4, is_joint) for is_joint in (False, True))
+    fused, apart = (Training("derpp", 0.9, "sparse", 8, 16, 8, is_joint) for is_joint in (False, True))
     memory.unfuse(apart.learner.model)
     for training in (fused, apart):
         training.step(draws=True)

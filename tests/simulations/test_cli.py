@@ -1,5 +1,6 @@
 """The command line: bad input ends with exit code 2 and one message, and leaves nothing behind."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from worlds import TINY, tiny
 
 from simulations.__main__ import app
+from simulations.build import choose_kernels
 from simulations.config import ConfigError, available, load
 from simulations.view import View
 
@@ -307,7 +309,7 @@ def test_debug_shows_a_traceback_and_no_message_of_ours(tmp_path):
 def test_the_seed_option_wins_over_the_file(tmp_path):
     result = run_tiny(tmp_path, "stream.tasks=1", options=("--seed", "3"))
     assert result.exit_code == 0, result.output
-    assert load(str(tmp_path / "tiny-seed3" / "config.toml")) == tiny("stream.tasks=1", "seed=3")
+    assert load(str(tmp_path / "tiny-seed3" / "config.toml")) == choose_kernels(tiny("stream.tasks=1", "seed=3"))
 
 
 def test_a_baseline_is_run_beside(tmp_path):
@@ -345,9 +347,25 @@ def test_the_real_command_writes_a_whole_run_folder(tmp_path):
     assert "run folder: runs/tiny-seed0" in done.stdout
 
     (folder,) = (tmp_path / "runs").iterdir()
-    assert load(str(folder / "config.toml")) == tiny()
+    assert load(str(folder / "config.toml")) == choose_kernels(tiny())  # that choice is made when a run starts
     for name in ("ledger", "rounds", "accuracy", "wall"):
         assert pq.read_table(folder / f"{name}.parquet").num_rows > 0
     assert np.isfinite(load_file(folder / "model.safetensors")["conv1.weight"]).all()
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert not [path for path in folder.iterdir() if path.suffix in (".pkl", ".pickle", ".pt", ".npy")]
+
+
+def test_without_a_compiler_a_run_is_slower_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "simulations", "run", str(TINY), "--engine", "inline", "--out", "runs", "--set", "stream.tasks=1"]
+    environment = {**os.environ, "CC": "/bin/false", "SPARCL_KERNEL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 0 and line.startswith("warning: masks act on dense tensors, which saves no time: ")
+    stored = load(str(tmp_path / "runs/tiny-seed0/config.toml")).kernels
+    assert (stored.backend, stored.sparse) == ("dense", ())
+
+
+def test_a_run_that_chose_other_kernels_is_refused(tmp_path):
+    result = run_tiny(tmp_path, "kernels.backend=avx1024", "kernels.sparse=['conv2.weight']")
+    assert_one_message(result, "chosen for the avx1024 kernels", "kernels.mode=dense")
+    assert left_behind(tmp_path) == []

@@ -18,7 +18,7 @@ import pytest
 from sparcl_core.kernels import build
 from sparcl_core.kernels.build import KernelError, Recipe, backend, choose, load
 
-SMALL = f"#include <stdint.h>\nint32_t sparcl_abi(void) {{ return {build.ABI}; }}\nint32_t sparcl_vector_floats(void) {{ return 4; }}\n".encode()
+SMALL = b"#include <stdint.h>\nint32_t sparcl_abi(void) { return %d; }\nint32_t sparcl_vector_floats(void) { return 4; }\n" % build.ABI
 OTHER = SMALL + b"int32_t other(void) { return 2; }\n"
 ROOT = Path(__file__).parents[3]
 
