@@ -36,7 +36,7 @@ def journal_of(round_: int, devices: int = 3) -> Journal:
     record = RoundRecord(round_, 2, round_ % 3 == 0, devices, 2**40 + round_, accuracy, Diversity(0.1, 0.2) if round_ else None)
     blobs = [("ab" * 16, f"{device:032x}")[: device % 3] for device in range(devices)]
     changes = StateChanges(np.arange(devices) * 5, np.full(devices, 2**33 + round_), blobs)
-    return Journal(record, rows, [(round_, device, 0.1 * device) for device in range(devices)], changes, 2 * round_)
+    return Journal(record, rows, [(round_, device, 0.1 * device, 0.01 * device) for device in range(devices)], changes, 2 * round_)
 
 
 def value_of(kind: type, number: int):

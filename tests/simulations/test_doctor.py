@@ -25,7 +25,7 @@ def fresh(tmp_path, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """A source that compiles at once."""
-    source = b"int sparcl_abi(void) { return 1; } int sparcl_vector_floats(void) { return 8; }"
+    source = b"int sparcl_abi(void) { return %d; } int sparcl_vector_floats(void) { return 8; }" % build.ABI
     true = build._recipe
     monkeypatch.setattr(build, "_recipe", lambda _, deadline: true(source, deadline))
     try:
