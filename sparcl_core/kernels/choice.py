@@ -59,6 +59,8 @@ class KernelConfig:
             KernelError: if this machine cannot do what was chosen, with the reason.
         """
         here = backend()
+        if self.mode == "dense":  # also where something else was chosen before: the way out of a refusal
+            return dict.fromkeys(names, "dense")
         if self.backend:
             if self.sparse and here.name != self.backend:
                 raise KernelError(
@@ -68,7 +70,7 @@ class KernelConfig:
             if unknown := (set(self.sparse) | set(self.bf16)) - set(names):
                 raise ValueError(f"kernels name {sorted(unknown)[0]}, which is no sparse weight of this model: it has {', '.join(names)}")
             return {name: "sparse" if name in self.sparse else "bf16" if name in self.bf16 else "dense" for name in names}
-        runs_sparse = self.mode != "dense" and dtype == torch.float32 and here.library is not None
+        runs_sparse = dtype == torch.float32 and here.library is not None
         return dict.fromkeys(names, "sparse" if runs_sparse else "dense")
 
 
