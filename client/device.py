@@ -105,9 +105,12 @@ def report(
         after, before, residual = done.session.state[name], base[name], device.residual[name]
         if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
             after, before, residual = (sparse.take(array, over.places) for array in (after, before, residual))
-        sent = (code_active if name in done.masks else code_update)(after - before, residual, over, form, name, rng, wire.block, share)
+            sent = code_active(after - before, residual, over, form, name, rng, wire.block, share)
+            residuals[name] = sparse.put(sent.residual, over.places, layout.shapes[name])
+        else:
+            sent = code_update(after - before, residual, over, form, name, rng, wire.block, share)
+            residuals[name] = sent.residual
         coded[name] = sent.coded
-        residuals[name] = sent.residual if name not in done.masks else sparse.put(sent.residual, over.places, layout.shapes[name])
     versions = (device.version, device.mask_version)
     delta = codec.encode("delta", layout, coded, *versions)
     masks = _mask_payload(device, done, layout, config, versions)
