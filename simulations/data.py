@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simulations.config import ConfigError, DataConfig
+from simulations.errors import ConfigError
+from simulations.sections import DataConfig
 from sparcl_core.inputs import InputSpec
 from sparcl_core.seeding import generator
 

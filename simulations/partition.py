@@ -7,7 +7,8 @@ and it draws from a generator of its own.
 import numpy as np
 
 from client.stream import DrawnStreams, SplitStreams, Streams
-from simulations.config import ConfigError, StreamConfig
+from simulations.errors import ConfigError
+from simulations.sections import StreamConfig
 from simulations.data import Dataset
 from sparcl_core.seeding import generator
 

@@ -35,12 +35,14 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by column. `train_sparse` + `train_dense` = training in layers that may be sparse, and in all others.
+    """FLOPs by column, and what a cost model wants to know beside them. `train_sparse` + `train_dense` = training in layers that may be
+    sparse, and in all others.
 
     `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
     bound: gradients of dense weights are not needed for it). `masks`: one operation per weight that a ranking looks at.
-    `statistics`: forward passes that recompute BatchNorm statistics. `paper`: the published convention for the same steps; not part of
-    `total`.
+    `statistics`: forward passes that train nothing: those that recompute BatchNorm statistics, and those whose loss tells a change of task.
+    `paper`: the published convention for the same steps; not part of `total`.
+    No FLOPs: `samples` that went forward and backward (replay and importance included) and optimiser `steps`.
     """
 
     train_sparse: int = 0
@@ -49,6 +51,8 @@ class Flops:
     masks: int = 0
     paper: int = 0
     statistics: int = 0
+    samples: int = 0
+    steps: int = 0
 
     @property
     def train(self) -> int:
@@ -66,6 +70,8 @@ class Flops:
             self.masks + other.masks,
             self.paper + other.paper,
             self.statistics + other.statistics,
+            self.samples + other.samples,
+            self.steps + other.steps,
         )
 
 
@@ -99,8 +105,9 @@ class StepFlops:
     dense: int
     forward: int
 
-    def times(self, samples: int) -> Flops:
-        return Flops(train_sparse=self.sparse * samples, train_dense=self.dense * samples)
+    def step(self, samples: int) -> Flops:
+        """One step with `samples`, replay included."""
+        return Flops(train_sparse=self.sparse * samples, train_dense=self.dense * samples, samples=samples, steps=1)
 
 
 def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int]) -> StepFlops:

@@ -170,7 +170,7 @@ class Learner:
             scores[name].reshape(-1)[self.sparse[name].places.numpy()] = score.numpy()
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
-        return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()))
+        return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()), samples=samples)
 
     def statistics(self, state: State, masks: Masks, data: TaskData, memory: Memory) -> tuple[State, int, Flops]:
         """BatchNorm statistics of `state` on what DDR keeps of the current data and on the buffer, recomputed in one pass.
@@ -336,7 +336,7 @@ class _Run:
         if self.buffer.capacity:
             rehearsal.offer_(self.buffer, data.x[indices], data.y[indices], logits.numpy(), offer_rng)
         cost = self.full_cost if draw_now else self.cost
-        self.flops += cost.times(len(indices) + num_replayed)
+        self.flops += cost.step(len(indices) + num_replayed)
         self.flops += Flops(paper=paper_flops(cost.forward, len(indices), num_replayed))
         self.steps += 1
         self.samples += len(indices)
@@ -388,6 +388,6 @@ class _Run:
             batch = min(size, left)
             held = min(batch, self.buffer.capacity, self.twin_offered) if replays else 0
             replayed = REPLAY_DRAWS[learner.config.method] * held
-            self.dense_flops += cost.times(batch + replayed) + Flops(paper=paper_flops(forward, batch, replayed))
+            self.dense_flops += cost.step(batch + replayed) + Flops(paper=paper_flops(forward, batch, replayed))
             self.twin_offered += batch
             left -= batch

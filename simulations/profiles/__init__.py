@@ -1,10 +1,10 @@
 """Device profiles: TOML files with a value and its source for every figure."""
 
 import tomllib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
-from simulations.config import ConfigError
+from simulations.errors import ConfigError
 from sparcl_core.costs import DeviceProfile
 
 FOLDER = Path(__file__).parent
@@ -24,7 +24,10 @@ def load_profile(name: str) -> tuple[DeviceProfile, list[str]]:
     if unknown := set(tree) - {*wanted, "name"}:
         raise ConfigError(f"{path.name}: unknown figure {sorted(unknown)[0]!r}; a profile has {', '.join(wanted)}")
     values, assumed = {}, []
+    optional = {field.name for field in fields(DeviceProfile) if field.default is not MISSING}
     for key in wanted:
+        if key not in tree and key in optional:
+            continue
         entry = tree.get(key, {})
         value, source = entry.get("value"), entry.get("source", "")
         if not isinstance(value, int | float) or value < 0 or (value == 0 and key != "radio_j_per_byte"):

@@ -109,7 +109,7 @@ def test_dense_exact_counts_equal_torchs_counter_on_a_training_step(config, shap
         torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
     layers = layer_shapes(model, shape)
     assert dense_forward(layers) * batch == forward.get_total_flops()
-    assert per_sample(layers, {}, {}).times(batch).train == step.get_total_flops()
+    assert per_sample(layers, {}, {}).step(batch).train == step.get_total_flops()
 
 
 # --- by hand ---

@@ -470,7 +470,7 @@ def test_a_dense_sgd_session_costs_its_steps():
     done = learner.train(state, masks, task, learner.begin_task(memory, 24), 2, device=0)
     step = per_sample(layer_shapes(learner.model, INPUTS.shape), {}, {})
     assert done.steps == 6
-    assert done.flops.train == 6 * step.times(8).train
+    assert done.flops.train == 6 * step.step(8).train
     assert done.flops.paper == 48 * 3 * dense_forward(learner.layers)
 
 
@@ -491,6 +491,8 @@ def test_a_sparse_session_is_counted_step_by_step():
         train_dense=sum((current + replayed) * full.dense for current, replayed, _ in steps),
         masks=2 * sum(active.values()),
         paper=sum((3 * current + replayed) * full.forward for current, replayed, _ in steps),
+        samples=40 + 52,
+        steps=6,
     )
     assert (done.steps, done.samples, done.replayed) == (6, 40, 52)
 
