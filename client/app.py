@@ -109,7 +109,7 @@ class _Trainer:
         instruction, device, stream, where = self._receive(content, context)
         with _stage(where, "calibrate"):
             data, memory = stream.task(instruction.task), device.memory
-            if instruction.task != device.task:  # it failed to train on this task so far: what DDR keeps is of another one
+            if instruction.task != device.step:  # it failed to train on this data so far: what DDR keeps is of other samples
                 memory = self.learner.begin_task(memory, len(data.y))
             own, samples, flops = self.learner.statistics(writable(device.base), device.masks, data, memory)
             report = Report(device.version, samples, device.seen, self._statistics_payload(own, device), b"")

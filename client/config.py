@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sparcl_core.change import ChangeConfig
 from sparcl_core.codec import Layout
 from sparcl_core.inputs import InputSpec
 from sparcl_core.method import MethodConfig
@@ -28,6 +29,8 @@ class ClientConfig:
     wire: WireConfig = field(default_factory=WireConfig)
     mask: Literal["shared", "local"] = "shared"
     batchnorm: Literal["global", "local", "recompute"] = "global"
+    chunks: int = 1
+    change: ChangeConfig | None = None
 
     def layout(self, whole: Layout) -> Layout:
         """What of a model with layout `whole` crosses the wire in every round."""

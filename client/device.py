@@ -12,10 +12,11 @@ from client import sparse
 from client.config import ClientConfig
 from client.state import DeviceState
 from client.stream import Stream
-from sparcl_core import codec, tdm
+from sparcl_core import change, codec, tdm
+from sparcl_core import ddr as data_removal
 from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.flops import Flops
-from sparcl_core.learner import Learner, Session
+from sparcl_core.learner import Learner, Session, TaskData
 from sparcl_core.masks import Masks, State
 from sparcl_core.protocol import Instruction, Report
 from sparcl_core.seeding import generator
@@ -32,6 +33,7 @@ class Round:
         update: how they differ from those that the server knows; None where they do not.
         importance: reported importance, if it was asked for.
         flops: everything that was computed.
+        has_changed: the device noticed that its task did; never where it is told.
     """
 
     session: Session
@@ -39,20 +41,19 @@ class Round:
     update: tdm.MaskUpdate | None
     importance: dict[str, np.ndarray] | None
     flops: Flops
+    has_changed: bool = False
 
 
 def train(
     device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
 ) -> tuple[DeviceState, Round]:
     """The device after one round of local training, and the round that it was. `number`: the device's number."""
-    data = stream.task(instruction.task)
-    memory = device.memory
-    if instruction.task != device.task:
-        memory = learner.begin_task(memory, len(data.y))
-    device = replace(device, memory=memory, task=instruction.task)
-    start, masks, update, flops = device.base, device.masks, None, Flops()
+    device, data, has_changed, flops = _meet(device, instruction, learner, stream, config)
+    start, masks, update = device.base, device.masks, None
     if config.mask == "local":
-        device, start, masks, update, flops = _adapt(device, instruction, learner, stream, number, config)
+        device, start, masks, update, cost = _adapt(device, instruction, data, learner, number, config)
+        flops += cost
+    memory = device.memory
     session = learner.train(start, masks, data, memory, instruction.epochs, number)
     flops += session.flops
     importance = None
@@ -64,11 +65,35 @@ def train(
     device = replace(device, memory=session.memory, seen=seen)
     if config.batchnorm == "local":
         device = replace(device, statistics={name: session.state[name] for name in device.statistics})
-    return device, Round(session, masks, update, importance, flops)
+    return device, Round(session, masks, update, importance, flops, has_changed)
+
+
+def _meet(
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, config: ClientConfig
+) -> tuple[DeviceState, TaskData, bool, Flops]:
+    """The data of the round, and the device at its beginning: in a new task if it is told so, or notices it.
+
+    What data removal knows is of samples, and goes with them; its schedule goes by the epochs of the task, as that of the masks.
+    """
+    data, memory, flops, losses = stream.task(instruction.task), device.memory, Flops(), device.losses
+    if instruction.task != device.step:
+        memory = replace(memory, ddr=data_removal.start(len(data.y)))
+    task, has_changed = instruction.task // config.chunks, False
+    if config.change:
+        loss, flops = learner.loss(device.base, device.masks, data, config.change.batches)
+        has_changed = device.task >= 0 and change.has_changed(losses, loss, config.change)
+        task = max(device.task, 0) + has_changed
+        losses = change.remember(losses[: 0 if has_changed else None], loss, config.change)
+    if task != device.task:
+        memory = learner.begin_task(memory, len(data.y))
+    data = replace(data, task=task)
+    if config.change:  # nobody says which classes the task has
+        data = replace(data, classes=tuple(np.unique(data.y).tolist()))
+    return replace(device, memory=memory, task=task, step=instruction.task, losses=losses), data, has_changed, flops
 
 
 def _adapt(
-    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
+    device: DeviceState, instruction: Instruction, data: TaskData, learner: Learner, number: int, config: ClientConfig
 ) -> tuple[DeviceState, State, Masks, tdm.MaskUpdate | None, Flops]:
     """Where masks are the device's own: TDM by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022).
 
@@ -77,13 +102,12 @@ def _adapt(
     """
     method = config.method
     schedule = tdm.Schedule(method.tdm, method.sparsity, config.task_epochs, instruction.epochs)
-    what = schedule.action(instruction.task, device.memory.epochs // instruction.epochs)
+    what = schedule.action(data.task, device.memory.epochs // instruction.epochs)
     if what == "rest":
         return device, device.base, device.masks, None, Flops()
     importance, flops = {}, Flops()
     start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
     if what == "adapt":
-        data = stream.task(instruction.task)
         importance, flops = learner.importance(start, device.masks, data, device.memory, number)
     planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
     update = replace(planned, device=number)
@@ -114,7 +138,7 @@ def report(
     versions = (device.version, device.mask_version)
     delta = codec.encode("delta", layout, coded, *versions)
     masks = _mask_payload(device, done, layout, config, versions)
-    told = Report(device.version, done.session.samples, device.seen, delta.data, masks.data if masks else b"")
+    told = Report(device.version, done.session.samples, device.seen, delta.data, masks.data if masks else b"", done.has_changed)
     return replace(device, residual=residuals), told
 
 

@@ -5,7 +5,7 @@ devices keeps equal bytes once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,7 +28,9 @@ class DeviceState:
         statistics: running statistics that stay on the device; empty if they cross the wire.
         residual: what encoding has lost so far, for every tensor of the model.
         memory: buffer, data removal, epochs.
-        task: the task it last trained on, -1 before the first.
+        task: the task it last trained on, -1 before the first; where it is not told, as many changes as it has noticed.
+        step: of its stream, whose data it last had, -1 before the first.
+        losses: [n] float64, what it notices a change by, see `sparcl_core.change`.
         seen: [C] bool, classes it has had data of.
     """
 
@@ -38,6 +40,8 @@ class DeviceState:
     memory: Memory
     seen: np.ndarray
     task: int = -1
+    step: int = -1
+    losses: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def base(self) -> State:
@@ -70,11 +74,11 @@ def save_state(device: DeviceState) -> dict[str, bytes]:
     references = device.model.references
     packed = [sparse.pack(value, references[name].places) for name, value in device.residual.items()]
     head = {
-        "counts": [device.task, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
+        "counts": [device.task, device.step, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
         "statistics": list(device.statistics),
         "residual": "".join(form for form, _ in packed),
     }
-    arrays = [device.seen, buffer.x, buffer.y, buffer.logits, *(getattr(removal, key) for key in _DDR_ARRAYS)]
+    arrays = [device.seen, device.losses, buffer.x, buffer.y, buffer.logits, *(getattr(removal, key) for key in _DDR_ARRAYS)]
     arrays += [*device.statistics.values(), *(array for _, arrays in packed for array in arrays)]
     return {"model": device.model.saved, "own": frame.write(head, map(np.ascontiguousarray, arrays))}
 
@@ -97,8 +101,8 @@ def load_own(own: bytes, model: Model | None) -> DeviceState:
     """
     head, found = frame.read(own)
     arrays = iter(found)
-    task, epochs, twin_offered, offered, stages = head["counts"]
-    seen = next(arrays)
+    task, step, epochs, twin_offered, offered, stages = head["counts"]
+    seen, losses = next(arrays), next(arrays)
     buffer = rehearsal.Buffer(next(arrays), next(arrays), next(arrays), offered)
     removal = ddr.DDRState(*(next(arrays) for _ in _DDR_ARRAYS), stages=stages)
     statistics = {name: next(arrays) for name in head["statistics"]}
@@ -106,7 +110,7 @@ def load_own(own: bytes, model: Model | None) -> DeviceState:
     if model is not None:
         for (name, value), form in zip(model.base.items(), head["residual"], strict=True):
             residual[name] = sparse.unpack(form, arrays, value.shape, value.dtype, model.references[name].places)
-    return DeviceState(model or NO_MODEL, statistics, residual, Memory(buffer, removal, epochs, twin_offered), seen, task)
+    return DeviceState(model or NO_MODEL, statistics, residual, Memory(buffer, removal, epochs, twin_offered), seen, task, step, losses)
 
 
 _DDR_ARRAYS = ("kept", "misses", "forgotten", "learned", "was_right", "passes")

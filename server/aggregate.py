@@ -77,6 +77,7 @@ class Update:
         tensors: d_k, the change of the model that the device received; tensors and places left out did not change.
         masks: the weight masks that the device ended with (mask mode `local`), bool in the layout's shapes. A tensor without a mask is
             held wholly; None: so are all (shared masks: inactive places are in no update, and stay at 0).
+        weight: what its n_k is multiplied by; less than 1 for an update that is stale.
     """
 
     device: int
@@ -84,6 +85,7 @@ class Update:
     seen: np.ndarray
     tensors: dict[str, SparseTensor]
     masks: Masks | None = None
+    weight: float = 1.0
 
 
 def mean_update(updates: list[Update], weights: State, layout: Layout, classifier: tuple[str, ...], config: AggregationConfig) -> State:
@@ -221,4 +223,4 @@ def _counts(updates: list[Update], config: AggregationConfig) -> list[float]:
         raise ValueError(f"updates of devices {order}: at least one, each device once, in device order")
     if sum(update.samples for update in updates) <= 0:
         raise ValueError("no update has a sample behind it: they cannot be weighted")
-    return [1.0 if config.rule == "count-mean" else float(update.samples) for update in updates]
+    return [(1.0 if config.rule == "count-mean" else float(update.samples)) * update.weight for update in updates]

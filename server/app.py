@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from server.fleet import Roster
@@ -17,11 +17,25 @@ from sparcl_core.masks import State
 
 
 @dataclass(frozen=True)
-class RoundRecord:
-    """One finished round. accuracy: [2, T] Class-IL and Task-IL per task, or None where this round was not evaluated.
+class Evaluation:
+    """accuracy: [2, T], Class-IL and Task-IL per task. by_class: [2, T, C], the same per true class; NaN where there is no test sample."""
 
-    ends_task: the round was the last of its task, so its accuracy is a row of the accuracy matrix. diversity: of the devices' masks;
-    None without masks.
+    accuracy: np.ndarray
+    by_class: np.ndarray
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One finished round.
+
+    Attributes:
+        round: from 1; 0 is the untrained model.
+        task: that of its stream that the median device was at; -1 for round 0.
+        ends_task: it was over with this round, so its accuracy is a row of the accuracy matrix.
+        num_devices, num_samples: whose updates were averaged, and the samples behind them.
+        accuracy, by_class: see `Evaluation`; None where this round was not evaluated.
+        diversity: of the devices' masks; None without masks.
+        time: virtual second at which it was over.
     """
 
     round: int
@@ -31,22 +45,24 @@ class RoundRecord:
     num_samples: int
     accuracy: np.ndarray | None
     diversity: Diversity | None = None
+    by_class: np.ndarray | None = None
+    time: float = 0.0
 
 
 def run_rounds(
     grid: Grid,
     strategy: SparCLStrategy,
-    num_tasks: int,
+    rounds: int,
     evaluate_every: int,
-    evaluate: Callable[[State], np.ndarray],
+    evaluate: Callable[[State], Evaluation],
     observe: Callable[[RoundRecord], None],
     roster: Roster | None = None,
     first_round: int = 0,
 ) -> None:
-    """All rounds of all tasks.
+    """All rounds, or as many as there are before the virtual clock ends the run.
 
     Args:
-        evaluate: global model -> accuracy [2, T]; called at the end of every task and every `evaluate_every` rounds (0: never else).
+        evaluate: called with the global model at the end of every task, every `evaluate_every` rounds (0: never else), and at the end.
         observe: told of every round when it is over; of round 0, the untrained model, first.
         roster: the fleet, where it is known, as in a simulation; without it every node is asked who it is.
         first_round: 0, the evaluation of the untrained model; or the round behind the one that `strategy` was restored at.
@@ -56,19 +72,44 @@ def run_rounds(
     else:
         strategy.enrol(roster)
     if first_round == 0:
-        observe(RoundRecord(0, -1, False, 0, 0, evaluate(strategy.weights)))
-    rounds_per_task = strategy.federation.rounds_per_task
-    for server_round in range(max(first_round, 1), num_tasks * rounds_per_task + 1):
-        task, session = strategy.position(server_round)
-        messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
-        replies = _exchange(grid, messages)
-        _, metrics = strategy.aggregate_train(server_round, replies)
-        ends_task = session == rounds_per_task - 1
+        found = evaluate(strategy.weights)
+        observe(RoundRecord(0, -1, False, 0, 0, found.accuracy, by_class=found.by_class, time=strategy.now))
+    for server_round in range(max(first_round, 1), rounds + 1):
+        if strategy.is_over:
+            return
+        task = strategy.attendance.usual_task(server_round, strategy.now)
+        metrics = _play(grid, strategy, server_round)
+        _undo(grid, strategy)
+        is_last = strategy.is_over or server_round == rounds
+        if is_last and strategy.buffered:
+            strategy.buffered.settle_rest()
+        ends_task = is_last or strategy.attendance.usual_task(server_round + 1, strategy.now) > max(task, 0)
         is_due = ends_task or (evaluate_every > 0 and server_round % evaluate_every == 0)
         if is_due and strategy.recomputes_statistics:
             strategy.aggregate_calibrate(server_round, _exchange(grid, strategy.configure_calibrate(server_round)))
-        accuracy = evaluate(strategy.weights) if is_due else None
-        observe(RoundRecord(server_round, task, ends_task, metrics["num-devices"], metrics["num-examples"], accuracy, strategy.diversity))
+        found = evaluate(strategy.weights) if is_due else None
+        counts = (metrics["num-devices"], metrics["num-examples"])
+        accuracy, by_class = (found.accuracy, found.by_class) if found else (None, None)
+        observe(RoundRecord(server_round, task, ends_task, *counts, accuracy, strategy.diversity, by_class, strategy.now))
+
+
+def _play(grid: Grid, strategy: SparCLStrategy, server_round: int) -> MetricRecord:
+    """One round of training. Returns its counts."""
+    if strategy.buffered:
+        return strategy.buffered.play(server_round, lambda messages: _exchange(grid, messages))
+    messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+    _, metrics = strategy.aggregate_train(server_round, _exchange(grid, messages))
+    return metrics
+
+
+def _undo(grid: Grid, strategy: SparCLStrategy) -> None:
+    """Devices that were cut short have what they had before; where nobody can give it back to them, they are sent the whole model."""
+    for device in strategy.undone:
+        if hasattr(grid, "undo"):
+            grid.undo(device)
+        else:
+            strategy.exchange.held[device] = 0
+    strategy.undone.clear()
 
 
 def _exchange(grid: Grid, messages: Iterable[Message]) -> Iterable[Message]:

@@ -6,6 +6,7 @@ in sequence, or w^ whole if that is smaller; a device never seen gets it whole. 
 forgotten.
 """
 
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -16,6 +17,15 @@ from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.masks import Masks, State, apply_masks_
 from sparcl_core.seeding import generator
 from sparcl_core.wire import WireConfig, code_update, statistics_form
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A version as an update refers to it: its number, that of its masks, and the masks."""
+
+    version: int
+    mask_version: int
+    masks: Masks
 
 
 class Broadcast:
@@ -41,14 +51,21 @@ class Broadcast:
             mask.flags.writeable = False
         self._masks = masks
 
+    @property
+    def base(self) -> Base:
+        """The version that was published last."""
+        return Base(self.version, self.mask_version, self.masks)
+
     def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float) -> None:
         """Change the masks by an update that devices can redo; dropped places of `weights` and of the held model become 0, in place."""
         self._pending_mask.append(self._places(update.what, update.dropped, update.number))
         self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config, sparsity, self.seed)
         self.mask_version = update.number
 
-    def replace_masks(self, weights: State, masks: Masks) -> None:
-        """Change the masks to others that devices cannot foresee: dropped and added places are sent; as `update_masks` otherwise."""
+    def replace_masks(self, masks: Masks, weights: State | None = None) -> None:
+        """Change the masks to others that devices cannot foresee: dropped and added places are sent; as `update_masks` otherwise.
+
+        `weights`: None where those of the server are not theirs to change."""
         gone = {name: np.flatnonzero(old & ~masks[name]) for name, old in self.masks.items()}
         come = {name: np.flatnonzero(masks[name] & ~old) for name, old in self.masks.items()}
         if not any(places.size for places in (*gone.values(), *come.values())):
@@ -59,7 +76,7 @@ class Broadcast:
         self._pending_mask.append(self._places("add", come, number))
         self.masks = {name: mask.copy() for name, mask in masks.items()}
         self.mask_version = number
-        for state in (weights, self.held):
+        for state in (self.held,) if weights is None else (weights, self.held):
             apply_masks_(state, self.masks)
 
     def publish(self, weights: State) -> None:

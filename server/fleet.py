@@ -1,4 +1,4 @@
-"""The roster of devices, and the cohort of a round as a function of (seed, round).
+"""The roster of devices.
 
 A fleet may have a million devices, so the roster is three arrays; a `Member` is made only for a device that is spoken to.
 """
@@ -6,8 +6,6 @@ A fleet may have a million devices, so the roster is three arrays; a `Member` is
 from dataclasses import dataclass
 
 import numpy as np
-
-from sparcl_core.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,7 @@ class Roster:
     def __len__(self) -> int:
         return len(self.devices)
 
-    def cohort(self, seed: int, server_round: int, task: int, size: int) -> tuple[Member, ...]:
-        """The devices of a round, in device order: `size` (0: all) drawn uniformly from those that have data for `task`."""
-        able = np.flatnonzero(self.samples[:, task] > 0)
-        if 0 < size < len(able):
-            able = np.sort(able[generator(seed, "cohort", server_round).permutation(len(able))[:size]])
-        return self._members(able)
-
-    def without_data(self, task: int) -> tuple[Member, ...]:
-        """The devices that sit `task` out."""
-        return self._members(np.flatnonzero(self.samples[:, task] == 0))
-
-    def _members(self, rows: np.ndarray) -> tuple[Member, ...]:
+    def members(self, rows: np.ndarray) -> tuple[Member, ...]:
+        """The devices of these rows."""
         columns = (self.devices[rows].tolist(), self.node_ids[rows].tolist(), self.samples[rows].tolist())
         return tuple(Member(device, node_id, tuple(samples)) for device, node_id, samples in zip(*columns, strict=True))

@@ -8,7 +8,7 @@ from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
 from server.aggregate import Update
-from server.broadcast import Broadcast
+from server.broadcast import Base, Broadcast
 from server.masking import LocalMasks, SharedMasks
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Layout, Payload, Sizes
@@ -23,7 +23,7 @@ COUNTS = ("samples", "replayed", "steps", "kept", "active", "updated")
 class Accepted:
     """A reply that can be used. report: what a shared mask's update needs, if it was asked for; sizes: its bytes by kind.
 
-    statistics: those that stay on the device, where they do.
+    statistics: those that stay on the device, where they do. has_changed: the device found that its task has.
     """
 
     update: Update
@@ -31,6 +31,7 @@ class Accepted:
     base_version: int
     sizes: Sizes
     statistics: State | None = None
+    has_changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,6 @@ class Measures:
     loss: float
     wall_s: float
     compute_s: float
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What became of a reply. missing: why there is none; problem: why it was not accepted; sizes in bytes."""
-
-    missing: str = ""
-    measures: Measures | None = None
-    accepted: Accepted | None = None
-    problem: str = ""
-    message_bytes: int = 0
-    report_bytes: int = 0
 
 
 def missing(reply: Message | None, where: str, records: tuple[str, ...] = ("report", "measures")) -> str:
@@ -96,35 +85,40 @@ def read_flops(reply: Message, kind: str = "flops") -> Flops:
 
 
 def accept(
-    report: Report, device: int, server_round: int, broadcast: Broadcast, masking: SharedMasks | LocalMasks,
+    report: Report, device: int, server_round: int, broadcast: Broadcast, base: Base, masking: SharedMasks | LocalMasks,
     classifier: tuple[str, ...], most_samples: int,
 ) -> Accepted:  # fmt: skip
-    """Decode and check one report of training. `most_samples`: what the device can have processed in the round.
+    """Decode and check one report of training.
+
+    Args:
+        base: the version that the device was sent.
+        most_samples: what the device can have processed in the round.
 
     Raises:
         CodecError: if anything about it is wrong.
     """
     layout, told, sizes = broadcast.layout, None, Sizes(header=len(report.control))
-    own = broadcast.masks if isinstance(masking, LocalMasks) else None
+    own = base.masks if isinstance(masking, LocalMasks) else None
     if not 1 <= report.samples <= most_samples:
         raise CodecError(f"the update rests on {report.samples} samples, which cannot be its weight: at least 1, at most {most_samples}")
-    _expect_version(report.base_version, broadcast.mask_version, broadcast)
+    _expect_version(report.base_version, base.mask_version, base)
     if any(layout.shapes[name][0] != report.classes.size for name in classifier):
         raise CodecError(f"the report speaks of {report.classes.size} classes: the classifier has another number of rows")
     if report.masks:
-        payload = codec.decode(report.masks, layout, broadcast.masks)
-        _expect_version(payload.model_version, payload.mask_version, broadcast)
+        payload = codec.decode(report.masks, layout, base.masks)
+        _expect_version(payload.model_version, payload.mask_version, base)
         sizes += payload.sizes
         if isinstance(masking, LocalMasks):
-            own = masking.read(payload, device, broadcast, server_round)
+            own = masking.read(payload, device, base, server_round)
         else:
-            told = masking.read(payload, device, broadcast)
-    delta = codec.decode(report.delta, layout, own or broadcast.masks)
+            told = masking.read(payload, device, base)
+    delta = codec.decode(report.delta, layout, own or base.masks)
     if delta.kind != "delta":
         raise CodecError(f"the update is of kind {delta.kind!r}: a delta was asked for")
-    _expect_version(delta.model_version, delta.mask_version, broadcast)
+    _expect_version(delta.model_version, delta.mask_version, base)
     _expect_range(delta, broadcast)
-    return Accepted(Update(device, report.samples, report.classes, delta.tensors, own), told, report.base_version, sizes + delta.sizes)
+    update = Update(device, report.samples, report.classes, delta.tensors, own)
+    return Accepted(update, told, report.base_version, sizes + delta.sizes, has_changed=report.has_changed)
 
 
 def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout) -> tuple[State, Sizes]:
@@ -133,7 +127,7 @@ def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout) -> tu
         raise CodecError("the statistics rest on no sample")
     payload = codec.decode(report.delta, whole, {})
     for model in (report.base_version, payload.model_version):
-        _expect_version(model, payload.mask_version, broadcast)
+        _expect_version(model, payload.mask_version, broadcast.base)
     return _complete(payload, whole), payload.sizes + Sizes(header=len(report.control), masks=len(report.masks))
 
 
@@ -163,11 +157,11 @@ def message_bytes(message: Message) -> int:
     return message_to_proto(message).ByteSize()
 
 
-def _expect_version(model: int, masks: int, broadcast: Broadcast) -> None:
-    if (model, masks) != (broadcast.version, broadcast.mask_version):
+def _expect_version(model: int, masks: int, base: Base) -> None:
+    if (model, masks) != (base.version, base.mask_version):
         raise CodecError(
-            f"an update against version {model}, masks {masks}: this round wants one against version {broadcast.version}, "
-            f"masks {broadcast.mask_version}"
+            f"an update against version {model}, masks {masks}: this round wants one against version {base.version}, "
+            f"masks {base.mask_version}"
         )
 
 

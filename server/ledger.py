@@ -1,12 +1,25 @@
 """The ledger: what every device paid, one row per device, round and phase.
 
 Phases: `register` (once, where devices were asked who they are; a simulation knows), `download`, `train`, `upload`, `calibrate`
-(BatchNorm statistics recomputed, with a `download` and an `upload` of its own). Where all devices take part, one that sits a task out for
-want of data has one `train` row a round; where a cohort is drawn, whoever is not in it has no row, with or without data. Outcomes: `ok`,
-`sat-out`, `failed` (the device or its worker raised), `rejected` (the server could not use the reply). Bytes of failed and rejected
-messages are counted. Totals are sums of rows. What the bytes of a message are for stands beside them: `codec.Sizes`.
+(BatchNorm statistics recomputed, with a `download` and an `upload` of its own). Outcomes:
+
+| outcome | of a device that |
+|---|---|
+| `ok` | did it |
+| `sat-out` | has no data for the round: one row a round where all devices take part; where a cohort is drawn, who is not in it has none |
+| `refused` | cannot take part at all, as its memory or its energy budget is too small: one row, when the run begins |
+| `skipped` | was asked and declined: its battery, or its budget of the day |
+| `failed` | raised an error (device or worker), or was cut short: it went offline, failed, or its battery was empty |
+| `late`, `cancelled` | was stopped at the deadline; was stopped as enough others had reported |
+| `stale` | sent an update that was too old to be used |
+| `rejected` | sent what the server could not use |
+
+A phase that was cut short has a row with the share that was done of its seconds, joules, FLOPs and bytes; those behind it have none.
+Totals are sums of rows. What the bytes of a message are for stands beside them: `codec.Sizes`; of a message that was cut short they are
+`unread`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from sparcl_core.codec import Sizes
@@ -19,6 +32,7 @@ class Row:
     """One row. Bytes are payload bytes; `message_bytes` is the serialised Flower message. dense_*: the dense twin's.
 
     values_bytes to unread_bytes: the row's down_bytes or up_bytes by what they are for, see `sparcl_core.codec.Sizes`.
+    `time`: virtual second at which the phase began.
     `loss` and the counts are those of the `train` phase; memory_bytes is what the device needs to train, `active` its
     active maskable weights, `updated` those that a gradient mask touched, `kept` the task's samples that DDR keeps.
     No column is measured in wall-clock time: the ledger of a repeated run is the same to the byte.
@@ -59,8 +73,30 @@ class Row:
     updated: int = 0
     memory_bytes: int = 0
     loss: float = 0.0
+    time: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What a row is of: round, task (the step of the device's own stream), device, and the virtual second at which it began."""
+
+    round: int
+    task: int
+    device: int
+    time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a phase ended. share: of it that was carried out; extra_s: what jitter added to a transfer."""
+
+    outcome: str = "ok"
+    reason: str = ""
+    share: float = 1.0
+    extra_s: float = 0.0
+
+
+DONE = Done()
 PHASES = ("register", "download", "train", "upload", "calibrate")
 KINDS = tuple(field.name for field in fields(Sizes))
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -69,10 +105,14 @@ COLUMNS = tuple(field.name for field in fields(Row))
 class Ledger:
     """Rows in the order in which they were written; `columns` has them by round, device and phase."""
 
-    def __init__(self, profile: DeviceProfile, dense_message_bytes: int):
-        """`dense_message_bytes`: what one message of the dense twin weighs, 4 bytes per parameter and float buffer."""
-        self.profile, self.dense_message_bytes = profile, dense_message_bytes
-        self._dense_download, self._dense_upload = (cost(profile, dense_message_bytes) for cost in (download_cost, upload_cost))
+    def __init__(self, profile_of: Callable[[int], DeviceProfile], dense_message_bytes: int, moved_per_sample: int = 0):
+        """
+        Args:
+            profile_of: device -> its profile.
+            dense_message_bytes: what one message of the dense twin weighs, 4 bytes per parameter and float buffer.
+            moved_per_sample: activation bytes of one sample, see `costs.compute_cost`.
+        """
+        self.profile_of, self.dense_message_bytes, self.moved_per_sample = profile_of, dense_message_bytes, moved_per_sample
         self.rows: list[Row] = []
         # round, device, measured seconds in the ClientApp, and those of its training (CPU time of the thread): kept apart
         self.wall_s: list[tuple[int, int, float, float]] = []
@@ -80,51 +120,46 @@ class Ledger:
     def registered(self, device: int, message_bytes: int) -> None:
         self.rows.append(Row(0, -1, device, "register", "ok", message_bytes=message_bytes))
 
-    def sat_out(self, server_round: int, task: int, device: int, reason: str) -> None:
-        self.rows.append(Row(server_round, task, device, "train", "sat-out", reason))
+    def absent(self, where: Where, outcome: str, reason: str, phase: str = "train") -> None:
+        """A device that did nothing, or of which nothing is known but why."""
+        self.rows.append(Row(where.round, where.task, where.device, phase, outcome, reason, time=where.time))
 
-    def downloaded(self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int, has_twin: bool = True) -> None:
+    def downloaded(self, where: Where, sizes: Sizes, message_bytes: int, done: Done = DONE, has_twin: bool = True) -> None:
         """`has_twin`: the dense twin, which averages its statistics, sends such a message, too."""
-        cost = download_cost(self.profile, sizes.total)
-        dense = self._dense_download if has_twin else Cost()
-        self._transferred(server_round, task, device, "download", "ok", "", sizes, cost, dense, message_bytes)
+        self._transferred(where, "download", sizes, message_bytes, done, has_twin)
 
-    def uploaded(
-        self, server_round: int, task: int, device: int, sizes: Sizes, message_bytes: int, reason: str = "", has_twin: bool = True
-    ) -> None:
-        """`reason`: why the message was rejected, if it was. `has_twin`: as in `downloaded`."""
-        cost = upload_cost(self.profile, sizes.total)
-        dense = self._dense_upload if has_twin else Cost()
-        outcome = "rejected" if reason else "ok"
-        self._transferred(server_round, task, device, "upload", outcome, reason, sizes, cost, dense, message_bytes)
+    def uploaded(self, where: Where, sizes: Sizes, message_bytes: int, done: Done = DONE, has_twin: bool = True) -> None:
+        """`has_twin`: as in `downloaded`."""
+        self._transferred(where, "upload", sizes, message_bytes, done, has_twin)
 
-    def failed(self, server_round: int, task: int, device: int, reason: str, phase: str = "train") -> None:
-        self.rows.append(Row(server_round, task, device, phase, "failed", reason))
-
-    def calibrated(self, server_round: int, task: int, device: int, flops: Flops, is_sparse: bool) -> None:
+    def calibrated(self, where: Where, flops: Flops, is_sparse: bool) -> None:
         """A forward pass that recomputed BatchNorm statistics; the dense twin, which averages them, has none."""
-        cost = compute_cost(self.profile, flops, is_sparse)
+        cost = self.compute_cost(where.device, flops, is_sparse)
         self.rows.append(
             Row(
-                server_round, task, device, "calibrate", "ok",
-                statistics_flops=flops.statistics, seconds=cost.seconds, joules=cost.joules,
+                where.round, where.task, where.device, "calibrate", "ok",
+                statistics_flops=flops.statistics, seconds=cost.seconds, joules=cost.joules, time=where.time,
             )
         )  # fmt: skip
 
-    def trained(self, server_round: int, task: int, device: int, flops: Flops, dense_flops: Flops, is_sparse: bool, **measures) -> None:
-        """A finished training phase; `measures`: the remaining columns of a `train` row."""
-        cost = compute_cost(self.profile, flops, is_sparse)
-        dense = compute_cost(self.profile, dense_flops, is_sparse=False)
-        self.rows.append(
-            Row(
-                server_round, task, device, "train", "ok",
-                train_flops=flops.train, importance_flops=flops.importance, mask_flops=flops.masks, paper_flops=flops.paper,
-                seconds=cost.seconds, joules=cost.joules,
-                dense_flops=dense_flops.total, dense_paper_flops=dense_flops.paper,
-                dense_seconds=dense.seconds, dense_joules=dense.joules,
-                **measures,
-            )
-        )  # fmt: skip
+    def trained(self, where: Where, flops: Flops, dense_flops: Flops, is_sparse: bool, done: Done = DONE, **measures) -> None:
+        """A training phase; `measures`: the remaining columns of a `train` row, which one that was cut short does not have."""
+        cost = self.compute_cost(where.device, flops, is_sparse)
+        dense = self.compute_cost(where.device, dense_flops, False)
+        counts = {
+            "train_flops": flops.train, "importance_flops": flops.importance, "mask_flops": flops.masks,
+            "statistics_flops": flops.statistics, "paper_flops": flops.paper,
+            "dense_flops": dense_flops.total, "dense_paper_flops": dense_flops.paper,
+        }  # fmt: skip
+        times = {"seconds": cost.seconds, "joules": cost.joules, "dense_seconds": dense.seconds, "dense_joules": dense.joules}
+        if done.share < 1:
+            counts, times = _shared(counts, done.share), {name: value * done.share for name, value in times.items()}
+            measures = {"memory_bytes": measures.get("memory_bytes", 0)}
+        outcome = (where.round, where.task, where.device, "train", done.outcome, done.reason)
+        self.rows.append(Row(*outcome, **counts, **times, **measures, time=where.time))
+
+    def compute_cost(self, device: int, flops: Flops, is_sparse: bool) -> Cost:
+        return compute_cost(self.profile_of(device), flops, is_sparse, self.moved_per_sample)
 
     def mark(self) -> tuple[int, int]:
         """How many rows and measured seconds there are by now, for `since`."""
@@ -159,25 +194,22 @@ class Ledger:
     def _ordered(self) -> list[Row]:
         return sorted(self.rows, key=lambda row: (row.round, row.device, PHASES.index(row.phase)))
 
-    def _transferred(
-        self,
-        server_round: int,
-        task: int,
-        device: int,
-        phase: str,
-        outcome: str,
-        reason: str,
-        sizes: Sizes,
-        cost: Cost,
-        dense: Cost,
-        message_bytes: int,
-    ) -> None:
-        self.rows.append(
-            Row(
-                server_round, task, device, phase, outcome, reason,
-                down_bytes=cost.down_bytes, up_bytes=cost.up_bytes, message_bytes=message_bytes,
-                **{f"{kind}_bytes": getattr(sizes, kind) for kind in KINDS},
-                seconds=cost.seconds, joules=cost.joules,
-                dense_bytes=dense.down_bytes or dense.up_bytes, dense_seconds=dense.seconds, dense_joules=dense.joules,
-            )
-        )  # fmt: skip
+    def _transferred(self, where: Where, phase: str, sizes: Sizes, message_bytes: int, done: Done, has_twin: bool) -> None:
+        profile, cost_of = self.profile_of(where.device), download_cost if phase == "download" else upload_cost
+        cost = cost_of(profile, sizes.total, done.extra_s)
+        dense = cost_of(profile, self.dense_message_bytes, done.extra_s) if has_twin else Cost()
+        counts = {
+            "down_bytes": cost.down_bytes, "up_bytes": cost.up_bytes, "message_bytes": message_bytes,
+            "dense_bytes": dense.down_bytes or dense.up_bytes,
+        }  # fmt: skip
+        kinds = {f"{kind}_bytes": getattr(sizes, kind) for kind in KINDS}
+        times = {"seconds": cost.seconds, "joules": cost.joules, "dense_seconds": dense.seconds, "dense_joules": dense.joules}
+        if done.share < 1:
+            counts, times = _shared(counts, done.share), {name: value * done.share for name, value in times.items()}
+            kinds = {"unread_bytes": counts["down_bytes"] + counts["up_bytes"]}
+        outcome = (where.round, where.task, where.device, phase, done.outcome, done.reason)
+        self.rows.append(Row(*outcome, **counts, **kinds, **times, time=where.time))
+
+
+def _shared(counts: dict[str, int], share: float) -> dict[str, int]:
+    return {name: int(value * share) for name, value in counts.items()}

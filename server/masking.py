@@ -13,16 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.aggregate import Update, mean_importance
-from server.broadcast import Broadcast
+from server.broadcast import Base, Broadcast
 from server.snapshot import Snapshot, in_order, under, within
 from sparcl_core import tdm
 from sparcl_core.codec import CodecError, Payload, SparseTensor
 from sparcl_core.masks import Masks, State, num_active, shrink
 from sparcl_core.method import MethodConfig
-
-
-class MasksOverdue(RuntimeError):
-    """The masks are due for an update, but no device of the last round said anything about them."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +56,26 @@ class SharedMasks:
         """`importance`: form of the reports, see `WireConfig`."""
         self.method, self.schedule, self.by_votes = method, schedule, importance == "votes"
         self._reported: dict[str, np.ndarray] = {}
+        self._is_owed = False
 
     def wants_report(self, task: int, session: int) -> bool:
         """Does a mask update follow this session?"""
-        return self.schedule.action(task, session + 1) == "adapt"
+        return self._is_owed or self.schedule.action(task, session + 1) == "adapt"
 
     def before_round(self, task: int, session: int, weights: State, broadcast: Broadcast) -> Masks:
         """Update the masks if the schedule says so; dropped places of `weights` become 0, in place.
+
+        An update for which no device has reported anything (nobody had data, or was there) is owed until one has, or the next task begins.
 
         Returns:
             The masks after the drop and before the growth; empty where nothing changed.
         """
         what = self.schedule.action(task, session)
-        if what == "rest":
+        if what == "rest" and self._is_owed:
+            what = "adapt"
+        self._is_owed = what == "adapt" and not self._reported
+        if what == "rest" or self._is_owed:
             return {}
-        if what == "adapt" and not self._reported:
-            raise MasksOverdue("the masks are due for an update, but no device of the last round reported an importance")
         number, method = broadcast.mask_version + 1, self.method
         args = (method.tdm, method.sparsity, number)
         if what == "adapt" and self.by_votes:
@@ -86,10 +86,10 @@ class SharedMasks:
         broadcast.update_masks(weights, update, method.tdm, method.sparsity)
         return surviving
 
-    def read(self, payload: Payload, device: int, broadcast: Broadcast) -> dict[str, SparseTensor]:
+    def read(self, payload: Payload, device: int, base: Base) -> dict[str, SparseTensor]:
         """A device's report. Raises CodecError if it is none."""
         wanted = "votes" if self.by_votes else "importance"
-        if payload.kind != wanted or payload.tensors.keys() != broadcast.masks.keys():
+        if payload.kind != wanted or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a report of {wanted} was asked for, and it must cover the masked tensors; this is {payload.kind!r}")
         if not self.by_votes:
             return payload.tensors
@@ -101,11 +101,12 @@ class SharedMasks:
 
     def snapshot(self) -> Snapshot:
         """All that changes from round to round, see `server.snapshot`."""
-        return under("reported", self._reported)
+        return under("reported", self._reported) | {"owed": np.array(self._is_owed)}
 
     def restore(self, snapshot: Snapshot, broadcast: Broadcast) -> None:
         """Go on where `snapshot` was taken."""
         self._reported = in_order(broadcast.layout.shapes, within("reported", snapshot))
+        self._is_owed = bool(snapshot["owed"])
 
 
 class LocalMasks:
@@ -121,16 +122,16 @@ class LocalMasks:
         """Nothing: masks change after a round."""
         return {}
 
-    def read(self, payload: Payload, device: int, broadcast: Broadcast, server_round: int) -> Masks:
+    def read(self, payload: Payload, device: int, base: Base, server_round: int) -> Masks:
         """The masks that a device trained with, from what it dropped. Raises CodecError if that is no such update."""
-        if payload.kind not in ("grow", "adapt") or payload.tensors.keys() != broadcast.masks.keys():
+        if payload.kind not in ("grow", "adapt") or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a mask update must cover the masked tensors; this is {payload.kind!r}")
         dropped = {name: tensor.places for name, tensor in payload.tensors.items()}
         if payload.kind == "grow" and any(places.size for places in dropped.values()):
             raise CodecError("a mask update that only grows drops weights: damaged")
         update = tdm.MaskUpdate(server_round, payload.kind, dropped, device)
         try:
-            return tdm.update_masks(broadcast.masks, [], update, self.method.tdm, self.method.sparsity, self.seed)
+            return tdm.update_masks(base.masks, [], update, self.method.tdm, self.method.sparsity, self.seed)
         except ValueError as error:  # more dropped than there are to grow back
             raise CodecError(f"a mask update that cannot be redone: {error}") from error
 
@@ -148,7 +149,7 @@ class LocalMasks:
             union = np.logical_or.reduce([mask, *(masks[name] for masks in own)])
             active = min(num_active(mask.size, self.method.sparsity), int(np.count_nonzero(union)))
             thinned[name] = shrink(union, np.abs(weights[name]), active)
-        broadcast.replace_masks(weights, thinned)
+        broadcast.replace_masks(thinned, weights)
 
     def snapshot(self) -> Snapshot:
         """Nothing: the masks are the broadcast's, and what a device's own were is forgotten after the round."""

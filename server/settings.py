@@ -10,6 +10,7 @@ class FederationConfig:
 
     Attributes:
         rounds_per_task: rounds of one task.
+        rounds: of the whole run; 0: as many as its tasks have.
         local_epochs: epochs a device trains in a round.
         cohort_size: devices per round, drawn from those with data; 0 takes all of them, and then those without data have ledger rows
             that say so.
@@ -25,10 +26,13 @@ class FederationConfig:
     cohort_size: int = 0
     mask: Literal["shared", "local"] = "shared"
     batchnorm: Literal["global", "local", "recompute"] = "global"
+    rounds: int = 0
 
     def __post_init__(self):
         if self.rounds_per_task < 1 or self.local_epochs < 1:
             raise ValueError(f"rounds_per_task is {self.rounds_per_task}, local_epochs {self.local_epochs}: both at least 1")
+        if self.rounds < 0:
+            raise ValueError(f"rounds is {self.rounds}: a number of rounds, or 0 for those of all tasks")
         if self.cohort_size < 0:
             raise ValueError(f"cohort_size is {self.cohort_size}: 0 for all devices, or a number of devices")
 

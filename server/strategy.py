@@ -1,13 +1,12 @@
 """The SparCL strategy for Flower: per-device messages out, validated replies in.
 
 A round: update the masks if their schedule says so, publish the next model version, send every device of the cohort what it
-is missing; decode the replies, average them in device order, apply. Replies arrive in any order and node ids are random
-per run: a device's identity is the number that it registered with.
+is missing; decode the replies, see on the virtual clock who is done in time, average in device order, apply. Replies arrive in any order
+and node ids are random per run: a device's identity is the number that it registered with.
 """
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -16,31 +15,40 @@ from flwr.serverapp.strategy import Strategy
 
 from server import intake
 from server.aggregate import AggregationConfig, mean_update, voted
+from server.attendance import Attendance, Chosen
 from server.broadcast import Broadcast
+from server.buffered import RETRY_S, BufferedRounds
+from server.clock import ClockConfig
+from server.conditions import Fate, end_of_round
+from server.errors import FleetError
+from server.exchange import Exchange, Reply, Sent
 from server.fleet import Member, Roster
-from server.intake import Accepted, Decoded, Measures, message_bytes
-from server.ledger import Ledger
-from server.masking import Diversity, LocalMasks, MasksOverdue, SharedMasks, diversity
+from server.intake import Accepted, message_bytes
+from server.ledger import DONE, Done, Ledger, Where
+from server.masking import Diversity, LocalMasks, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from server.settings import FederationConfig
 from server.snapshot import Snapshot, same_model, under, within
+from server.stages import StageClock
 from server.statistics import pooled_statistics
 from sparcl_core import tdm
 from sparcl_core.codec import CodecError, Layout, Sizes
+from sparcl_core.costs import Cost
 from sparcl_core.masks import Masks, State
 from sparcl_core.method import MethodConfig
-from sparcl_core.protocol import Instruction
 from sparcl_core.wire import WireConfig
 
 log = logging.getLogger(__name__)
 
 
-class FleetError(RuntimeError):
-    """The run cannot go on; the message says why."""
-
-
 class SparCLStrategy(Strategy):
-    """Holds the server's state: weights w, the broadcast, who decides on masks, the optimiser and the ledger."""
+    """Holds the server's state: weights w, what devices hold, who decides on masks, the optimiser, the fleet, the clock and the ledger.
+
+    Attributes:
+        now: virtual seconds.
+        is_over: nobody will come any more, or the clock is past its horizon.
+        undone: devices that were cut short before their training was done; whoever keeps their states gives them the old ones back.
+    """
 
     def __init__(
         self,
@@ -49,32 +57,59 @@ class SparCLStrategy(Strategy):
         wire: WireConfig,
         aggregation: AggregationConfig,
         optimizer: ServerOptimizerConfig,
+        clock: ClockConfig,
         layout: Layout,
         classifier: tuple[str, ...],
         weights: State,
         masks: Masks,
+        attendance: Attendance,
         ledger: Ledger,
         seed: int,
+        follows_reports: bool = False,
     ):
-        """`layout`: of the whole model. `classifier`: tensors whose first axis is the class. `weights`: inactive ones are 0."""
+        """
+        Args:
+            layout: of the whole model.
+            classifier: tensors whose first axis is the class.
+            weights: inactive ones are 0.
+            follows_reports: the masks' schedule begins a task when devices say that theirs has changed, not when it does.
+        """
         tdm.check(method.tdm, method.sparsity, federation.task_epochs)
         self.method, self.federation, self.aggregation, self.seed, self.ledger = method, federation, aggregation, seed, ledger
-        self.whole, self.classifier = layout, classifier
-        self.layout = layout if federation.batchnorm == "global" else layout.without_statistics()
+        self.clock, self.attendance, self.whole, self.classifier = clock, attendance, layout, classifier
         self.weights = {name: value.copy() for name, value in weights.items()}
-        self.broadcast = Broadcast(weights, masks, self.layout, wire, seed)
+        args = (layout, classifier, weights, masks, attendance.tiers, attendance.conditions, ledger, seed)
+        self.exchange = Exchange(method, federation, wire, aggregation, *args)
+        self.layout = self.exchange.layout
         self.optimizer = ServerOptimizer(optimizer, self.layout)
         schedule = tdm.Schedule(method.tdm, method.sparsity, federation.task_epochs, federation.local_epochs)
         is_shared = federation.mask == "shared"
         self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
+        self.stages = StageClock(federation.rounds_per_task, follows_reports)
         self.diversity: Diversity | None = None
-        self.roster = Roster.of([])
-        self._held: dict[int, int] = {}
-        self._cohort: dict[int, Member] = {}
+        self.now, self.is_over = clock.start_hour * 3600, False
+        self.undone: list[int] = []
+        self.buffered = BufferedRounds(self) if clock.is_buffered else None
+        self._cohort: dict[int, Sent] = {}
+        self._reached: set[int] = set()
+
+    @property
+    def broadcast(self) -> Broadcast:
+        """That of the shared masks."""
+        return self.exchange.broadcasts[0]
 
     @property
     def masks(self) -> Masks:
         return self.broadcast.masks
+
+    @property
+    def cohort(self) -> list[Sent]:
+        """Whom messages went to last, in device order."""
+        return list(self._cohort.values())
+
+    @property
+    def roster(self) -> Roster:
+        return self.attendance.roster
 
     def register(self, grid: Grid) -> None:
         """Ask every node which device it is and how much data it has for each task.
@@ -90,70 +125,157 @@ class SparCLStrategy(Strategy):
             content = reply.content["device"]
             members.append(Member(content["device"], reply.metadata.src_node_id, tuple(content["samples"])))
             sizes[content["device"]] = message_bytes(reply)
+        is_resumed = bool(self.ledger.rows)
         self.enrol(Roster.of(members))
-        if self.ledger.rows:  # a resumed run has these rows
-            return
-        for device in self.roster.devices.tolist():  # in device order: replies come in any
-            self.ledger.registered(device, sizes[device])
+        if not is_resumed:
+            for device in self.roster.devices.tolist():  # in device order: replies come in any
+                self.ledger.registered(device, sizes[device])
 
     def enrol(self, roster: Roster) -> None:
         """Take the fleet as known, as a simulation does that made it: nobody is asked, which for 100,000 devices takes minutes.
 
         Raises:
-            FleetError: if there is no device.
+            FleetError: if there is no device, none fits its budget, or none can meet the deadline.
         """
         if not len(roster):
             raise FleetError("no device is connected: nothing can be trained")
-        self.roster = roster
+        self.attendance.enrol(roster)
+        reasons = self.attendance.tiers.reasons
+        if len(reasons) == len(roster):
+            raise FleetError(f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); see [budget]")
+        least = self.attendance.least_seconds()
+        if least > self.clock.deadline_s:
+            raise FleetError(
+                f"clock.deadline_minutes is {self.clock.deadline_minutes:g}: no device can meet it, the fastest needs at least "
+                f"{least / 60:.3g} minutes; raise it, lower federation.local_epochs, or take a smaller model"
+            )
+        if not self.ledger.rows:  # a resumed run has these rows
+            for device, reason in reasons.items():
+                self.ledger.absent(Where(0, -1, device, self.now), "refused", reason)
 
-    def position(self, server_round: int) -> tuple[int, int]:
-        """Task and session within the task, both from 0, of `server_round`, from 1."""
-        return divmod(server_round - 1, self.federation.rounds_per_task)
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """The instructions of a round. `arrays` and `config` are not read: the strategy holds the model and the schedule."""
-        task, session = self.position(server_round)
-        try:
-            surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
-        except MasksOverdue as error:
-            raise FleetError(str(error)) from error
+    def begin_round(self, server_round: int) -> bool:
+        """Update the masks if it is their turn, and publish the next version. Are devices to say what they think of the masks?"""
+        task, session = self.stages.position(server_round)
+        surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
         self.optimizer.drop(surviving)
         self._publish()
+        return self.masking.wants_report(task, session)
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """The instructions of a synchronous round. `arrays` and `config` are not read: the strategy holds the model and the schedule.
+
+        The clock moves on to when enough devices are there; if there will never be any, the run is over.
+        """
+        wants_report, attendance = self.begin_round(server_round), self.attendance
+        begins = attendance.wait(server_round, self.now, self.clock.min_devices, self.clock.horizon_s)
+        if np.isfinite(begins):
+            self.now = begins
+        elif attendance.conditions.pace.advance == "time" or not attendance.anyone_comes(self.now):
+            self.is_over = True
+        self._cohort = {}
+        if self.is_over:
+            return []
         if not self.federation.cohort_size:  # with a cohort drawn, who has no data is no candidate, like most who have: no row
-            for member in self.roster.without_data(task):
-                self.ledger.sat_out(server_round, task, member.device, f"no data for task {task}")
-        cohort = self.roster.cohort(self.seed, server_round, task, self.federation.cohort_size)
-        self._cohort = {member.node_id: member for member in cohort}
-        wants_report = self.masking.wants_report(task, session)
-        return [self._instruct("train", server_round, task, member, wants_report) for member in cohort]
+            for device, step in attendance.without_data(server_round, self.now):
+                self.ledger.absent(Where(server_round, step, device, self.now), "sat-out", f"no data for task {step}")
+        size = int(np.ceil(self.federation.cohort_size * (1 + self.clock.over_selection)))
+        chosen = attendance.choose(server_round, self.now, size, self.clock.deadline_s)
+        willing = self.willing(server_round, chosen)
+        if chosen and not willing:
+            self.now += RETRY_S
+        return self.send("train", server_round, willing, wants_report)
+
+    def willing(self, server_round: int, chosen: Iterable[Chosen]) -> list[Chosen]:
+        """Those that do not decline; who does has a row in the ledger."""
+        chosen = list(chosen)
+        devices = np.array([one.member.device for one in chosen], np.int64)
+        reasons = self.attendance.conditions.batteries.declines(devices, self.now)
+        for one, reason in zip(chosen, reasons, strict=True):
+            if reason:
+                self.ledger.absent(Where(server_round, one.step, one.member.device, self.now), "skipped", reason)
+        return [one for one, reason in zip(chosen, reasons, strict=True) if not reason]
+
+    def send(self, action: str, server_round: int, chosen: Iterable[Chosen], wants_report: bool) -> list[Message]:
+        """The messages to these devices, which are the cohort from now on."""
+        messages, sizes = [], []
+        self._cohort = {}
+        for one in chosen:
+            message, sent = self.exchange.instruct(action, server_round, one, self.now, wants_report)
+            messages.append(message)
+            self._cohort[one.member.node_id] = sent
+            sizes.append((self.exchange.tier(one.member.device), sent.sizes.total))
+        self.attendance.sent(sizes, direction=0)
+        return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the replies into the model. Failed and rejected devices are ledger rows; the round goes on without them.
+        """Average what is there in time into the model. Who is late, fails or is rejected has ledger rows; the round goes on without.
 
         Raises:
-            FleetError: if not one device of the round could be used.
+            FleetError: if every device of the round raised an error, or sent what cannot be used.
         """
-        task, _ = self.position(server_round)
-        decoded = {}
-        for reply in replies:  # each as it comes in; a reply of a device that was not asked is none
-            if member := self._cohort.get(reply.metadata.src_node_id):
-                decoded[member.device] = self._decode(server_round, task, member, reply)
+        found: dict[int, tuple[Reply, Accepted | None, str]] = {}
+        for message in replies:  # each as it comes in; a reply of a device that was not asked is none
+            if sent := self._cohort.get(message.metadata.src_node_id):
+                reply = self.exchange.read(sent, message)
+                found[sent.where.device] = (reply, *self.exchange.accept(sent, reply, self.masking))
+        fates, costs = {}, {}
+        for sent in self._cohort.values():
+            device = sent.where.device
+            if device in found and not found[device][0].missing:
+                costs[device] = self.exchange.costs(sent, found[device][0])
+                fates[device] = self.attendance.conditions.fate(device, server_round, sent.where.time, costs[device])
+        fates, self.now = end_of_round(self.clock, fates, costs, self.now, self.federation.cohort_size)
+        self._reached = {device for device, fate in fates.items() if fate.outcome != "failed"}
         accepted, problems = [], []
-        for member in self._cohort.values():
-            found = decoded.get(member.device) or Decoded(missing=f"device {member.device}, round {server_round}: no reply")
-            self._book(server_round, task, member.device, found)
-            if found.accepted:
-                accepted.append(found.accepted)
-            else:
-                problems.append(found.missing or found.problem)
-                log.warning("round %d goes on without device %d: %s", server_round, member.device, problems[-1])
-        if not accepted and self._cohort:
+        for sent in self._cohort.values():
+            device = sent.where.device
+            if device not in fates:
+                missing = found[device][0].missing if device in found else f"device {device}, round {server_round}: no reply"
+                self.exchange.failed(sent, missing)
+                problems.append(missing)
+                log.warning("round %d goes on without device %d: %s", server_round, device, missing)
+                continue
+            update, problem = self.settle(sent, found[device], fates[device], costs[device])
+            if not fates[device].has_trained:
+                self.undone.append(device)
+            if problem:
+                problems.append(problem)
+                log.warning("round %d goes on without device %d: %s", server_round, device, problem)
+            if update:
+                accepted.append(update)
+        if len(problems) == len(self._cohort) > 0:
             raise FleetError(f"all {len(problems)} devices of round {server_round} failed; the first: {problems[0]}")
+        return None, self.finish_round(accepted)
+
+    def settle(
+        self, sent: Sent, found: tuple[Reply, Accepted | None, str], fate: Fate, costs: tuple[Cost, ...], stale: str = ""
+    ) -> tuple[Accepted | None, str]:
+        """Book a device's round as it went, its battery included. Returns its update if that counts, and what was wrong with it.
+
+        `stale`: why an update that came in is too old.
+        """
+        (reply, accepted, problem), device = found, sent.where.device
+        refusal = Done("rejected", problem) if problem else Done("stale", stale) if stale else DONE
+        self.exchange.book(sent, reply, fate, costs, accepted.sizes if accepted else None, refusal)
+        conditions = self.attendance.conditions
+        conditions.batteries.spend(device, fate.start, fate.end, fate.joules)
+        if fate.has_trained and reply.measures:
+            self.attendance.finished[device] += 1
+        if not fate.is_done:
+            return None, ""
+        self.attendance.trained(device, sent.where.round, reply.measures.loss if reply.measures else float("nan"))
+        return (None, problem) if problem or stale else (accepted, "")
+
+    def finish_round(self, accepted: list[Accepted]) -> MetricRecord:
+        """Average these updates, in device order, into the model."""
         self._apply(accepted)
         if observed := [(one.update.samples, one.statistics) for one in accepted if one.statistics]:
             self._set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
+        self.attendance.sent([(self.exchange.tier(one.update.device), one.sizes.total) for one in accepted], direction=1)
+        self.stages.advance([one.has_changed for one in accepted])
+        self.is_over = self.is_over or self.now >= self.clock.horizon_s
         samples = sum(one.update.samples for one in accepted)
-        return None, MetricRecord({"num-devices": len(accepted), "num-examples": samples})
+        return MetricRecord({"num-devices": len(accepted), "num-examples": samples})
 
     @property
     def recomputes_statistics(self) -> bool:
@@ -162,31 +284,38 @@ class SparCLStrategy(Strategy):
 
     def configure_calibrate(self, server_round: int) -> Iterable[Message]:
         """Bring the round's devices to the model as it is now, and ask for its statistics on their data."""
-        task, _ = self.position(server_round)
         self._publish()
-        return [self._instruct("query.calibrate", server_round, task, member, False) for member in self._cohort.values()]
+        again = [Chosen(sent.member, sent.where.task) for sent in self._cohort.values() if sent.where.device in self._reached]
+        return self.send("query.calibrate", server_round, again, False)
 
     def aggregate_calibrate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Pool the devices' statistics by samples; those that fail are ledger rows. Without any, the old statistics stay."""
-        task, _ = self.position(server_round)
-        by_device, pooled = self._by_device(replies), []
-        for member in self._cohort.values():
-            device, reply = member.device, by_device.get(member.device)
-            where = f"device {device}, round {server_round}"
-            if reason := intake.missing(reply, where):
-                self._lost(server_round, task, device, reason, "calibrate")
+        cohort, ledger, pooled, took = self._cohort, self.ledger, [], [0.0]
+        by_device = {cohort[one.metadata.src_node_id].where.device: one for one in replies if one.metadata.src_node_id in cohort}
+        for sent in cohort.values():
+            where, device = sent.where, sent.where.device
+            reply, name = by_device.get(device), f"device {device}, round {server_round}"
+            if reason := intake.missing(reply, name):
+                self.exchange.failed(sent, reason, "calibrate")
                 continue
+            before = len(ledger.rows)
+            ledger.downloaded(where, sent.sizes, sent.message_bytes, Done(extra_s=sent.extra_s[0]), has_twin=False)
             try:
-                self.ledger.calibrated(server_round, task, device, intake.read_flops(reply), self.method.is_sparse)
+                ledger.calibrated(where, intake.read_flops(reply), self.method.is_sparse)
                 report = intake.read_report(reply)
-                own, sizes = intake.accept_statistics(report, self.broadcast, self.whole)
+                own, sizes = intake.accept_statistics(report, self.exchange.broadcasts[self.exchange.tier(device)], self.whole)
             except CodecError as error:
-                problem = f"{where}, stage decode: {error}"
-                self._rejected(server_round, task, device, message_bytes(reply), intake.report_bytes(reply), problem, has_twin=False)
+                self.exchange.held[device] = 0
+                unread = Sizes(unread=intake.report_bytes(reply))
+                ledger.uploaded(where, unread, message_bytes(reply), Done("rejected", f"{name}, stage decode: {error}"), has_twin=False)
                 continue
-            self._held[device] = report.base_version
-            self.ledger.uploaded(server_round, task, device, sizes, message_bytes(reply), has_twin=False)
+            self.exchange.held[device] = report.base_version
+            ledger.uploaded(where, sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
+            rows = ledger.rows[before:]
+            took.append(sum(row.seconds for row in rows))
+            self.attendance.conditions.batteries.spend(device, where.time, where.time + took[-1], sum(row.joules for row in rows))
             pooled.append((report.samples, own))
+        self.now += max(took)
         if pooled:
             self._set_statistics(pooled)
 
@@ -206,14 +335,17 @@ class SparCLStrategy(Strategy):
         Not in it: the ledger, which only grows (`Ledger.since`), and the roster and the cohort, which are made anew.
         """
         apart = self.diversity
-        known = [np.fromiter(column, np.int64, len(self._held)) for column in (self._held.keys(), self._held.values())]
         return {
             "diversity": np.array([] if apart is None else [apart.union_density, apart.distance], np.float64),
-            "known": np.stack(known),  # devices, and the version that each holds
+            "clock": np.array([self.now, self.is_over], np.float64),
             **under("weights", self.weights),
-            **under("broadcast", self.broadcast.snapshot()),
+            **under("exchange", self.exchange.snapshot()),
             **under("optimizer", self.optimizer.snapshot()),
             **under("masking", self.masking.snapshot()),
+            **under("stages", self.stages.snapshot()),
+            **under("attendance", self.attendance.snapshot()),
+            **under("batteries", self.attendance.conditions.batteries.snapshot()),
+            **(under("flights", self.buffered.snapshot()) if self.buffered else {}),
         }
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -224,78 +356,26 @@ class SparCLStrategy(Strategy):
         """
         try:
             self.weights = same_model("weights", snapshot, self.weights)
-            self.broadcast.restore(within("broadcast", snapshot))
+            self.exchange.restore(within("exchange", snapshot))
             self.optimizer.restore(within("optimizer", snapshot))
             self.masking.restore(within("masking", snapshot), self.broadcast)
-            self._held = dict(zip(*snapshot["known"].tolist(), strict=True))
+            self.stages.restore(within("stages", snapshot))
+            self.attendance.restore(within("attendance", snapshot))
+            self.attendance.conditions.batteries.restore(within("batteries", snapshot))
+            if self.buffered:
+                self.buffered.restore(within("flights", snapshot))
+            self.now, is_over = snapshot["clock"].tolist()
             apart = snapshot["diversity"].tolist()
         except KeyError as error:
             raise ValueError(f"the snapshot has no {error}: another version of this code made it; resume the run with that one") from error
+        self.is_over = bool(is_over)
         self.diversity = Diversity(*apart) if apart else None
 
     def _publish(self) -> None:
         try:
-            self.broadcast.publish(self.weights)
+            self.exchange.publish(self.weights)
         except ValueError as error:
             raise FleetError(f"the global model cannot be sent: {error}") from error
-
-    def _instruct(self, action: str, server_round: int, task: int, member: Member, wants_report: bool) -> Message:
-        payloads = self.broadcast.payloads(self._held.get(member.device, 0))
-        data = tuple(payload.data for payload in payloads)
-        instruction = Instruction(server_round, task, self.federation.local_epochs, wants_report, data)
-        wire = ConfigRecord({"control": instruction.control, "payloads": list(data)})
-        message = Message(RecordDict({"instruction": wire}), member.node_id, action, group_id=str(server_round))
-        sizes = sum((payload.sizes for payload in payloads), Sizes(header=len(instruction.control)))
-        self.ledger.downloaded(server_round, task, member.device, sizes, message_bytes(message), has_twin=action == "train")
-        return message
-
-    def _by_device(self, replies: Iterable[Message]) -> dict[int, Message]:
-        """The round's replies; one of a device that was not asked is none of them."""
-        cohort = self._cohort
-        return {cohort[reply.metadata.src_node_id].device: reply for reply in replies if reply.metadata.src_node_id in cohort}
-
-    def _decode(self, server_round: int, task: int, member: Member, reply: Message) -> Decoded:
-        """What a reply of training says. Changes nothing here, so it does not matter which reply comes first."""
-        where = f"device {member.device}, round {server_round}"
-        if reason := intake.missing(reply, where):
-            return Decoded(missing=reason)
-        most = member.samples[task] * self.federation.local_epochs
-        measures, accepted, problem = None, None, ""
-        try:
-            measures = intake.read_measures(reply)
-            report = intake.read_report(reply)
-            accepted = intake.accept(report, member.device, server_round, self.broadcast, self.masking, self._voting_rows, most)
-            if self.federation.batchnorm == "local" and self.whole.statistics:
-                accepted = replace(accepted, statistics=intake.observed(reply, self.whole))
-        except CodecError as error:
-            accepted, problem = None, f"{where}, stage decode: {error}"
-        return Decoded("", measures, accepted, problem, message_bytes(reply), intake.report_bytes(reply))
-
-    def _book(self, server_round: int, task: int, device: int, found: Decoded) -> None:
-        """The ledger's rows of a reply, and what the device holds now."""
-        if found.missing:
-            self._lost(server_round, task, device, found.missing, "train")
-            return
-        if found.measures:
-            self._record_training(server_round, task, device, found.measures)
-        if found.accepted is None:
-            self._rejected(server_round, task, device, found.message_bytes, found.report_bytes, found.problem)
-            return
-        self._held[device] = found.accepted.base_version
-        self.ledger.uploaded(server_round, task, device, found.accepted.sizes, found.message_bytes)
-
-    @property
-    def _voting_rows(self) -> tuple[str, ...]:
-        return self.classifier if self.aggregation.row_voting else ()
-
-    def _lost(self, server_round: int, task: int, device: int, reason: str, phase: str) -> None:
-        self._held[device] = 0  # it may have lost its state, or moved on before its reply was lost: the whole model next time
-        self.ledger.failed(server_round, task, device, reason, phase)
-
-    def _rejected(self, server_round: int, task: int, device: int, size: int, unread: int, reason: str, has_twin: bool = True) -> None:
-        """`size`: of the message; `unread`: bytes of the report in it."""
-        self._held[device] = 0  # what it holds is unknown now, so it gets the whole model next time
-        self.ledger.uploaded(server_round, task, device, Sizes(unread=unread), size, reason, has_twin)
 
     def _apply(self, accepted: list[Accepted]) -> None:
         """Move the weights by the average, then let the masks follow."""
@@ -321,10 +401,3 @@ class SparCLStrategy(Strategy):
     def _set_statistics(self, found: list[tuple[int, dict[str, np.ndarray]]]) -> None:
         for name, value in pooled_statistics(found).items():
             self.weights[name] = value.astype(self.weights[name].dtype)
-
-    def _record_training(self, server_round: int, task: int, device: int, measured: Measures) -> None:
-        self.ledger.trained(
-            server_round, task, device, measured.flops, measured.dense_flops, self.method.is_sparse,
-            memory_bytes=measured.memory_bytes, loss=measured.loss, **measured.counts,
-        )  # fmt: skip
-        self.ledger.wall_s.append((server_round, device, measured.wall_s, measured.compute_s))

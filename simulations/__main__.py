@@ -38,6 +38,12 @@ class Engine(StrEnum):
     inline = "inline"
 
 
+class Backbone(StrEnum):
+    mlp = "mlp"
+    cnn = "cnn"
+    resnet18 = "resnet18"
+
+
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment's name (`sparcl list`), or a TOML file.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an unfinished run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. learner.lr=0.05.")]
@@ -295,6 +301,42 @@ def doctor(
         console.print(table(rows), soft_wrap=True, markup=False)
         if not works:
             raise typer.Exit(2)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The profile; default: named after the processor, here.")] = None,
+    name: Annotated[str, typer.Option(help="The device's name in the profile; default: its processor.")] = "",
+    model: Annotated[list[Backbone] | None, typer.Option(help="Backbones that are trained; default: cnn and resnet18.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sessions, fewer repeats: less exact.")] = False,
+    idle_w: Annotated[float | None, typer.Option(metavar="W", help="Power of the idle device, if you have measured it.")] = None,
+    active_w: Annotated[float | None, typer.Option(metavar="W", help="Power of the device while it trains.")] = None,
+    down_mbit: Annotated[float | None, typer.Option(metavar="MBIT/S", help="Its network, downwards.")] = None,
+    up_mbit: Annotated[float | None, typer.Option(metavar="MBIT/S", help="Its network, upwards.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="What a message takes whatever its size.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure this machine, and write a device profile: rates of training, memory, and power where the system shows it."""
+    options = {
+        "idle_w": (idle_w, 1.0), "active_w": (active_w, 1.0), "down_bits_per_s": (down_mbit, 1e6), "up_bits_per_s": (up_mbit, 1e6),
+        "latency_s": (latency_ms, 1e-3),
+    }  # fmt: skip
+    given = {key: value * unit for key, (value, unit) in options.items() if value is not None}
+    with _one_message(debug):
+        from simulations.calibrate import calibrate, default_name, new_profile, table, write
+
+        path = out or Path(default_name())
+        with new_profile(path) as file:
+            with errors.status("starting") as status:
+                found = calibrate([*(model or (Backbone.cnn, Backbone.resnet18))], quick, name, given, observe=status.update)
+            write(file, found)
+        console.print(table(found), soft_wrap=True, markup=False)
+        assumed = [key for key, figure in found.figures.items() if figure.source.startswith("assumption")]
+        if assumed:
+            console.print(f"\nnot measured, so assumed: {', '.join(assumed)}", soft_wrap=True)
+        if found.no_power:
+            console.print(f"no power was read: {found.no_power}", soft_wrap=True, markup=False)
+        console.print(f"\nprofile: {path}", soft_wrap=True, markup=False)
 
 
 @contextmanager

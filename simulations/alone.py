@@ -14,6 +14,7 @@ from simulations.profiles import load_profile
 from sparcl_core import metrics
 from sparcl_core.costs import Cost, compute_cost
 from sparcl_core.flops import Flops
+from sparcl_core.footprint import activation_bytes
 from sparcl_core.learner import Learner
 from sparcl_core.solo import Progress, start_model, train_stream
 
@@ -49,16 +50,18 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     """
     data = load_data(experiment.data, experiment.seed)
     raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
-    [stream] = make_streams(replace(experiment.stream, devices=1, partition="iid", samples=0), data, experiment.seed)
+    whole = replace(experiment.stream, devices=1, partition="iid", samples=0, online=False, order="same", cycles=1, new_classes_share=1.0)
+    streams = make_streams(whole, data, experiment.seed)
+    stream = streams[0]
     tasks = [stream.task(number) for number in range(experiment.stream.tasks)]
     profile, _ = load_profile(experiment.profile)
-    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, stream.classes)
+    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, streams.classes, streams.domains)
     matrix, total = [], [Flops(), Flops()]
 
     def session_done(progress: Progress) -> None:
         total[0] += progress.flops
         total[1] += progress.dense_flops
-        accuracy = evaluate(progress.state) if progress.epoch == epochs else None
+        accuracy = evaluate(progress.state).accuracy if progress.epoch == epochs else None
         if accuracy is not None:
             matrix.append(accuracy)
         observe(progress, accuracy)
@@ -66,9 +69,10 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0])
+        fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0]).accuracy
         progress = train_stream(method, data.inputs, tasks, epochs, experiment.seed, session_done)
     finally:
         torch.set_num_threads(threads)
-    cost = compute_cost(profile, total[0], method.is_sparse)
-    return SoloResult(experiment, progress, np.stack(matrix, axis=1), fresh, cost, compute_cost(profile, total[1], is_sparse=False))
+    moved = activation_bytes(evaluate.learner.model, data.inputs.shape)
+    cost, dense = compute_cost(profile, total[0], method.is_sparse, moved), compute_cost(profile, total[1], False, moved)
+    return SoloResult(experiment, progress, np.stack(matrix, axis=1), fresh, cost, dense)

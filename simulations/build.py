@@ -10,11 +10,11 @@ from client.stream import Streams
 from server.fleet import Roster
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
+from simulations.conditions import make_attendance
 from simulations.config import Experiment
 from simulations.data import Dataset, load_data
 from simulations.evaluate import Evaluator
 from simulations.partition import make_streams
-from simulations.profiles import load_profile
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.losses import REPLAY_DRAWS
@@ -34,7 +34,8 @@ class World:
     def client_config(self) -> ClientConfig:
         e = self.experiment
         federation = e.federation
-        return ClientConfig(e.method, self.data.inputs, federation.task_epochs, e.seed, e.wire, federation.mask, federation.batchnorm)
+        settings = (e.method, self.data.inputs, federation.task_epochs, e.seed, e.wire, federation.mask, federation.batchnorm)
+        return ClientConfig(*settings, self.streams.chunks, e.change if e.stream.boundaries == "detected" else None)
 
     @property
     def app_args(self) -> tuple:
@@ -66,7 +67,7 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
 def make_world(experiment: Experiment) -> World:
     """Load the data and cut it into streams."""
     data = load_data(experiment.data, experiment.seed)
-    return World(experiment, data, make_streams(experiment.stream, data, experiment.seed))
+    return World(experiment, data, make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task))
 
 
 def make_roster(streams: Streams) -> Roster:
@@ -78,7 +79,7 @@ def make_roster(streams: Streams) -> Roster:
 def make_evaluator(world: World) -> Evaluator:
     """Accuracy of a model on the world's test data."""
     e = world.experiment
-    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.data.raw, world.streams.classes)
+    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.data.raw, world.streams.classes, world.streams.domains)
 
 
 def make_strategy(world: World) -> SparCLStrategy:
@@ -86,10 +87,11 @@ def make_strategy(world: World) -> SparCLStrategy:
     e = world.experiment
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     weights, masks = start_model(learner, e.method, e.seed)
-    profile, _ = load_profile(e.profile)
-    ledger = Ledger(profile, learner.layout.dense_bytes)
-    settings = (e.method, e.federation, e.wire, e.aggregation, e.server_optimizer)
-    return SparCLStrategy(*settings, learner.layout, _classifier(learner), weights, masks, ledger, e.seed)
+    fleet = make_attendance(e, world.streams, learner)
+    ledger = Ledger(fleet.attendance.conditions.profile, learner.layout.dense_bytes, fleet.moved_per_sample)
+    settings = (e.method, e.federation, e.wire, e.aggregation, e.server_optimizer, e.clock)
+    model = (learner.layout, _classifier(learner), weights, masks)
+    return SparCLStrategy(*settings, *model, fleet.attendance, ledger, e.seed, e.stream.boundaries == "detected")
 
 
 def _classifier(learner: Learner) -> tuple[str, ...]:

@@ -16,11 +16,18 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from server.aggregate import AggregationConfig
+from server.availability import AvailabilityConfig
+from server.clock import ClockConfig
+from server.energy import EnergyConfig
 from server.optimizer import ServerOptimizerConfig
+from server.selection import SelectionConfig
 from server.settings import FederationConfig
+from server.tiers import BudgetConfig
 from simulations.errors import ConfigError
+from simulations.fleet import FleetConfig
 from simulations.sections import DataConfig, StreamConfig
 from sparcl_core import tdm
+from sparcl_core.change import ChangeConfig
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.kernels.choice import KernelConfig
@@ -40,7 +47,9 @@ class Experiment:
         name, description: what it is.
         seed: the only source of randomness.
         sparsity: s, share of the maskable weights that is absent; 0 trains the dense network.
-        profile: device profile, a file in simulations/profiles/.
+        profile: device profile of all devices, a file in simulations/profiles/ or a path to one; `fleet` can mix several.
+        target: Class-IL accuracy on the test data of all tasks (Task-IL in the setting task-il) whose price is reported: hours, joules and
+            bytes until it was reached first. 0: none.
         evaluate_every: evaluate the global model every so many rounds besides the end of every task; 0: there only.
     """
 
@@ -50,6 +59,7 @@ class Experiment:
     sparsity: float = 0.9
     profile: str = "raspberry-pi-4"
     evaluate_every: int = 1
+    target: float = 0.0
     data: DataConfig = field(default_factory=DataConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -62,12 +72,21 @@ class Experiment:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     server_optimizer: ServerOptimizerConfig = field(default_factory=ServerOptimizerConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    availability: AvailabilityConfig = field(default_factory=AvailabilityConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    change: ChangeConfig = field(default_factory=ChangeConfig)
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name is {self.name!r}: it names the run folder, so take letters, digits, '-', '_' and '.'")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must not be negative")
+        if not 0 <= self.target < 1:
+            raise ValueError(f"target is {self.target}: an accuracy in [0, 1); 0 reports none")
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only")
         tdm.check(self.method.tdm, self.sparsity, self.federation.task_epochs)
@@ -78,6 +97,27 @@ class Experiment:
                 f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
                 f"{federation.task_epochs} epochs; take shorter rounds, or set tdm.enabled=false"
             )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Settings that contradict each other."""
+        federation, stream = self.federation, self.stream
+        if self.clock.is_buffered and federation.batchnorm != "global":
+            raise ValueError(
+                f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "
+                f"of a round could be asked for their statistics; take global, or clock.mode=sync"
+            )
+        if self.clock.over_selection and not federation.cohort_size:
+            raise ValueError("clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it")
+        if self.budget.memory == "fit" and federation.mask == "local":
+            raise ValueError("budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared")
+        if stream.online and self.ddr.enabled:
+            raise ValueError(
+                "stream.online is true, but ddr.enabled too: data removal judges samples by several passes, and an online stream has one; "
+                "set ddr.enabled=false"
+            )
+        if stream.online and federation.local_epochs > 1:
+            raise ValueError(f"stream.online is true, but federation.local_epochs is {federation.local_epochs}: a single pass is 1")
 
     @property
     def method(self) -> MethodConfig:
@@ -85,13 +125,14 @@ class Experiment:
 
     @property
     def rounds(self) -> int:
-        """Rounds of all tasks."""
-        return self.stream.tasks * self.federation.rounds_per_task
+        """Rounds of all tasks, if the virtual clock does not end the run before."""
+        return self.federation.rounds or self.stream.steps * self.federation.rounds_per_task
 
 
 SECTIONS = (
     DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig,
     FederationConfig, WireConfig, AggregationConfig, ServerOptimizerConfig, KernelConfig,
+    FleetConfig, ClockConfig, AvailabilityConfig, EnergyConfig, SelectionConfig, BudgetConfig, ChangeConfig,
 )  # fmt: skip
 for _section in (*SECTIONS, Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
@@ -157,6 +198,7 @@ def dense_twin(experiment: Experiment) -> Experiment:
         ddr=replace(experiment.ddr, enabled=False),
         dgm=replace(experiment.dgm, enabled=False, sparsity=None),
         federation=replace(experiment.federation, mask="shared"),
+        budget=replace(experiment.budget, memory="refuse" if experiment.budget.memory == "fit" else experiment.budget.memory),
         wire=WireConfig(up="f32", down="f32", importance="f32"),
     )
 

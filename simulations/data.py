@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,18 @@ from sparcl_core.seeding import generator
 
 @dataclass(frozen=True)
 class Raw:
-    """x: [N, C, H, W] uint8, y: [N] int64 in 0 .. classes - 1."""
+    """x: [N, C, H, W] uint8, y: [N] int64 in 0 .. classes - 1, ids: [N] int64, whose sample it is; None if the source does not say."""
 
     train_x: np.ndarray
     train_y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
+    train_ids: np.ndarray | None = None
+
+    def training(self, rows: np.ndarray) -> "Raw":
+        """With these training samples only; `rows`: [n] int64."""
+        ids = None if self.train_ids is None else self.train_ids[rows]
+        return replace(self, train_x=self.train_x[rows], train_y=self.train_y[rows], train_ids=ids)
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,10 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     if config.validation:
         held = _per_class(raw.train_y, lambda count: max(1, round(config.validation * count)), seed, "validation")
         rest = np.setdiff1d(np.arange(len(raw.train_y)), held)
-        raw = Raw(raw.train_x[rest], raw.train_y[rest], raw.train_x[held], raw.train_y[held])
+        raw = replace(raw.training(rest), test_x=raw.train_x[held], test_y=raw.train_y[held])
     if config.train_limit:
         kept = _per_class(raw.train_y, lambda count: min(config.train_limit, count), seed, "limit")
-        raw = Raw(raw.train_x[kept], raw.train_y[kept], raw.test_x, raw.test_y)
+        raw = raw.training(kept)
     axes = (0, 2, 3)
     mean, std = raw.train_x.mean(axes), raw.train_x.std(axes)
     shape = tuple(int(size) for size in raw.train_x.shape[1:])
@@ -94,7 +100,8 @@ def _parquet(config: DataConfig, seed: int) -> Raw:
     (train_x, train_y), (test_x, test_y) = parts
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ConfigError(f"{config.path}: training images are {train_x.shape[1:]}, test images {test_x.shape[1:]}: they must be equal")
-    return Raw(train_x, train_y, test_x, test_y)
+    ids = _read_ids(Path(config.path) / "train.parquet", config.id_column) if config.id_column else None
+    return Raw(train_x, train_y, test_x, test_y, ids)
 
 
 SOURCES: dict[str, Callable[[DataConfig, int], Raw]] = {"digits": _digits, "parquet": _parquet}
@@ -139,6 +146,24 @@ def _read_parquet(path: Path, config: DataConfig) -> tuple[np.ndarray, np.ndarra
     if y.min() < 0:
         raise ConfigError(f"{path}: label {y.min()} is negative: classes are numbered from 0")
     return x, y
+
+
+def _read_ids(path: Path, column: str) -> np.ndarray:
+    """Whose sample each row is, [N] int64: the place of its id among all ids in ascending order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if column not in (names := pq.read_schema(path).names):
+        raise ConfigError(f"{path} has no column {column!r}; it has {', '.join(names)}: set data.id_column")
+    ids = pq.read_table(path, columns=[column])[column]
+    if ids.null_count or not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise ConfigError(
+            f"{path}: column {column!r} must hold an integer or text in every row; "
+            f"it is {ids.type}, {ids.null_count} of {len(ids)} rows are empty"
+        )
+    values = ids.to_pylist()
+    place = {value: number for number, value in enumerate(sorted(set(values)))}
+    return np.array([place[value] for value in values], dtype=np.int64)
 
 
 def _per_class(y: np.ndarray, count: Callable[[int], int], seed: int, purpose: str) -> np.ndarray:

@@ -3,31 +3,42 @@
 import numpy as np
 import torch
 
+from server.app import Evaluation
 from simulations.data import Raw
+from sparcl_core.domains import Domains
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
 from sparcl_core.masks import State
-from sparcl_core.metrics import correct_by_task
+from sparcl_core.metrics import accuracy_by_class, accuracy_by_task, count_correct, count_task
 from sparcl_core.models import load_state_
 
 EVALUATION_BATCH = 512
 
 
 class Evaluator:
-    """Class-IL and Task-IL accuracy of a model on the test data, per task."""
+    """Class-IL and Task-IL accuracy of a model on the test data, per task and true class."""
 
-    def __init__(self, learner: Learner, raw: Raw, classes: tuple[tuple[int, ...], ...]):
-        """`learner` lends its model and input form; `classes`: per task."""
-        self.learner, self.raw, self.tasks = learner, raw, list(classes)
+    def __init__(self, learner: Learner, raw: Raw, classes: tuple[tuple[int, ...], ...], domains: Domains | None = None):
+        """`learner` lends its model and input form; `classes`: per task; `domains`: what is done to the images of a task, if anything."""
+        self.learner, self.raw, self.tasks, self.domains = learner, raw, list(classes), domains
 
-    def __call__(self, state: State) -> np.ndarray:
-        """[2, T]; row 0 Class-IL, row 1 Task-IL."""
-        model = self.learner.model
-        load_state_(model, state)
-        model.eval()
+    def __call__(self, state: State) -> Evaluation:
+        load_state_(self.learner.model, state)
+        self.learner.model.eval()
+        if self.domains is None:
+            correct, total = count_correct(self._outputs(self.raw.test_x), self.raw.test_y, self.tasks)
+        else:
+            found = []
+            for task, classes in enumerate(self.tasks):
+                found.append(count_task(self._outputs(self.domains.apply(self.raw.test_x, task)), self.raw.test_y, classes))
+            correct, total = np.stack([hits for hits, _ in found], axis=1), np.stack([count for _, count in found])
+        return Evaluation(accuracy_by_task(correct, total), accuracy_by_class(correct, total))
+
+    def _outputs(self, images: np.ndarray) -> np.ndarray:
+        """Logits of [N, C, H, W] uint8."""
         outputs = []
         with torch.inference_mode():
-            for start in range(0, len(self.raw.test_y), EVALUATION_BATCH):
-                x = torch.from_numpy(self.raw.test_x[start : start + EVALUATION_BATCH])
-                outputs.append(model(normalise(x, self.learner.inputs, self.learner.dtype)).numpy())
-        return correct_by_task(np.concatenate(outputs), self.raw.test_y, self.tasks)
+            for start in range(0, len(images), EVALUATION_BATCH):
+                x = torch.from_numpy(images[start : start + EVALUATION_BATCH])
+                outputs.append(self.learner.model(normalise(x, self.learner.inputs, self.learner.dtype)).numpy())
+        return np.concatenate(outputs)

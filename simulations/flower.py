@@ -21,6 +21,7 @@ from server.strategy import FleetError
 from simulations.build import World, make_evaluator, make_strategy, make_world
 from simulations.config import load
 from simulations.devices import client_app as make_client_app
+from simulations.run import accuracy_matrix
 from sparcl_core.metrics import scores
 
 log = logging.getLogger("flwr")  # Flower shows what comes from here, on the console and in `flwr log`
@@ -62,7 +63,7 @@ def main(grid: Grid, context: Context) -> None:
         records.append(record)
         log.info(_line(record))
 
-    rounds = {"num_tasks": experiment.stream.tasks, "evaluate_every": experiment.evaluate_every}
+    rounds = {"rounds": experiment.rounds, "evaluate_every": experiment.evaluate_every}
     run_rounds(grid, strategy, **rounds, evaluate=make_evaluator(world), observe=observe)
     result = {"experiment": experiment.name, "seed": experiment.seed, **_figures(records), "totals": strategy.ledger.totals()}
     log.info("result: %s", json.dumps(result["accuracy"]))
@@ -118,7 +119,7 @@ def _line(record: RoundRecord) -> str:
 
 def _figures(records: list[RoundRecord]) -> dict:
     """Accuracy matrices and their figures, per scenario."""
-    accuracy = np.stack([record.accuracy for record in records if record.ends_task], axis=1)
+    accuracy = accuracy_matrix(records)
     figures = {}
     for row, name in enumerate(("class-il", "task-il")):
         found = scores(accuracy[row], records[0].accuracy[row])

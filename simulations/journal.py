@@ -38,6 +38,9 @@ def to_arrays(journal: Journal) -> Snapshot:
     arrays = {"counts": np.array(counts, np.int64)}
     if record.accuracy is not None:
         arrays["accuracy"] = np.asarray(record.accuracy)
+    arrays["time"] = np.array(record.time)
+    if record.by_class is not None:
+        arrays["by_class"] = np.asarray(record.by_class)
     if record.diversity is not None:
         arrays["diversity"] = np.array([record.diversity.union_density, record.diversity.distance])
     columns = list(zip(*map(attrgetter(*_COLUMNS), journal.rows), strict=True)) or [()] * len(_COLUMNS)
@@ -59,7 +62,8 @@ def from_arrays(arrays: Snapshot) -> Journal:
     """
     server_round, task, ends_task, num_devices, num_samples, exchange = arrays["counts"].tolist()
     apart = Diversity(*arrays["diversity"].tolist()) if "diversity" in arrays else None
-    record = RoundRecord(server_round, task, bool(ends_task), num_devices, num_samples, arrays.get("accuracy"), apart)
+    found = (arrays.get("accuracy"), apart, arrays.get("by_class"), float(arrays["time"]))
+    record = RoundRecord(server_round, task, bool(ends_task), num_devices, num_samples, *found)
     columns = [
         _strings_of(within(f"rows/{name}", arrays)) if kind is str else arrays[f"rows/{name}"].tolist() for name, kind in _COLUMNS.items()
     ]

@@ -101,15 +101,14 @@ def run_world(
         keep: where the run is kept from round to round; without it, it cannot be resumed.
         pool: Ray workers that are already there; they stay.
     """
-    observer, strategy = observer or Silent(), make_strategy(world)
-    tasks, rounds = world.experiment.stream.tasks, world.experiment.rounds
+    observer, strategy, rounds = observer or Silent(), make_strategy(world), world.experiment.rounds
     found = keep.checkpoints.load() if keep else None
     records = [journal.record for journal in found.journals] if found else []
     wall_s = 0.0
     if found:
         found.restore(strategy)
         observer.resumed(records)
-    if len(records) <= rounds:
+    if len(records) <= rounds and not strategy.is_over:
         grid = make_grid(world, engine, workers, observer.device_done, keep, pool)
         if found:
             try:
@@ -120,9 +119,20 @@ def run_world(
         observe = _observe(strategy, grid, records, observer, keep)
         workers = grid.num_workers
         wall_s = _play(world, strategy, grid, observe, first_round=len(records))
-    ends = [record.accuracy for record in records if record.ends_task]
-    assert len(ends) == tasks
-    return Result(world, strategy, records, np.stack(ends, axis=1), engine, workers, wall_s)
+    return Result(world, strategy, records, accuracy_matrix(records), engine, workers, wall_s)
+
+
+def accuracy_matrix(records: list[RoundRecord]) -> np.ndarray:
+    """[2, T, T] from a run's rounds: row t is the accuracy when task t was over for the median device; the last row that of the end.
+
+    Where tasks recur, their first time counts. A task that was never over (the clock ended the run) has the accuracy of the end.
+    """
+    tasks = records[0].accuracy.shape[1]
+    ends = {record.task: record.accuracy for record in reversed(records) if record.ends_task}  # reversed: the first of a task stays
+    last = next(record.accuracy for record in reversed(records) if record.accuracy is not None)
+    reached = sorted(ends)
+    rows = [next((ends[task] for task in reached if task >= number), last) for number in range(tasks - 1)]
+    return np.stack([*rows, last], axis=1)
 
 
 def _observe(
@@ -149,7 +159,7 @@ def _play(world: World, strategy: SparCLStrategy, grid: EngineGrid, observe: Cal
     """The rounds from `first_round`; closes `grid`. Returns wall-clock seconds."""
     app = make_server_app(
         lambda: strategy,
-        num_tasks=world.experiment.stream.tasks,
+        rounds=world.experiment.rounds,
         evaluate_every=world.experiment.evaluate_every,
         evaluate=make_evaluator(world),
         observe=observe,

@@ -3,13 +3,14 @@
 The model of time and energy (ours; the figures of a profile carry their sources):
 
     compute_s  = sparse FLOPs / (rate * sparse_efficiency) + other FLOPs / (rate * efficiency)
-                 + moved bytes / moved_bytes_per_s + steps * step_s
+                 + moved bytes / moved_bytes_per_s + steps * (step_s + layer passes * layer_s)
     transfer_s = latency_s + extra_s + 8 * bytes / bits per second      (of one message)
     joules     = compute_s * active_w + FLOPs * j_per_flop + transfer_s * (idle_w + radio_w) + bytes * radio_j_per_byte
 
 Moved bytes are what lies between the products: activations that are written, normalised, packed and read again. A sparse layer moves as
 many as a dense one, so that their share of a step grows with the sparsity; without them no single `sparse_efficiency` fits two sparsities
-(docs/costs.md has the check against measured seconds).
+(docs/costs.md has the check against measured seconds). Layer passes are layers that a step goes through, forward and backward: what it
+costs to call a layer at all makes small batches of deep networks slow, however few FLOPs they have.
 """
 
 import math
@@ -33,6 +34,7 @@ class DeviceProfile:
         down_bits_per_s, up_bits_per_s, latency_s: network.
         moved_bytes_per_s: activation bytes a second that a training step gets through besides its products.
         step_s: seconds of a training step that depend on nothing in it.
+        layer_s: seconds of a pass through one layer, forward and backward, that depend on nothing in it.
         j_per_flop, radio_w: see above.
         jitter_s: mean of what a message takes beyond that, exponentially distributed.
         battery_j: capacity of the battery; 0: on mains.
@@ -57,6 +59,7 @@ class DeviceProfile:
     jitter_s: float = 0.0
     battery_j: float = 0.0
     charge_w: float = 0.0
+    layer_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,20 @@ class Cost:
         )
 
 
-def compute_cost(profile: DeviceProfile, flops: Flops, is_sparse: bool = True, moved_per_sample: int = 0) -> Cost:
+def compute_cost(profile: DeviceProfile, flops: Flops, is_sparse: bool = True, moved_per_sample: int = 0, layer_passes: int = 0) -> Cost:
     """Training cost.
 
     Args:
         flops: with the samples and steps that they belong to.
         is_sparse: False: the maskable layers are dense as well and run at the dense rate.
         moved_per_sample: activation bytes of one sample, `footprint.activation_bytes`.
+        layer_passes: layers that a step goes through: counted layers (`flops.layer_shapes`) x forward passes.
     """
     sparse = flops.train_sparse if is_sparse else 0
     seconds = sparse / (profile.flops_per_s * profile.sparse_efficiency)
     seconds += (flops.total - sparse) / (profile.flops_per_s * profile.efficiency)
-    seconds += flops.samples * moved_per_sample / profile.moved_bytes_per_s + flops.steps * profile.step_s
+    seconds += flops.samples * moved_per_sample / profile.moved_bytes_per_s
+    seconds += flops.steps * (profile.step_s + layer_passes * profile.layer_s)
     return Cost(flops=flops, seconds=seconds, joules=seconds * profile.active_w + flops.total * profile.j_per_flop)
 
 

@@ -7,12 +7,14 @@ What a device that stores only what it must holds, counted by formula whatever t
 - activations: what autograd keeps for backward, measured on the dense model per sample, times the samples of a forward pass (the parts
   of a loss that do not share one run backward one after the other);
 - buffer: raw inputs, labels (8 bytes) and logits;
-- federation: the base that the update is taken against and the residual of lossy encoding, both over the active set.
+- federation: the base that the update is taken against and the residual of lossy encoding, both over the active set;
+- codec: what coding an update takes, 2 bytes of symbol for each of its values and at most the value itself in the output.
 """
 
 import math
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,6 +31,7 @@ class Footprint:
     activations: int
     buffer: int
     federation: int
+    codec: int
 
     @property
     def total(self) -> int:
@@ -99,14 +102,27 @@ def footprint(
         samples_per_forward: samples whose activations are alive at once.
     """
     itemsize = model.itemsize
-    dense = sum(size for name, size in model.parameters.items() if name not in active)
+    held = _held(model, active)
     maskable = sum(model.parameters[name] for name in active)
-    held = dense + sum(active.values())
     return Footprint(
         weights=held * itemsize + model.buffer_bytes,
         masks=math.ceil(maskable / 8) + math.ceil(sum(active.values()) / 8) if active else 0,
-        gradients=(dense + sum(updated.values())) * itemsize,
+        gradients=(held - sum(active.values()) + sum(updated.values())) * itemsize,
         activations=per_sample_activations * samples_per_forward,
         buffer=buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes,
         federation=2 * held * itemsize if federated else 0,
+        codec=held * (2 + itemsize) if federated else 0,
     )
+
+
+def footprint_bytes(
+    model: Held, active: dict[str, int], updated: dict[str, int], per_sample_activations: int, samples_per_forward: int
+) -> int:
+    """All but the buffer, of a federated device: what can be said of a device before it begins."""
+    none = Buffer(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0))
+    return footprint(model, active, updated, per_sample_activations, samples_per_forward, none, federated=True).total
+
+
+def _held(model: Held, active: dict[str, int]) -> int:
+    """Weights that a device holds: active ones and all of the dense tensors."""
+    return sum(size for name, size in model.parameters.items() if name not in active) + sum(active.values())

@@ -29,7 +29,7 @@ from sparcl_core.importance import combine
 from sparcl_core.inputs import InputSpec, augment, normalise
 from sparcl_core.kernels.convert import convert, sparse_layers, trainable
 from sparcl_core.losses import REPLAY_DRAWS, Replay, current_term, draw_term, single_head
-from sparcl_core.masks import Masks, State, count_active
+from sparcl_core.masks import Masks, State, count_active, num_active
 from sparcl_core.method import MethodConfig, make_layout
 from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, read_state
 from sparcl_core.seeding import generator
@@ -98,7 +98,7 @@ class Learner:
     def __init__(self, method: MethodConfig, inputs: InputSpec, task_epochs: int, seed: int):
         """`task_epochs`: K, local epochs of a whole task, from which the schedules of DDR derive."""
         self.inputs, self.config, self.tdm, self.ddr, self.dgm = inputs, method.learner, method.tdm, method.ddr, method.dgm
-        self.task_epochs, self.seed = task_epochs, seed
+        self.task_epochs, self.seed, self.sparsity = task_epochs, seed, method.sparsity
         self.draws_gradient_masks = method.is_sparse and method.dgm.enabled
         self.gradient_sparsity = gradient_masking.gradient_sparsity(method.dgm, method.sparsity) if self.draws_gradient_masks else 0.0
         self.model = build_model(method.model, inputs.shape, inputs.num_classes)
@@ -171,6 +171,21 @@ class Learner:
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
         return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()), samples=samples)
+
+    def loss(self, state: State, masks: Masks, data: TaskData, batches: int) -> tuple[float, Flops]:
+        """Mean cross-entropy over all classes of `state` on the first samples of `data`, which lie in random order, and what that cost.
+
+        At most `batches` batches; statistics of BatchNorm are those of the batch, as in training. Nothing changes.
+        """
+        self._bring(state, masks)
+        size, total, count = self.config.batch_size, 0.0, min(len(data.y), batches * self.config.batch_size)
+        with torch.no_grad():
+            for begin in range(0, count, size):
+                own = slice(begin, min(begin + size, count))
+                logits = self.model(normalise(torch.from_numpy(data.x[own]), self.inputs, self.dtype))
+                total += float(current_term(logits, torch.from_numpy(data.y[own]))) * (own.stop - own.start)
+        active = count_active(masks)
+        return total / count, Flops(statistics=per_sample(self.layers, active, active).forward * count)
 
     def statistics(self, state: State, masks: Masks, data: TaskData, memory: Memory) -> tuple[State, int, Flops]:
         """BatchNorm statistics of `state` on what DDR keeps of the current data and on the buffer, recomputed in one pass.
@@ -275,6 +290,10 @@ class _Run:
         self.learner, self.masks, self.data, self.device = learner, masks, data, device
         self.buffer, self.ddr, self.epochs_done, self.twin_offered = memory.buffer, memory.ddr, memory.epochs, memory.twin_offered
         self.active = count_active(masks)
+        self.gradient_sparsity = learner.gradient_sparsity
+        usual = sum(num_active(mask.size, learner.sparsity) for mask in masks.values())
+        if (held := sum(self.active.values())) < usual:  # a sparser device than the experiment's: as large a share of what it has
+            self.gradient_sparsity = 1 - (1 - learner.gradient_sparsity) * held / usual
         self.union = {name: torch.zeros(count, dtype=torch.bool) for name, count in self.active.items()}  # over active places
         self.updated: dict[str, Tensor] = {}  # the gradient masks, likewise
         self.cost = self.full_cost = per_sample(learner.layers, self.active, self.active)
@@ -367,7 +386,7 @@ class _Run:
         learner = self.learner
         self.updated = {
             name: gradient_masking.draw(
-                combine(learner.dgm, current[name], replay.get(name)), self.masks[name].size, learner.gradient_sparsity
+                combine(learner.dgm, current[name], replay.get(name)), self.masks[name].size, self.gradient_sparsity
             )
             for name in self.masks
         }

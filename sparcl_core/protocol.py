@@ -19,6 +19,7 @@ from sparcl_core.codec import CodecError
 _DOWN = struct.Struct("<IHHB")  # round, task, epochs, flags
 _UP = struct.Struct("<IIH")  # base version, samples, classes of the model
 _WANTS_IMPORTANCE = 1
+_HAS_CHANGED = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Report:
     """A trained update.
 
     base_version: version the delta is taken against; samples: n_k, current-task samples processed; classes: [C] bool, the
-    classes the device has seen so far; delta: payload; masks: payload of importance, votes or a mask update, empty if there is none.
+    classes the device has seen so far; delta: payload; masks: payload of importance, votes or a mask update, empty if there is none;
+    has_changed: the device noticed that its task did (the top bit of the number of classes).
     """
 
     base_version: int
@@ -61,10 +63,12 @@ class Report:
     classes: np.ndarray
     delta: bytes
     masks: bytes
+    has_changed: bool = False
 
     @property
     def control(self) -> bytes:
-        return _seal(_UP.pack(self.base_version, self.samples, self.classes.size) + np.packbits(self.classes).tobytes())
+        size = self.classes.size | (_HAS_CHANGED if self.has_changed else 0)
+        return _seal(_UP.pack(self.base_version, self.samples, size) + np.packbits(self.classes).tobytes())
 
     @property
     def num_bytes(self) -> int:
@@ -75,11 +79,12 @@ class Report:
         body = _open(control, "a report")
         if len(body) < _UP.size:
             raise CodecError(f"control of a report has {len(body)} bytes, at least {_UP.size} are needed")
-        version, samples, count = _UP.unpack_from(body)
+        version, samples, size = _UP.unpack_from(body)
+        count = size & ~_HAS_CHANGED
         bits = np.frombuffer(body[_UP.size :], dtype=np.uint8)
         if bits.size != (count + 7) // 8:
             raise CodecError(f"control of a report codes {count} classes in {bits.size} bytes")
-        return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, masks)
+        return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, masks, bool(size & _HAS_CHANGED))
 
 
 def _seal(body: bytes) -> bytes:

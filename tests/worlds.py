@@ -7,7 +7,7 @@ import numpy as np
 from flwr.app import Message
 
 from client.state import DeviceState, load_state
-from server.app import RoundRecord, run_rounds
+from server.app import Evaluation, RoundRecord, run_rounds
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_roster, make_strategy, make_world
 from simulations.config import Experiment, load
@@ -78,14 +78,14 @@ def play(
 ) -> SparCLStrategy:
     """All rounds without evaluation; `observe` sees every round's record and the server's state after it. `registers`: every device is
     asked who it is, as under Flower's own runtimes."""
-    strategy, tasks = make_strategy(world), world.experiment.stream.tasks
+    strategy, shape = make_strategy(world), (2, world.experiment.stream.tasks)
     observe = observe or (lambda record, strategy: None)
     run_rounds(
         grid or RecordingGrid(world),
         strategy,
-        num_tasks=tasks,
+        rounds=world.experiment.rounds,
         evaluate_every=0,
-        evaluate=lambda state: np.zeros((2, tasks)),
+        evaluate=lambda state: Evaluation(np.zeros(shape), np.zeros((*shape, world.data.num_classes))),
         observe=lambda record: observe(record, strategy),
         roster=None if registers else make_roster(world.streams),
     )

@@ -93,6 +93,10 @@ class EngineGrid(Grid):
         """Make these changes final: what they replace is removed from the store."""
         self.store.drop(*self.manifest.commit())
 
+    def undo(self, device: int) -> None:
+        """Give the device the state back that it had at the last commit: what it did since was cut short."""
+        self.manifest.undo(device)
+
     def _commit_alone(self) -> None:
         if not self._open and not self.waits_for_commit:
             self.commit()

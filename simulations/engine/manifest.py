@@ -44,6 +44,14 @@ class Manifest:
         else:  # the second time since the last commit: the first one's state was never final
             self._garbage.append((device, old))
 
+    def undo(self, device: int) -> None:
+        """The device has the state again that it had at the last commit; without one since, it has it still."""
+        if device in self._final:
+            self._garbage.append((device, self._current.pop(device)))
+            before = self._final.pop(device)
+            if before != NONE:
+                self._current[device] = before
+
     def changes(self) -> StateChanges:
         """What changed since the last commit, in device order."""
         devices = sorted(self._final)

@@ -1,0 +1,198 @@
+"""Fleets of unlike devices: a mix of profiles with spreads around them, or a file with one row per device.
+
+Mix: of N devices, profile k gets about N w_k / sum(w). The whole parts are dealt first, and the devices left over go to the largest
+remainders (Hamilton's method; ties to the earlier profile), so that a mix is exact and not a draw. Spread: device d computes
+exp(sigma z_d) times as fast as its profile says, z_d standard normal: log-normal with median 1, so that half of the devices are
+faster. The network has a draw of its own. z_d depends on the seed and d alone, not on the size of the fleet.
+"""
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from server.hardware import Hardware
+from simulations.errors import ConfigError
+from simulations.profiles import ALTERNATIVES, FIGURES, MAY_BE_ZERO, load_profile
+from sparcl_core.costs import DeviceProfile
+from sparcl_core.seeding import generator
+
+COMPUTE = ("flops_per_s", "moved_bytes_per_s")
+NETWORK = ("down_bits_per_s", "up_bits_per_s")
+WIDEST = 3.0
+
+Loaded = dict[str, tuple[DeviceProfile, list[str]]]  # name in mix or file -> what `load_profile` gave
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """Which device is of which kind.
+
+    Attributes:
+        mix: profile (name, or path to a .toml file) -> weight; empty: the experiment's `profile` for all.
+        file: CSV with one row per device, instead of a mix; see `read_fleet`.
+        compute_spread: sigma of the factor on `flops_per_s` and `moved_bytes_per_s` of each device; 0: all as their profile says.
+        network_spread: the same for `down_bits_per_s` and `up_bits_per_s`.
+        assign: `random` (kinds of a mix are dealt to devices by a seeded permutation) or `blocks` (the first devices are of the first kind,
+            and so on); with a file its rows decide.
+    """
+
+    mix: dict[str, float] = field(default_factory=dict)
+    file: str = ""
+    compute_spread: float = 0.0
+    network_spread: float = 0.0
+    assign: Literal["blocks", "random"] = "random"
+
+    def __post_init__(self):
+        if self.mix and self.file:
+            raise ValueError(f"mix and file are both given: the rows of {self.file!r} say which device has which profile; leave one out")
+        for name, weight in self.mix.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"mix.{name} is {weight}: a weight is finite and not negative")
+        if self.mix and not any(self.mix.values()):
+            raise ValueError(f"the weights of mix ({', '.join(self.mix)}) sum to 0: at least one must be above 0")
+        for key in ("compute_spread", "network_spread"):
+            if not 0 <= getattr(self, key) <= WIDEST:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}: a sigma in [0, {WIDEST:g}]; with 0.5, one device in six is at least "
+                    f"1.65 times as fast as its profile"
+                )
+        if self.assign not in ("blocks", "random"):
+            raise ValueError(f"assign is {self.assign!r}: choose blocks or random")
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The devices' hardware, and what about it is not a fact.
+
+    Attributes:
+        hardware: of all devices.
+        assumed: profile, as mix or file name it -> its figures that are assumptions; only profiles that some device has, and only figures
+            that some device takes from it.
+    """
+
+    hardware: Hardware
+    assumed: dict[str, list[str]]
+
+
+def make_hardware(config: FleetConfig, default_profile: str, devices: int, seed: int) -> Fleet:
+    """The hardware of a fleet: a function of its arguments and the files that they name.
+
+    Args:
+        default_profile: profile of all devices if `config` has neither mix nor file.
+        devices: N, `stream.devices`.
+
+    Raises:
+        ConfigError: if a profile or the file is not there or wrong; the message names the file and the field or line.
+    """
+    if config.file:
+        loaded, kind, own = read_fleet(config.file, devices)
+    else:
+        mix, own = config.mix or {default_profile: 1.0}, {}
+        loaded = {name: load_profile(name) for name in mix}
+        kind = np.repeat(np.arange(len(mix)), quotas(list(mix.values()), devices))
+        if config.assign == "random" and len(mix) > 1:
+            kind = kind[generator(seed, "fleet", "kind").permutation(devices)]
+    factors = {}
+    for purpose, spread, figures in (("compute", config.compute_spread, COMPUTE), ("network", config.network_spread, NETWORK)):
+        if spread:
+            factor = np.exp(spread * generator(seed, "fleet", purpose).standard_normal(devices))
+            factors |= dict.fromkeys(figures, factor)
+    hardware = Hardware(tuple(profile for profile, _ in loaded.values()), kind, factors, own)
+    return Fleet(hardware, _assumed(loaded, hardware))
+
+
+def quotas(weights: list[float], devices: int) -> np.ndarray:
+    """[K] int64, summing to `devices`: how many devices each weight gets by largest remainder."""
+    shares = np.array(weights, np.float64) / max(weights)  # so that the sum of huge weights is finite
+    shares = shares / shares.sum() * devices
+    counts = np.floor(shares).astype(np.int64)
+    by_remainder = np.argsort(counts - shares, kind="stable")
+    counts[by_remainder[: devices - counts.sum()]] += 1
+    return counts
+
+
+def read_fleet(file: str, devices: int) -> tuple[Loaded, np.ndarray, dict[str, np.ndarray]]:
+    """A fleet from a CSV file: column `profile`, and one for each figure of `DeviceProfile` that some devices have of their own.
+
+    Row d is device d; blank lines count for nothing. Figures are in SI units, and an empty cell leaves the profile's.
+
+    Returns:
+        profiles in order of appearance; which each device has, [N] int64; figure -> [N] float64, NaN where the cell is empty.
+
+    Raises:
+        ConfigError: with file and line, if a column, profile or number is wrong, or there is not one row per device.
+    """
+    try:
+        with Path(file).open(newline="", encoding="utf-8-sig") as lines:
+            return _read_rows(file, csv.reader(lines, strict=True), devices)
+    except OSError as error:
+        raise ConfigError(f"fleet.file {file!r} cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"fleet.file {file} is no CSV in UTF-8: {error}") from error
+
+
+def _read_rows(file: str, rows, devices: int) -> tuple[Loaded, np.ndarray, dict[str, np.ndarray]]:
+    header = [column.strip() for column in next(rows, [])]
+    if "profile" not in header:
+        raise ConfigError(f"{file}, line 1: there is no column 'profile'; the first line names the columns: profile, and figures")
+    for position, column in enumerate(header):
+        if column in header[:position]:
+            raise ConfigError(f"{file}, line 1: there are two columns {column!r}; leave one out")
+        if column not in ("profile", *FIGURES):
+            raise ConfigError(f"{file}, line 1: unknown column {column!r}; beside profile there may be {', '.join(FIGURES)}")
+    loaded, number, kind = {}, {}, []
+    own = {column: [] for column in header if column != "profile"}
+    for row in rows:
+        if not any(cell.strip() for cell in row):
+            continue
+        where = f"{file}, line {rows.line_num}"
+        if len(row) != len(header):
+            raise ConfigError(f"{where}: it has {len(row)} cells, the first line names {len(header)} columns")
+        cells = {column: cell.strip() for column, cell in zip(header, row, strict=True)}
+        name = cells.pop("profile")
+        if name not in loaded:
+            try:
+                loaded[name], number[name] = load_profile(name), len(number)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+        kind.append(number[name])
+        for figure, value in _own_figures(where, cells, loaded[name][0]).items():
+            own[figure].append(value)
+    if len(kind) != devices:
+        raise ConfigError(f"{file} has {len(kind)} rows, stream.devices is {devices}: there must be one row per device")
+    return loaded, np.array(kind, np.int64), {figure: np.array(values, np.float64) for figure, values in own.items()}
+
+
+def _own_figures(where: str, cells: dict[str, str], profile: DeviceProfile) -> dict[str, float]:
+    """The numbers in a row; NaN for an empty cell."""
+    either = {figure for pair in ALTERNATIVES for figure in pair}
+    numbers = {}
+    for figure, cell in cells.items():
+        try:
+            numbers[figure] = float(cell) if cell else math.nan
+        except ValueError as error:
+            raise ConfigError(f"{where}: {figure} is {cell!r}: it needs a number in SI units, or nothing for the profile's") from error
+        may_be_zero = figure in MAY_BE_ZERO or figure in either
+        if cell and (not 0 <= numbers[figure] < math.inf or (numbers[figure] == 0 and not may_be_zero)):
+            raise ConfigError(f"{where}: {figure} is {cell}: it must be finite and {'not negative' if may_be_zero else 'above 0'}")
+    for pair in ALTERNATIVES if either & set(cells) else ():
+        values = [getattr(profile, figure) if math.isnan(numbers.get(figure, math.nan)) else numbers[figure] for figure in pair]
+        if all(values) or (pair == ("active_w", "j_per_flop") and not any(values)):
+            raise ConfigError(
+                f"{where}: {pair[0]} is {values[0]:g} and {pair[1]} {values[1]:g} with what profile {profile.name!r} says: "
+                f"a device has one of the two; set the other to 0"
+            )
+    return numbers
+
+
+def _assumed(loaded: Loaded, hardware: Hardware) -> dict[str, list[str]]:
+    assumed = {}
+    for number, (name, (_, figures)) in enumerate(loaded.items()):
+        holders = hardware.kind == number
+        if holders.any():
+            assumed[name] = [f for f in figures if f not in hardware.own or np.isnan(hardware.own[f][holders]).any()]
+    return assumed
