@@ -78,7 +78,7 @@ class Bernoulli(Availability):
         return np.where(first == slot, time, first * self.slot_s)
 
     def _slot(self, time: np.ndarray) -> np.ndarray:
-        return time // self.slot_s  # exact, where floor(time / slot_s) may round up into the next slot
+        return time // self.slot_s
 
     def _is_on(self, devices: np.ndarray, slot: np.ndarray) -> np.ndarray:
         return self._draws(devices, slot.astype(np.int64)) < self.probability

@@ -175,7 +175,7 @@ def _import_early() -> None:
 
 def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
     from simulations.config import dense_twin
-    from simulations.profiles import load_profile
+    from simulations.fleet import make_hardware
     from simulations.report import draw_report
     from simulations.results import write_run
 
@@ -184,22 +184,22 @@ def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
         console.print(f"run folder: {run.folder}", soft_wrap=True)
         return
     experiment, baseline = run.experiment, run.how.baseline
-    profile, assumed = load_profile(experiment.profile)
+    fleet = make_hardware(experiment.fleet, experiment.profile, experiment.stream.devices, experiment.seed)
     result = _watch(run, "run", experiment, pool, experiment.name)
     twin = _watch(run, "twin", dense_twin(experiment), pool, "dense twin") if baseline else None
     summary = write_run(run.folder, result, twin)
     draw_report(run.folder)
     run.finish()
-    _show(summary, assumed, profile.name, run.folder)
+    _show(summary, fleet.assumed, run.folder)
 
 
-def _show(summary: dict, assumed: list[str], profile: str, folder: Path) -> None:
+def _show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:
     from simulations.view import bytes_by_kind, final_table, footnote
 
     console.print(final_table(summary))
     if made_of := bytes_by_kind(summary):
         console.print(made_of)
-    console.print(footnote(summary, assumed, profile))
+    console.print(footnote(summary, assumed))
     console.print(f"\nrun folder: {folder}", soft_wrap=True)
 
 
@@ -210,7 +210,7 @@ def _watch(run: "Unfinished", part: str, experiment: "Experiment", pool: "Pool |
 
     federation, world = experiment.federation, make_world(experiment)
     devices = min(federation.cohort_size or experiment.stream.devices, experiment.stream.devices)
-    with View(console, title, experiment.rounds, federation.rounds_per_task, devices) as view:
+    with View(console, title, experiment.rounds, devices, experiment.stream) as view:
         return run_world(world, run.how.engine, observer=view, keep=run.keep(part), pool=pool)
 
 
@@ -235,7 +235,7 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path) -> None:
     from simulations.profiles import load_profile
     from simulations.results import new_folder, write_solo
 
-    profile, assumed = load_profile(experiment.profile)
+    _, assumed = load_profile(experiment.profile)
     epochs = experiment.federation.task_epochs
 
     def observe(progress, accuracy) -> None:
@@ -248,7 +248,7 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path) -> None:
         result = train(experiment, observe)
         twin = train(dense_twin(experiment), observe) if baseline else None
         summary = write_solo(folder, result, twin)
-    _show(summary, assumed, profile.name, final)
+    _show(summary, {experiment.profile: assumed}, final)
 
 
 @app.command()

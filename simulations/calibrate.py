@@ -32,7 +32,7 @@ from simulations.sessions import Measured, Workload, grid, measure, one_thread, 
 from sparcl_core.costs import DeviceProfile, compute_cost
 from sparcl_core.kernels.build import backend
 
-REPEATS, QUICK_REPEATS = 5, 3
+REPEATS, QUICK_REPEATS = 10, 3
 POWER_S = 5.0  # how long power is looked at, idle and active
 ASSUMED = {  # what no calibration can measure: value, and what it rests on
     "active_w": (7.2, "placeholder, a Raspberry Pi 4's; set it with --active-w"),

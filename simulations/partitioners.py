@@ -95,8 +95,11 @@ def _shards(package: ModuleType, config: StreamConfig, labels: np.ndarray, seed:
     over = len(labels) % shards
     if len(labels) < shards:
         raise ValueError(f"{len(labels)} samples cannot be cut into {config.devices} x {config.shards_per_device} shards")
+    sizes = np.full(shards, len(labels) // shards)
+    longer = np.arange(over) * shards // max(over, 1)  # evenly over the labels
+    sizes[longer] += 1
     is_over = np.zeros(len(labels), dtype=bool)
-    is_over[(np.arange(over) + 1) * len(labels) // (over + 1)] = True  # never the first: each has a neighbour before it
+    is_over[np.cumsum(sizes)[longer] - 1] = True  # the last of its shard: the sample before it is of the same
     partitioner = package.ShardPartitioner(
         num_partitions=config.devices, partition_by="label", num_shards_per_partition=config.shards_per_device, shuffle=False, seed=seed
     )

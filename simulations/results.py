@@ -2,8 +2,10 @@
 
     config.toml          the resolved experiment; `sparcl run RUN/config.toml` repeats the run
     environment.json     versions, machine, engine, seconds
-    rounds.parquet       one row per round: devices, samples, accuracy so far, how far the devices' masks lie apart
+    rounds.parquet       one row per round: virtual time, devices, samples, accuracy so far, how far the devices' masks lie apart
     accuracy.parquet     one row per (scenario, after task, task)
+    classes.parquet      one row per (evaluated round, scenario, task, true class): accuracy
+    devices.parquet      one row per device: its profile, what it paid, how its rounds ended, what the model is worth to it
     ledger.parquet       one row per device, round and phase
     wall.parquet         measured seconds per device and round, all and of training alone (CPU time); with environment.json the only
                          file that differs when repeated
@@ -30,7 +32,10 @@ from safetensors.numpy import save_file
 from simulations.alone import SoloResult
 from simulations.config import ConfigError, Experiment, to_tree
 from simulations.environment import environment
+from simulations.fleet_figures import fleet_figures
+from simulations.per_device import device_table
 from simulations.run import Result
+from simulations.sections import StreamConfig
 from sparcl_core.masks import Masks, State
 
 SCENARIOS = ("class-il", "task-il")
@@ -87,6 +92,7 @@ def summarise(result: Result, baseline: Result | None = None) -> dict:
     """The figures of a run; `baseline`: the dense twin's run, if there was one."""
     totals = result.strategy.ledger.totals()
     rows = result.strategy.ledger.rows
+    fleet = fleet_figures(result, device_table(result))
     outcomes = sorted({row.outcome for row in rows})
     return {
         "experiment": result.world.experiment.name,
@@ -97,9 +103,11 @@ def summarise(result: Result, baseline: Result | None = None) -> dict:
         "savings": savings(totals),
         "peak_device_memory_bytes": max((row.memory_bytes for row in rows), default=0),
         "masks": mask_figures(result),
+        "fleet": fleet,
         "rows_by_outcome": {outcome: sum(row.outcome == outcome for row in rows) for outcome in outcomes},
         "dense_accuracy": accuracy_figures(baseline) if baseline else None,
         "dense_run_totals": baseline.strategy.ledger.totals() if baseline else None,
+        "dense_fleet": fleet_figures(baseline, device_table(baseline)) if baseline else None,
     }
 
 
@@ -169,6 +177,8 @@ def write_run(folder: Path, result: Result, baseline: Result | None = None) -> d
     _write_common(folder, result.world.experiment, machine, summary, result.accuracy, strategy.weights, strategy.masks)
     _write_table(folder / "ledger.parquet", strategy.ledger.columns())
     _write_table(folder / "rounds.parquet", _round_columns(result))
+    _write_table(folder / "classes.parquet", _class_columns(result))
+    _write_table(folder / "devices.parquet", device_table(result))
     rounds, devices, seconds, compute = zip(*strategy.ledger.wall_s, strict=True)
     _write_table(folder / "wall.parquet", {"round": rounds, "device": devices, "wall_s": seconds, "compute_s": compute})
     return summary
@@ -189,6 +199,13 @@ def write_claim(folder: Path, table: str, results: dict[str, list[dict]]) -> Non
     _write_json(folder / "environment.json", environment())
 
 
+def tasks_so_far(stream: StreamConfig, task: int) -> int:
+    """Tasks that accuracy is averaged over while the median device is at `task`, counted through all cycles; all where orders differ."""
+    if task < 0:
+        return 0
+    return stream.tasks if stream.order == "shuffled" else min(task + 1, stream.tasks)
+
+
 def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
     """Mean Class-IL and Task-IL accuracy over the first `tasks_seen` tasks; NaN before the first."""
     if record.accuracy is None or tasks_seen < 1:
@@ -197,13 +214,29 @@ def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
 
 
 def _round_columns(result: Result) -> dict[str, list]:
-    columns = {key: [] for key in ("round", "task", "num_devices", "num_samples", *SCENARIOS, "union_density", "mask_distance")}
+    names = ("round", "task", "time_s", "num_devices", "num_samples", *SCENARIOS, "union_density", "mask_distance")
+    columns = {key: [] for key in names}
     for record in result.rounds:
         apart = (record.diversity.union_density, record.diversity.distance) if record.diversity else (None, None)
-        values = (record.round, record.task, record.num_devices, record.num_samples, *accuracy_so_far(record, record.task + 1), *apart)
+        counts = (record.round, record.task, record.time, record.num_devices, record.num_samples)
+        values = (*counts, *accuracy_so_far(record, tasks_so_far(result.world.experiment.stream, record.task)), *apart)
         for key, value in zip(columns, values, strict=True):
             columns[key].append(value)
     return columns
+
+
+def _class_columns(result: Result) -> dict[str, np.ndarray]:
+    """Where the test data has no sample of a class in a task, there is no row."""
+    found = [record for record in result.rounds if record.by_class is not None]
+    curve = np.stack([record.by_class for record in found])  # [E, 2, T, C]
+    points, scenarios, tasks, classes = np.nonzero(~np.isnan(curve))
+    return {
+        "round": np.array([record.round for record in found])[points],
+        "scenario": np.array(SCENARIOS, dtype=object)[scenarios],
+        "task": tasks,
+        "class": classes,
+        "accuracy": curve[points, scenarios, tasks, classes],
+    }
 
 
 def _accuracy_columns(matrices: np.ndarray) -> dict[str, list]:

@@ -76,6 +76,7 @@ def trace_of(windows: list[Windows]) -> Trace:
 BERNOULLI = AvailabilityConfig(kind="bernoulli", probability=0.6, slot_minutes=90)
 NIGHTS = AvailabilityConfig(kind="diurnal", probability=0.7, time_zones=(0.0, 5.75, -8.0))
 OVERLAPPING = AvailabilityConfig(kind="diurnal", probability=0.9, from_hour=3, hours=20, jitter_hours=12, time_zones=(14.0, -12.0))
+LATE = AvailabilityConfig(kind="diurnal", probability=0.7, from_hour=23, hours=24, jitter_hours=12, time_zones=(0.0, -12.0))
 RECORDED: list[Windows] = [
     [(0.0, 600.0), (600.0, HOUR), (2 * HOUR, DAY + 0.5)],
     [],
@@ -100,12 +101,12 @@ def world(name: str) -> tuple[Availability, list[Windows]]:
         return trace_of(RECORDED), [merged(own) for own in RECORDED]
     if name == "bernoulli":
         return make_availability(BERNOULLI, N, 3), [bernoulli_windows(device, 0.6, 5400.0) for device in range(N)]
-    config = {"nights": NIGHTS, "overlapping": OVERLAPPING}[name]
+    config = {"nights": NIGHTS, "overlapping": OVERLAPPING, "late": LATE}[name]
     offsets = draw_offsets(config.time_zones, N, 3)
     return make_availability(config, N, 3), [diurnal_windows(device, config, offsets[device]) for device in range(N)]
 
 
-NAMES = ("bernoulli", "nights", "overlapping", "trace", "lives")
+NAMES = ("bernoulli", "nights", "overlapping", "late", "trace", "lives")
 WORLDS = {name: world(name) for name in NAMES}
 FINAL = 0.75 * DAYS * DAY  # windows that hold a later time may reach beyond what the twins know
 

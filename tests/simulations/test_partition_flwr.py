@@ -63,12 +63,13 @@ def test_every_sample_goes_to_exactly_one_device(config):
 
 
 def test_shards_are_even_and_lie_within_few_classes():
-    """183 samples of a task in 21 shards, of 8 or 9. And 366 samples of 6 classes in 28 shards: only the 5 borders between classes are within
-    a shard."""
+    """183 samples of a task in 21 shards, of 8 or 9. And 366 samples of 6 classes in 29 shards, of 12 or 13: none but the 5 borders
+    between classes, after 4.83, 9.67, 14.5, 19.33 and 24.17 shards, lie within a shard."""
     streams = make_streams(CONFIGS["shards"], dataset(), seed=1)
     assert (streams.sizes.sum(axis=0) == 183).all() and streams.sizes.min() >= 24 and streams.sizes.max() <= 27
-    one = make_streams(StreamConfig(1, 28, "shards", shards_per_device=1), dataset(), seed=0)
-    assert sorted(len(np.unique(stream.task(0).y)) for stream in one) == [1] * 23 + [2] * 5
+    one = make_streams(StreamConfig(1, 29, "shards", shards_per_device=1), dataset(), seed=0)
+    assert sorted(len(np.unique(stream.task(0).y)) for stream in one) == [1] * 24 + [2] * 5
+    assert set(one.sizes.ravel()) == {12, 13}
 
 
 def test_a_device_has_so_many_classes_if_pathological():
@@ -96,7 +97,7 @@ def test_a_device_is_one_writer():
 
 
 SPLITS = {
-    "shards": "14048ce1ed6f21c5",
+    "shards": "f10d541304876130",
     "pathological": "1b349c313ad71757",
     "linear": "f015e61b632c47b9",
     "square": "99c8b6f4214c3533",

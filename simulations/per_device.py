@@ -1,0 +1,120 @@
+"""What each device paid, and what the model is worth to it: one row a device, from the ledger and the evaluations of a run.
+
+A device's accuracy is Class-IL, on the test data in the device's own mix of (task, class) over its whole stream; its forgetting is that of
+the matrix of its own steps, in its own order, each task in the device's own mix of classes.
+"""
+
+import numpy as np
+
+from simulations.run import Result
+from sparcl_core.curves import matrix_at
+from sparcl_core.fairness import device_accuracy
+from sparcl_core.metrics import scores
+
+MOST = 20_000  # devices: for larger fleets these figures are of those that were reached, and of the first so many
+PAID = {
+    "flops": ("train_flops", "importance_flops", "mask_flops", "statistics_flops"),
+    "down_bytes": ("down_bytes",),
+    "up_bytes": ("up_bytes",),
+    "seconds": ("seconds",),
+    "joules": ("joules",),
+}
+OUTCOMES = ("ok", "late", "cancelled", "stale", "failed", "rejected", "skipped")
+
+
+def device_table(result: Result) -> dict[str, np.ndarray]:
+    """Columns, a row for every device that the ledger knows, in device order."""
+    rows = result.strategy.ledger.rows
+    devices = np.array(sorted({row.device for row in rows})[:MOST], np.int64)
+    place = {device: index for index, device in enumerate(devices.tolist())}
+    paid = {name: np.zeros(len(devices)) for name in PAID}
+    ended = {outcome: np.zeros(len(devices), np.int64) for outcome in OUTCOMES}
+    asked, refused = np.zeros(len(devices), np.int64), np.zeros(len(devices), np.int64)
+    for row in rows:
+        if (index := place.get(row.device)) is None:
+            continue
+        for name, columns in PAID.items():
+            paid[name][index] += sum(getattr(row, column) for column in columns)
+        if row.phase == "download":
+            asked[index] += 1
+        refused[index] += row.outcome == "refused"
+        if row.outcome in ended and (row.phase == "upload" or row.outcome != "ok"):
+            ended[row.outcome][index] += 1
+    attendance = result.strategy.attendance
+    hardware, tiers = attendance.conditions.hardware, attendance.tiers
+    names = [hardware.kinds[kind].name for kind in hardware.kind[devices].tolist()]
+    sparsities = np.array([level.sparsity for level in tiers.levels] + [np.nan])  # the last: of those that are in no tier
+    accuracy, forgetting = _worth(result, devices)
+    return {
+        "device": devices,
+        "profile": np.array(names, dtype=object),
+        "sparsity": sparsities[tiers.of[devices]],
+        "asked": asked,
+        **{f"rounds_{outcome}": count for outcome, count in ended.items()},
+        "refused": refused,
+        **{name: values.astype(np.int64) if name.endswith(("flops", "bytes")) else values for name, values in paid.items()},
+        "charge": attendance.conditions.batteries.share(devices, result.strategy.now),
+        "accuracy": accuracy,
+        "forgetting": forgetting,
+    }
+
+
+def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and forgetting of each device."""
+    found = [record for record in result.rounds if record.by_class is not None]
+    curve = np.stack([record.by_class[0] for record in found])  # [E, T, C]
+    steps = _steps_at(result, devices, [record.round for record in found], [record.time for record in found])
+    streams, (tasks, classes) = result.world.streams, curve.shape[1:]
+    accuracy, forgetting = np.full(len(devices), np.nan), np.full(len(devices), np.nan)
+    for index, device in enumerate(devices.tolist()):
+        order, own = streams.order_of(device), streams.all_samples(device)
+        mix = np.zeros((tasks, classes))
+        for task, samples in zip(order, own, strict=True):
+            mix[task] += np.bincount(streams.y[samples], minlength=classes)
+        accuracy[index] = device_accuracy(curve[-1], mix[None])[0]
+        held = np.array([task for task in dict.fromkeys(order) if mix[task].any()])
+        if len(held) < 2:
+            continue
+        first = [_first_run_end(order, int(one)) for one in held.tolist()]
+        ends = np.array([_when(steps[:, index], step) for step in first])
+        by_task = np.stack([[device_accuracy(point, _only(mix, one)[None])[0] for one in range(tasks)] for point in curve])
+        ranks = np.argsort(ends, kind="stable")
+        matrix = matrix_at(ends[ranks], np.arange(len(curve), dtype=float), by_task, held[ranks])
+        matrix = np.vstack([matrix[:-1], by_task[-1][held[ranks]][None]])  # the last row is the end of the run, whatever recurred
+        if not np.isnan(matrix).any():
+            forgetting[index] = scores(matrix).forgetting
+    return accuracy, forgetting
+
+
+def _steps_at(result: Result, devices: np.ndarray, rounds: list[int], times: list[float]) -> np.ndarray:
+    """[E, n] int64: the step at which each device is behind each of these rounds."""
+    attendance = result.strategy.attendance
+    finished = np.zeros((max(rounds) + 2, len(attendance.finished)), np.int64)
+    for row in result.strategy.ledger.rows:
+        if row.phase == "train" and row.steps:
+            finished[row.round, row.device] += 1
+    finished = np.cumsum(finished, axis=0)
+    pace, origin = attendance.conditions.pace, attendance.origin
+    return np.stack(
+        [pace.step(devices, number + 1, time - origin, finished[number][devices]) for number, time in zip(rounds, times, strict=True)]
+    )
+
+
+def _first_run_end(order: tuple[int, ...], task: int) -> int:
+    """The last step of the first stretch of steps that are `task`."""
+    step = order.index(task)
+    while step + 1 < len(order) and order[step + 1] == task:
+        step += 1
+    return step
+
+
+def _when(steps: np.ndarray, step: int) -> float:
+    """The first evaluation at which `step` was over; infinite if it never was."""
+    over = np.flatnonzero(steps > step)
+    return float(over[0]) if len(over) else np.inf
+
+
+def _only(mix: np.ndarray, task: int) -> np.ndarray:
+    own = np.zeros_like(mix)
+    own[task] = mix[task]
+    return own
