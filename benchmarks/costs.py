@@ -1,6 +1,6 @@
 """The cost model against measured seconds: training steps of ResNet-18 at sparsities that no calibration has seen.
 
-`python -m benchmarks.costs` calibrates this machine first (about two minutes), as `sparcl calibrate` does, or takes a profile with
+`python -m benchmarks.costs` calibrates this machine first (about three minutes), as `sparcl calibrate` does, or takes a profile with
 `--profile`. Then it trains sessions dense and at sparsities 0.75, 0.90 and 0.95 with sgd and derpp, one thread, in turn, and compares the
 least CPU time of each with what `sparcl_core.costs` says. The target is an error of at most 15 %. `--width` takes another network than
 the one that is calibrated with (width 20), to see how far the figures carry.

@@ -17,14 +17,14 @@ class ClockConfig:
     """Section [clock]: when rounds begin and end. What is not over in time has been paid for, and its update is lost.
 
     Attributes:
-        mode: `sync`, a round ends when its devices are done; `semi-sync`, it ends every `period_minutes`, and devices that still work go
+        mode: `sync`, a round ends when its devices are done; `semi-sync`, it ends every `period_s`, and devices that still work go
             on (their updates count, discounted, in the round in which they arrive); `async`, it ends when `buffer_size` updates are in,
             and a device that is done is replaced at once (FedBuff, Nguyen et al., AISTATS 2022).
         start_hour: virtual time at which the run begins, hours after Monday, 00:00 UTC.
-        deadline_minutes: of a synchronous round; who is not done by then is a straggler, and is dropped. 0: none.
+        deadline_s: virtual seconds of a synchronous round; who is not done by then is a straggler, and is dropped. 0: none.
         over_selection: share of devices that a synchronous round asks beyond `federation.cohort_size`; it ends when as many as that have
             reported, the others are told to stop (Bonawitz et al., MLSys 2019, asked 1.3 times the devices).
-        period_minutes: length of a semi-synchronous round; synchronous rounds begin at least that far apart.
+        period_s: virtual seconds of a semi-synchronous round; synchronous rounds begin at least that far apart.
         min_devices: a synchronous round waits until so many can take part.
         buffer_size: updates per asynchronous round.
         staleness_exponent: a: an update that is tau versions old weighs (1 + tau)^-a (FedBuff has 0.5).
@@ -34,9 +34,9 @@ class ClockConfig:
 
     mode: Literal["sync", "semi-sync", "async"] = "sync"
     start_hour: float = 0.0
-    deadline_minutes: float = 0.0
+    deadline_s: float = 0.0
     over_selection: float = 0.0
-    period_minutes: float = 0.0
+    period_s: float = 0.0
     min_devices: int = 1
     buffer_size: int = 0
     staleness_exponent: float = 0.5
@@ -46,7 +46,7 @@ class ClockConfig:
     def __post_init__(self):
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}: choose one of {', '.join(MODES)}")
-        for name in ("start_hour", "deadline_minutes", "over_selection", "period_minutes", "staleness_exponent", "horizon_hours"):
+        for name in ("start_hour", "deadline_s", "over_selection", "period_s", "staleness_exponent", "horizon_hours"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}: finite and not negative")
         if self.min_devices < 1:
@@ -55,23 +55,19 @@ class ClockConfig:
             raise ValueError(f"buffer_size is {self.buffer_size}, max_staleness {self.max_staleness}: neither may be negative")
         if self.mode == "async" and not self.buffer_size:
             raise ValueError("buffer_size is 0: an asynchronous round ends when so many updates are in; take at least 1")
-        if self.mode == "semi-sync" and not self.period_minutes:
-            raise ValueError("period_minutes is 0: a semi-synchronous round lasts so long; take more")
+        if self.mode == "semi-sync" and not self.period_s:
+            raise ValueError("period_s is 0: a semi-synchronous round lasts so long; take more")
         if self.mode != "sync":
-            for name in ("deadline_minutes", "over_selection"):
+            for name in ("deadline_s", "over_selection"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is {getattr(self, name)}: only synchronous rounds have it; mode is {self.mode!r}")
         if self.mode != "async" and self.buffer_size:
             raise ValueError(f"buffer_size is {self.buffer_size}: only asynchronous rounds end by it; mode is {self.mode!r}")
 
     @property
-    def deadline_s(self) -> float:
+    def deadline(self) -> float:
         """Seconds; infinite where there is none."""
-        return self.deadline_minutes * 60 or float("inf")
-
-    @property
-    def period_s(self) -> float:
-        return self.period_minutes * 60
+        return self.deadline_s or float("inf")
 
     @property
     def horizon_s(self) -> float:

@@ -124,8 +124,8 @@ def end_of_round(
     if wanted and clock.over_selection and len(done) >= wanted:
         end = done[wanted - 1][0]
         counted = {device for _, device in done[:wanted]}
-    if (deadline := start + clock.deadline_s) < end:
-        end, outcome, reason = deadline, "late", f"the deadline of {clock.deadline_minutes:g} minutes was over"
+    if (deadline := start + clock.deadline) < end:
+        end, outcome, reason = deadline, "late", f"the deadline of {clock.deadline_s:g} s was over"
         counted = {device for time, device in done if time <= end}
     ended = {}
     for device, fate in fates.items():

@@ -81,12 +81,22 @@ class Workload:
         per_sample_held = self.input_bytes + 8 + self.classes * itemsize
         return footprint_bytes(self.model, active, active, self.moved, in_flight) + buffered * per_sample_held
 
+    @property
+    def layer_passes(self) -> int:
+        """Layers that the forward passes of a step go through."""
+        return layer_passes(self.layers, self.method, self.is_joint)
+
     def samples(self, samples: np.ndarray, least: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Samples that go forward and backward in a round, and steps, [n] each."""
         learner, ddr = self.method.learner, self.method.ddr
         kept = samples * (1 - ddr.remove) if least and ddr.enabled else samples
         draws = 0 if least else REPLAY_DRAWS[learner.method]
         return self.epochs * kept * (1 + draws), self.epochs * np.ceil(kept / learner.batch_size)
+
+
+def layer_passes(layers: tuple[LayerShape, ...], method: MethodConfig, is_joint: bool) -> int:
+    """Layers that the forward passes of one training step go through: those of every part of the loss that has a pass of its own."""
+    return len(layers) * (1 if is_joint else 1 + REPLAY_DRAWS[method.learner.method])
 
 
 class Estimates:
@@ -100,7 +110,7 @@ class Estimates:
         is_sparse = workload.method.is_sparse
         self._dense_rate = rate * column("efficiency")
         self._sparse_rate = rate * column("sparse_efficiency") if is_sparse else self._dense_rate
-        self._moved_rate, self._step_s = column("moved_bytes_per_s"), column("step_s")
+        self._moved_rate, self._step_s = column("moved_bytes_per_s"), column("step_s") + workload.layer_passes * column("layer_s")
         self._down, self._up, self._latency, self._jitter = (
             column(name) for name in ("down_bits_per_s", "up_bits_per_s", "latency_s", "jitter_s")
         )

@@ -105,14 +105,17 @@ COLUMNS = tuple(field.name for field in fields(Row))
 class Ledger:
     """Rows in the order in which they were written; `columns` has them by round, device and phase."""
 
-    def __init__(self, profile_of: Callable[[int], DeviceProfile], dense_message_bytes: int, moved_per_sample: int = 0):
+    def __init__(
+        self, profile_of: Callable[[int], DeviceProfile], dense_message_bytes: int, moved_per_sample: int = 0, layer_passes: int = 0
+    ):
         """
         Args:
             profile_of: device -> its profile.
             dense_message_bytes: what one message of the dense twin weighs, 4 bytes per parameter and float buffer.
-            moved_per_sample: activation bytes of one sample, see `costs.compute_cost`.
+            moved_per_sample, layer_passes: activation bytes of one sample, and layers that a step passes, see `costs.compute_cost`.
         """
-        self.profile_of, self.dense_message_bytes, self.moved_per_sample = profile_of, dense_message_bytes, moved_per_sample
+        self.profile_of, self.dense_message_bytes = profile_of, dense_message_bytes
+        self.moved_per_sample, self.layer_passes = moved_per_sample, layer_passes
         self.rows: list[Row] = []
         # round, device, measured seconds in the ClientApp, and those of its training (CPU time of the thread): kept apart
         self.wall_s: list[tuple[int, int, float, float]] = []
@@ -159,7 +162,7 @@ class Ledger:
         self.rows.append(Row(*outcome, **counts, **times, **measures, time=where.time))
 
     def compute_cost(self, device: int, flops: Flops, is_sparse: bool) -> Cost:
-        return compute_cost(self.profile_of(device), flops, is_sparse, self.moved_per_sample)
+        return compute_cost(self.profile_of(device), flops, is_sparse, self.moved_per_sample, self.layer_passes)
 
     def mark(self) -> tuple[int, int]:
         """How many rows and measured seconds there are by now, for `since`."""

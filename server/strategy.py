@@ -144,10 +144,10 @@ class SparCLStrategy(Strategy):
         if len(reasons) == len(roster):
             raise FleetError(f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); see [budget]")
         least = self.attendance.least_seconds()
-        if least > self.clock.deadline_s:
+        if least > self.clock.deadline:
             raise FleetError(
-                f"clock.deadline_minutes is {self.clock.deadline_minutes:g}: no device can meet it, the fastest needs at least "
-                f"{least / 60:.3g} minutes; raise it, lower federation.local_epochs, or take a smaller model"
+                f"clock.deadline_s is {self.clock.deadline_s:g}: no device can meet it, the fastest needs at least {least:.3g} s; "
+                f"raise it, lower federation.local_epochs, or take a smaller model"
             )
         if not self.ledger.rows:  # a resumed run has these rows
             for device, reason in reasons.items():
@@ -179,7 +179,7 @@ class SparCLStrategy(Strategy):
             for device, step in attendance.without_data(server_round, self.now):
                 self.ledger.absent(Where(server_round, step, device, self.now), "sat-out", f"no data for task {step}")
         size = int(np.ceil(self.federation.cohort_size * (1 + self.clock.over_selection)))
-        chosen = attendance.choose(server_round, self.now, size, self.clock.deadline_s)
+        chosen = attendance.choose(server_round, self.now, size, self.clock.deadline)
         willing = self.willing(server_round, chosen)
         if chosen and not willing:
             self.now += RETRY_S

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from server.estimate import layer_passes
 from simulations.config import Experiment
 from simulations.data import load_data
 from simulations.evaluate import Evaluator
@@ -74,5 +75,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     finally:
         torch.set_num_threads(threads)
     moved = activation_bytes(evaluate.learner.model, data.inputs.shape)
-    cost, dense = compute_cost(profile, total[0], method.is_sparse, moved), compute_cost(profile, total[1], False, moved)
+    passes = layer_passes(evaluate.learner.layers, method, evaluate.learner.is_joint)
+    own, twin = ((total[0], method.is_sparse), (total[1], False))
+    cost, dense = (compute_cost(profile, flops, is_sparse, moved, passes) for flops, is_sparse in (own, twin))
     return SoloResult(experiment, progress, np.stack(matrix, axis=1), fresh, cost, dense)

@@ -88,7 +88,7 @@ def make_strategy(world: World) -> SparCLStrategy:
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     weights, masks = start_model(learner, e.method, e.seed)
     fleet = make_attendance(e, world.streams, learner)
-    ledger = Ledger(fleet.attendance.conditions.profile, learner.layout.dense_bytes, fleet.moved_per_sample)
+    ledger = Ledger(fleet.attendance.conditions.profile, learner.layout.dense_bytes, fleet.moved_per_sample, fleet.layer_passes)
     settings = (e.method, e.federation, e.wire, e.aggregation, e.server_optimizer, e.clock)
     model = (learner.layout, _classifier(learner), weights, masks)
     return SparCLStrategy(*settings, *model, fleet.attendance, ledger, e.seed, e.stream.boundaries == "detected")

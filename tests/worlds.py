@@ -1,6 +1,6 @@
 """Small worlds for the tests of the federation: experiments that run in half a second, and grids that go wrong on purpose."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,11 @@ BATCHNORM = (  # a net with BatchNorm on 40 digits, two devices of 20; width 8: 
     "model.name=resnet18", "model.width=8", "stream.devices=2", "stream.tasks=1", "stream.partition=iid", "data.train_limit=4",
     "learner.batch_size=10", "ddr.enabled=false",
 )  # fmt: skip
+# round figures in which a round of a tiny world takes seconds: dense 1 MFLOP/s, sparse 100 kFLOP/s, 1 kB/s both ways, on the mains
+TOY = {
+    "flops_per_s": 1e6, "efficiency": 1.0, "sparse_efficiency": 0.1, "memory_bytes": 1e6, "active_w": 4.0, "idle_w": 2.0,
+    "radio_j_per_byte": 0.001, "down_bits_per_s": 8000.0, "up_bits_per_s": 8000.0, "latency_s": 0.5,
+}  # fmt: skip
 Tamper = Callable[[int, list[Message]], Iterable[Message]]
 
 
@@ -34,15 +39,25 @@ def tiny_world(*overrides: str) -> World:
     return make_world(tiny(*overrides))
 
 
+def toy_fleet(folder: Path, devices: int = 3, **figures: Sequence[float]) -> tuple[str, ...]:
+    """Overrides for a fleet of `devices` devices with the figures of `TOY`, but for what is given per device."""
+    source = 'source = "assumption: a round number"\n'
+    (folder / "toy.toml").write_text('name = "toy"\n' + "".join(f"[{key}]\nvalue = {value}\n{source}" for key, value in TOY.items()))
+    rows = [["profile", *figures], *([str(folder / "toy.toml"), *own] for own in zip(*figures.values(), strict=True))]
+    rows += [[str(folder / "toy.toml")]] * (0 if figures else devices)
+    (folder / "fleet.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    return (f"fleet.file={folder / 'fleet.csv'}", f"stream.devices={devices}")
+
+
 class RecordingGrid(InlineGrid):
     """An inline engine that keeps what went over it, and lets a test alter the replies of a round.
 
     `tamper`: (round, replies) -> replies; the messages of round r are the r-th training batch, from 1. `tamper_calibrate`: the same for
-    the replies that bring recomputed statistics.
+    the replies that bring recomputed statistics. As in a real run, whoever plays the rounds commits them.
     """
 
     def __init__(self, world: World, tamper: Tamper | None = None, make_app=client_app, tamper_calibrate: Tamper | None = None):
-        super().__init__(make_app, world.app_args, len(world.streams))
+        super().__init__(make_app, world.app_args, len(world.streams), waits_for_commit=True)
         self.sent: dict[int, list[Message]] = {}
         self.received: dict[int, list[Message]] = {}
         self.calibrating: dict[int, list[Message]] = {}
@@ -79,14 +94,20 @@ def play(
     """All rounds without evaluation; `observe` sees every round's record and the server's state after it. `registers`: every device is
     asked who it is, as under Flower's own runtimes."""
     strategy, shape = make_strategy(world), (2, world.experiment.stream.tasks)
-    observe = observe or (lambda record, strategy: None)
+    grid = grid or RecordingGrid(world)
+
+    def round_done(record: RoundRecord) -> None:
+        grid.commit()
+        if observe:
+            observe(record, strategy)
+
     run_rounds(
-        grid or RecordingGrid(world),
+        grid,
         strategy,
         rounds=world.experiment.rounds,
         evaluate_every=0,
         evaluate=lambda state: Evaluation(np.zeros(shape), np.zeros((*shape, world.data.num_classes))),
-        observe=lambda record: observe(record, strategy),
+        observe=round_done,
         roster=None if registers else make_roster(world.streams),
     )
     return strategy

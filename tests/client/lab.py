@@ -108,8 +108,8 @@ def flat(device: DeviceState) -> dict[str, np.ndarray]:
     parts = {f"{part}.{name}": value for part in ("base", "masks", "residual") for name, value in getattr(device, part).items()}
     parts |= {f"buffer.{key}": np.asarray(value) for key, value in vars(memory.buffer).items()}
     parts |= {f"ddr.{key}": np.asarray(value) for key, value in vars(memory.ddr).items()}
-    scalars = (device.task, device.version, device.mask_version, memory.epochs, memory.twin_offered)
-    return parts | {"seen": device.seen, "scalars": np.array(scalars)}
+    scalars = (device.task, device.step, device.version, device.mask_version, memory.epochs, memory.twin_offered)
+    return parts | {"seen": device.seen, "losses": device.losses, "scalars": np.array(scalars)}
 
 
 def lab_mask(lab: Lab, name: str) -> np.ndarray:

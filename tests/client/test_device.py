@@ -98,9 +98,8 @@ def test_a_residual_goes_through_mask_updates_like_the_weights(whole):
     for what in ("grow", "adapt", "replace", None):
         old = lab.broadcast.masks
         if what == "replace":
-            lab.broadcast.replace_masks(
-                lab.weights, {name: rng.permutation(mask.ravel()).reshape(mask.shape) for name, mask in old.items()}
-            )
+            others = {name: rng.permutation(mask.ravel()).reshape(mask.shape) for name, mask in old.items()}
+            lab.broadcast.replace_masks(others, lab.weights)
             apply_masks_(wanted, {name: mask & lab.broadcast.masks[name] for name, mask in old.items()})
             lab.next_version(share=0.02)
             continue

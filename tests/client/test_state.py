@@ -43,7 +43,8 @@ def devices(draw) -> DeviceState:
     removal = DDRState(flags[0], tallies[0], tallies[1], flags[1], flags[2], tallies[2], draw(st.integers(0, 9)))
     memory = Memory(buffer, removal, draw(count), draw(count))
     model = Model(base, masks, draw(st.integers(1, 2**31)), draw(st.integers(0, 2**31)))
-    return DeviceState(model, statistics, residual, memory, rng.random(4) < 0.5, draw(st.integers(-1, 99)))
+    position = (draw(st.integers(-1, 99)), draw(st.integers(-1, 99)))
+    return DeviceState(model, statistics, residual, memory, rng.random(4) < 0.5, *position, rng.random(draw(st.integers(0, 5))))
 
 
 @settings(max_examples=150)
@@ -59,7 +60,9 @@ def test_a_device_loads_as_it_was_saved(device):
 
 
 def test_no_field_is_forgotten():
-    assert {field.name for field in fields(DeviceState)} == {"model", "statistics", "residual", "memory", "seen", "task"}
+    assert {field.name for field in fields(DeviceState)} == {
+        "model", "statistics", "residual", "memory", "seen", "task", "step", "losses",
+    }  # fmt: skip
     assert {field.name for field in fields(Model)} == {"base", "masks", "version", "mask_version"}
     assert {field.name for field in fields(Memory)} == {"buffer", "ddr", "epochs", "twin_offered"}
     assert len(fields(Buffer)) == 4 and len(fields(DDRState)) == 7

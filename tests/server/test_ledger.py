@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from worlds import RecordingGrid, play, tiny_world
 
-from server.ledger import COLUMNS, KINDS, Ledger
+from server.ledger import COLUMNS, KINDS, Done, Ledger, Where
 from sparcl_core.codec import Sizes
 from sparcl_core.costs import DeviceProfile
 from sparcl_core.flops import Flops
@@ -15,12 +15,16 @@ from sparcl_core.flops import Flops
 PROFILE = DeviceProfile("test", 100.0, 0.5, 0.1, 1e6, 4.0, 2.0, 0.25, 80.0, 40.0, 1.0)
 
 
+def profile_of(device: int) -> DeviceProfile:
+    return PROFILE
+
+
 def test_transfers_by_hand():
     """120 B down: 1 s latency + 120 / 10 = 13 s; 13 * 2 W + 120 * 0.25 J = 56 J. Up, at 5 B/s: 1 + 60 / 5 = 13 s, 26 + 15 = 41 J.
     The twin sends 400 B: 41 s and 182 J down, 81 s and 262 J up."""
-    ledger = Ledger(PROFILE, dense_message_bytes=400)
-    ledger.downloaded(1, 0, 7, Sizes(values=100, header=20), message_bytes=150)
-    ledger.uploaded(1, 0, 7, Sizes(values=40, positions=20), message_bytes=99)
+    ledger = Ledger(profile_of, dense_message_bytes=400)
+    ledger.downloaded(Where(1, 0, 7), Sizes(values=100, header=20), message_bytes=150)
+    ledger.uploaded(Where(1, 0, 7), Sizes(values=40, positions=20), message_bytes=99)
     down, up = ledger.rows
     assert (down.phase, down.outcome, down.down_bytes, down.up_bytes, down.message_bytes) == ("download", "ok", 120, 0, 150)
     assert (down.seconds, down.joules, down.dense_bytes, down.dense_seconds, down.dense_joules) == (13, 56, 400, 41, 182)
@@ -30,8 +34,8 @@ def test_transfers_by_hand():
 
 def test_training_by_hand():
     """Sparse layers 30 FLOP at 10/s, the rest 50 + 40 + 10 at 50/s: 3 + 2 = 5 s, 20 J at 4 W. The twin: 600 at 50/s = 12 s, 48 J."""
-    ledger = Ledger(PROFILE, 400)
-    ledger.trained(2, 1, 3, Flops(30, 50, 40, 10, 99), Flops(500, 100, paper=77), True, samples=12, loss=0.5)
+    ledger = Ledger(profile_of, 400)
+    ledger.trained(Where(2, 1, 3), Flops(30, 50, 40, 10, 99), Flops(500, 100, paper=77), True, samples=12, loss=0.5)
     (row,) = ledger.rows
     assert (row.phase, row.outcome, row.samples, row.loss) == ("train", "ok", 12, 0.5)
     assert (row.train_flops, row.importance_flops, row.mask_flops, row.paper_flops) == (80, 40, 10, 99)
@@ -41,19 +45,19 @@ def test_training_by_hand():
 
 def test_a_dense_run_pays_the_dense_rate():
     """130 FLOP at 50/s."""
-    ledger = Ledger(PROFILE, 400)
-    ledger.trained(2, 1, 3, Flops(30, 50, 40, 10), Flops(), False)
+    ledger = Ledger(profile_of, 400)
+    ledger.trained(Where(2, 1, 3), Flops(30, 50, 40, 10), Flops(), False)
     assert ledger.rows[0].seconds == pytest.approx(2.6)
 
 
 def test_totals_by_hand():
-    ledger = Ledger(PROFILE, dense_message_bytes=400)
+    ledger = Ledger(profile_of, dense_message_bytes=400)
     for device in (0, 1):
-        ledger.downloaded(1, 0, device, Sizes(values=70, masks=30, header=20), 150)
-    ledger.trained(1, 0, 0, Flops(30, 50, 40, 10, 99), Flops(500, 100), True, memory_bytes=1000)
-    ledger.failed(1, 0, 1, "broke")
-    ledger.uploaded(1, 0, 0, Sizes(unread=60), 99, reason="damaged")
-    ledger.sat_out(2, 0, 1, "no data")
+        ledger.downloaded(Where(1, 0, device), Sizes(values=70, masks=30, header=20), 150)
+    ledger.trained(Where(1, 0, 0), Flops(30, 50, 40, 10, 99), Flops(500, 100), True, memory_bytes=1000)
+    ledger.absent(Where(1, 0, 1), "failed", "broke")
+    ledger.uploaded(Where(1, 0, 0), Sizes(unread=60), 99, Done("rejected", "damaged"))
+    ledger.absent(Where(2, 0, 1), "sat-out", "no data")
     totals = ledger.totals()
     assert (totals["down_bytes"], totals["up_bytes"], totals["message_bytes"]) == (240, 60, 399)
     assert (totals["dense_down_bytes"], totals["dense_up_bytes"], totals["dense_bytes"]) == (800, 400, 1200)
@@ -65,10 +69,10 @@ def test_totals_by_hand():
 
 
 def test_what_bytes_are_for_is_kept_beside_them():
-    ledger = Ledger(PROFILE, dense_message_bytes=400)
-    ledger.downloaded(1, 0, 0, Sizes(values=1, positions=2, rest=4, masks=8, header=16), 99)
-    ledger.uploaded(1, 0, 0, Sizes(values=10, header=5), 99)
-    ledger.uploaded(1, 0, 1, Sizes(unread=7), 99, reason="damaged")
+    ledger = Ledger(profile_of, dense_message_bytes=400)
+    ledger.downloaded(Where(1, 0, 0), Sizes(values=1, positions=2, rest=4, masks=8, header=16), 99)
+    ledger.uploaded(Where(1, 0, 0), Sizes(values=10, header=5), 99)
+    ledger.uploaded(Where(1, 0, 1), Sizes(unread=7), 99, Done("rejected", "damaged"))
     down, up, rejected = ledger.rows
     assert [getattr(down, f"{kind}_bytes") for kind in KINDS] == [1, 2, 4, 8, 16, 0] and down.down_bytes == 31
     assert (up.values_bytes, up.header_bytes, up.up_bytes) == (10, 5, 15) and (rejected.unread_bytes, rejected.up_bytes) == (7, 7)
@@ -79,10 +83,10 @@ def test_what_bytes_are_for_is_kept_beside_them():
 
 def test_recomputed_statistics_by_hand():
     """130 FLOP at the dense rate of 50/s, since no gradient is involved: 2.6 s, 10.4 J. The twin has no such phase and no such message."""
-    ledger = Ledger(PROFILE, dense_message_bytes=400)
-    ledger.downloaded(4, 0, 0, Sizes(rest=120), 150, has_twin=False)
-    ledger.calibrated(4, 0, 0, Flops(statistics=130), is_sparse=True)
-    ledger.uploaded(4, 0, 0, Sizes(rest=60), 99, has_twin=False)
+    ledger = Ledger(profile_of, dense_message_bytes=400)
+    ledger.downloaded(Where(4, 0, 0), Sizes(rest=120), 150, has_twin=False)
+    ledger.calibrated(Where(4, 0, 0), Flops(statistics=130), is_sparse=True)
+    ledger.uploaded(Where(4, 0, 0), Sizes(rest=60), 99, has_twin=False)
     down, run, up = ledger.rows
     assert (run.phase, run.outcome, run.statistics_flops) == ("calibrate", "ok", 130)
     assert (run.seconds, run.joules) == (pytest.approx(2.6), pytest.approx(10.4))
@@ -140,8 +144,8 @@ def test_a_drawn_cohort_has_the_only_rows():
 
 def test_a_row_is_small():
     """100 devices write 300 rows a round: with a dict a row is 2 kB, without 0.6. Slots: 8 bytes a column, and 32."""
-    ledger = Ledger(PROFILE, 400)
-    ledger.failed(1, 0, 1, "broke")
+    ledger = Ledger(profile_of, 400)
+    ledger.absent(Where(1, 0, 1), "failed", "broke")
     (row,) = ledger.rows
     assert not hasattr(row, "__dict__") and sys.getsizeof(row) <= 32 + 8 * len(COLUMNS)
 

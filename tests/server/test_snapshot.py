@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import fields, is_dataclass
+from types import MethodType
 
 import numpy as np
 import pytest
-from worlds import BATCHNORM, LOSSLESS_64, RecordingGrid, assert_same_arrays, tiny_world
+from worlds import BATCHNORM, LOSSLESS_64, RecordingGrid, assert_same_arrays, tiny_world, toy_fleet
 
-from server.app import RoundRecord, run_rounds
+from server.app import Evaluation, RoundRecord, run_rounds
+from server.clock import EventHeap
 from server.snapshot import pack, unpack
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_roster, make_strategy
@@ -27,9 +29,25 @@ VARIANTS = {
     "dense, float64": (SHORT, *LOSSLESS_64, "sparsity=0"),
     "recomputed statistics": (*SHORTER, "federation.batchnorm=recompute"),
     "statistics of devices": (*SHORTER, "federation.batchnorm=local"),
+    "deadline, batteries, presence": (
+        SHORT, "clock.deadline_s=30", "availability.kind=diurnal", "availability.hours=0.02", "availability.probability=0.6",
+        "availability.from_hour=1", "availability.jitter_hours=0", "clock.horizon_hours=49.01", "federation.rounds_per_task=6",
+        "energy.charging=none", "energy.drain_idle=false",
+    ),
+    "detected changes": ("stream.boundaries=detected", "change.window=2", "change.rise=0.2"),
+    "async, nested tiers": (
+        SHORT, "clock.mode=async", "clock.buffer_size=1", "federation.cohort_size=2", "budget.memory=fit", "wire.importance=f32",
+    ),
+    "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
+}  # fmt: skip
+# the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
+FLEETS = {
+    "deadline, batteries, presence": {"battery_j": [1e5] * 3, "flops_per_s": [1e6, 1e6, 2e5]},
+    "async, nested tiers": {"memory_bytes": [1e6, 135_000, 1e6], "flops_per_s": [1e6, 2e6, 4e5]},
+    "semi-sync, masks of devices": {"flops_per_s": [1e6, 1e6, 3e5]},
 }
-# made anew: by registration, by the next round, and from the held model
-MADE_ANEW = {"roster", "_cohort", "_whole"}
+# made anew: by registration, by the next round, from the held model, and by asking a battery again
+MADE_ANEW = {"roster", "_cohort", "_reached", "_whole", "_edge_level", "_edge_time"}
 
 
 def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_round: int, observe) -> None:
@@ -38,9 +56,9 @@ def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_r
     run_rounds(
         grid,
         strategy,
-        num_tasks=tasks,
+        rounds=world.experiment.rounds,
         evaluate_every=1,
-        evaluate=lambda state: np.full((2, tasks), sum(float(value.sum()) for value in state.values())),
+        evaluate=lambda state: Evaluation(np.full((2, tasks), sum(float(value.sum()) for value in state.values())), np.zeros((2, tasks, 1))),
         observe=observe,
         roster=make_roster(world.streams),
         first_round=first_round,
@@ -54,15 +72,18 @@ class _Killed(Exception):
 def rounds_of_many_lives(world: World, folder, after_round) -> tuple[SparCLStrategy, list[RoundRecord]]:
     """The same run by one process a round, which dies at its end. `after_round`: told the dying strategy, and one restored in its place."""
     grid, checkpoint = RecordingGrid(world), None
-    for server_round in range(world.experiment.stream.tasks * world.experiment.federation.rounds_per_task + 1):
+    for server_round in range(world.experiment.rounds + 1):
         strategy = make_strategy(world)
         if checkpoint:
             checkpoint.restore(strategy)
+        if strategy.is_over:
+            break
         mark = strategy.ledger.mark()
 
         def die(record, strategy=strategy, mark=mark):
             journal = Journal(record, *strategy.ledger.since(mark), StateChanges.none(), grid.manifest.exchange)
             Checkpoints(folder).save(record.round, strategy.snapshot(), journal)
+            grid.commit()
             raise _Killed
 
         with pytest.raises(_Killed):
@@ -79,15 +100,21 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
     """All variants; at the end of every round the restored server is the one that died, in everything it holds."""
     changed = set()
     for variant, overrides in VARIANTS.items():
-        world = tiny_world(*overrides)
-        whole, records = make_strategy(world), []
-        play_on(world, RecordingGrid(world), whole, 0, records.append)
+        fleet = toy_fleet(tmp_path, **FLEETS[variant]) if variant in FLEETS else ()
+        world = tiny_world(*overrides, *fleet)
+        whole, records, grid = make_strategy(world), [], RecordingGrid(world)
+
+        def round_done(record, records=records, grid=grid):
+            grid.commit()
+            records.append(record)
+
+        play_on(world, grid, whole, 0, round_done)
         fresh = contents(make_strategy(world))
 
         def compare(died, restored, variant=variant, fresh=fresh):
             one, other = contents(died), contents(restored)
             assert differences(one, other) == set(), variant
-            changed.update(re.match(r"(\.(broadcast|masking|optimizer|ledger))?\.\w+", path)[0] for path in differences(one, fresh))
+            changed.update(re.match(PART, path)[0].replace("[0]", "").replace("[1]", "") for path in differences(one, fresh))
 
         resumed, resumed_records = rounds_of_many_lives(world, tmp_path / variant, compare)
         assert_same_arrays(resumed.weights, whole.weights)
@@ -96,25 +123,44 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         assert [row[:2] for row in resumed.ledger.wall_s] == [row[:2] for row in whole.ledger.wall_s]
         assert list(map(plain, resumed_records)) == list(map(plain, records))
     # the comparison was about something: over the variants everything that can change did
-    assert changed == {
-        ".weights", "._held", ".diversity", ".ledger.rows", ".ledger.wall_s",
-        ".broadcast.held", ".broadcast._masks", ".broadcast.version", ".broadcast.mask_version",
-        ".broadcast._steps", ".broadcast._pending_mask",
-        ".masking._reported", ".optimizer.first", ".optimizer.second",
+    assert changed - {".exchange.ledger", ".exchange.conditions"} == {  # these two are the strategy's own once more
+        ".weights", ".diversity", ".ledger.rows", ".ledger.wall_s", ".now", ".is_over", ".stages.task", ".stages.session",
+        ".exchange.held", ".exchange._nested_at",
+        ".exchange.broadcasts.held", ".exchange.broadcasts._masks", ".exchange.broadcasts.version", ".exchange.broadcasts.mask_version",
+        ".exchange.broadcasts._steps", ".exchange.broadcasts._pending_mask",
+        ".masking._reported", ".masking._is_owed", ".optimizer.first", ".optimizer.second",
+        ".attendance.finished", ".attendance.last_round", ".attendance.loss", ".attendance.message_bytes",
+        ".attendance.conditions.batteries.level_j", ".attendance.conditions.batteries.time", ".attendance.conditions.batteries.spent_j",
+        ".attendance.conditions.batteries.day", ".buffered.flights", ".buffered.events",
     }  # fmt: skip
 
 
+# what a path belongs to: an attribute of the strategy, or of one of the things that it is made of
+PART = r"(\.(masking|optimizer|ledger|stages|buffered|attendance(\.conditions\.batteries)?|exchange(\.broadcasts\[\d\])?))?\.\w+"
+
+
 def plain(record: RoundRecord) -> dict:
-    return vars(record) | {"accuracy": record.accuracy.tobytes()}
+    return vars(record) | {"accuracy": record.accuracy.tobytes(), "by_class": record.by_class.tobytes()}
 
 
 # -- everything that an object holds
 
 
-def contents(value, path: str = "") -> dict[str, object]:
-    """What `value` holds, all the way down: path -> leaf. Order of dicts, types, bits and memory order of arrays count."""
+def contents(value, path: str = "", above: tuple = ()) -> dict[str, object]:
+    """What `value` holds, all the way down: path -> leaf. Order of dicts, types, bits and memory order of arrays count.
+
+    A heap counts by what it would hand out, in order. `above`: what holds `value`, and is not looked at again.
+    """
+    if any(value is one for one in above):
+        return {}
+    if isinstance(value, EventHeap):
+        return {path: sorted(value._heap)}
+    if isinstance(value, MethodType):
+        return {path: value.__qualname__}
     if isinstance(value, np.ndarray):
         return {path: (value.dtype.str, value.shape, value.strides, value.tobytes())}
+    if isinstance(value, np.generic):
+        return {path: (value.dtype.str, value.tobytes())}
     if isinstance(value, float):
         return {path: value.hex()}
     if value is None or isinstance(value, bool | int | str | bytes | type):
@@ -132,7 +178,7 @@ def contents(value, path: str = "") -> dict[str, object]:
         parts = {f".{name}": getattr(value, name) for name in names if name not in MADE_ANEW}
         found = {f"{path}.": type(value)}
     for name, part in parts.items():
-        found |= contents(part, path + name)
+        found |= contents(part, path + name, (*above, value))
     return found
 
 
@@ -154,8 +200,11 @@ def test_a_new_attribute_that_is_not_restored_is_noticed():
     one.broadcast.count = 1
     other.broadcast.count = 0
     one.masking.seen = {3: np.zeros(2)}
-    assert differences(contents(one), contents(other)) >= {".broadcast.count", ".masking.seen[3]"}
-    assert all(hasattr(one, name) or hasattr(one.broadcast, name) for name in MADE_ANEW)
+    one.attendance.weather = 3
+    noticed = {".exchange.broadcasts[0].count", ".masking.seen[3]", ".attendance.weather"}
+    assert differences(contents(one), contents(other)) >= noticed
+    parts = (one, one.broadcast, one.attendance, one.attendance.conditions.batteries)
+    assert all(any(hasattr(part, name) for part in parts) for name in MADE_ANEW)
 
 
 # -- bits
@@ -168,7 +217,7 @@ def test_restored_to_the_bit(tmp_path):
     first = strategy.weights["conv1.weight"].reshape(-1)
     first.view(np.uint32)[:3] = (0x8000_0000, 0x7FC0_1234, 0xFF80_0001)
     strategy.optimizer.first["conv1.weight"] = np.full(strategy.weights["conv1.weight"].shape, -0.0)
-    strategy._held = {7: 3, 2: 1}
+    strategy.exchange.held = {7: 3, 2: 1}
     Checkpoints(tmp_path).save(0, strategy.snapshot(), Journal(RoundRecord(0, -1, False, 0, 0, None), [], [], StateChanges.none(), 0))
     checkpoint = Checkpoints(tmp_path).load()
     checkpoint.restore(restored)
@@ -204,13 +253,26 @@ def test_a_snapshot_of_another_model_is_refused(overrides, message):
         make_strategy(tiny_world(*overrides)).restore(snapshot)
 
 
-@pytest.mark.parametrize("name", ["known", "diversity", "broadcast/versions", "broadcast/steps/made", "broadcast/pending/data"])
+PARTS = (
+    "exchange/known", "exchange/nested", "diversity", "clock", "exchange/0/versions", "exchange/0/steps/made", "exchange/0/pending/data",
+    "masking/owed", "stages/position", "attendance/known", "attendance/loss", "flights/text",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_a_snapshot_with_a_part_missing_is_refused(name):
-    strategy = make_strategy(tiny_world())
+    strategy = make_strategy(tiny_world("clock.mode=async", "clock.buffer_size=1"))
     snapshot = strategy.snapshot()
     del snapshot[name]
-    with pytest.raises(ValueError, match=f"the snapshot has no '{name.rpartition('broadcast/')[2].removeprefix('pending/')}'"):
+    short = re.sub(r"^(exchange/0/pending/|exchange/0/|exchange/|masking/|stages/|attendance/|flights/)", "", name)
+    with pytest.raises(ValueError, match=f"the snapshot has no '{short}'"):
         strategy.restore(snapshot)
+
+
+def test_batteries_of_another_fleet_are_refused():
+    snapshot = make_strategy(tiny_world("stream.devices=4")).snapshot()
+    with pytest.raises(ValueError, match="batteries in the snapshot"):
+        make_strategy(tiny_world()).restore(snapshot)
 
 
 # -- registration

@@ -6,7 +6,9 @@ import torch
 from worlds import BATCHNORM, LOSSLESS, RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
 from client.app import _Trainer
+from server import strategy as strategies
 from server.aggregate import Update
+from server.conditions import cut
 from server.intake import Accepted
 from server.statistics import pooled_statistics
 from simulations.build import make_strategy
@@ -316,17 +318,37 @@ def test_statistics_that_cannot_be_used_are_rejected():
 
 
 def test_a_device_that_did_not_train_on_the_task_can_still_recompute(monkeypatch):
-    """What data removal keeps is of the task that it trained on last: another number of samples."""
+    """What data removal keeps is of the task that it trained on last: another number of samples. Here device 1 is stopped in the middle of
+    every training of the second task."""
     world = recomputing("stream.tasks=2", "data.train_limit=8", "ddr.enabled=true")
+    true, now = strategies.end_of_round, {"round": 1}
+
+    def stopped(clock, fates, costs, start, wanted):
+        fates, end = true(clock, fates, costs, start, wanted)
+        if now["round"] > 4:
+            down, train, _ = costs[1]
+            fates[1] = cut(fates[1], costs[1], start + down.seconds + train.seconds / 2, "late", "it was stopped")
+        return fates, end
+
+    monkeypatch.setattr(strategies, "end_of_round", stopped)
+    strategy = play(world, observe=lambda record, strategy: now.update(round=record.round + 1))
+    rows = [(row.round, row.device, row.outcome) for row in strategy.ledger.rows if row.phase == "calibrate"]
+    assert rows == [(4, 0, "ok"), (4, 1, "ok"), (8, 0, "ok"), (8, 1, "ok")]
+    assert {row.outcome for row in strategy.ledger.rows if row.round > 4 and row.device == 1 and row.phase == "train"} == {"late"}
+
+
+def test_a_device_that_failed_in_the_round_is_not_asked_to_recompute(monkeypatch):
+    world = recomputing()
     true, now = Learner.train, {"round": 1}
 
     def sometimes(learner, state, masks, data, memory, epochs, device):
-        if now["round"] > 4 and device == 1:
+        if now["round"] == 4 and device == 1:
             raise FloatingPointError("not finite")
         return true(learner, state, masks, data, memory, epochs, device)
 
     monkeypatch.setattr(Learner, "train", sometimes)
-    strategy = play(world, observe=lambda record, strategy: now.update(round=record.round + 1))
-    rows = [(row.round, row.device, row.outcome) for row in strategy.ledger.rows if row.phase == "calibrate"]
-    assert rows == [(4, 0, "ok"), (4, 1, "ok"), (8, 0, "ok"), (8, 1, "ok")]
-    assert {row.outcome for row in strategy.ledger.rows if row.round > 4 and row.device == 1 and row.phase == "train"} == {"failed"}
+    grid = RecordingGrid(world)
+    strategy = play(world, grid, lambda record, strategy: now.update(round=record.round + 1))
+    rows = [(row.phase, row.outcome) for row in strategy.ledger.rows if (row.round, row.device) == (4, 1)]
+    assert rows == [("download", "ok"), ("train", "failed")]
+    assert [message.metadata.dst_node_id for message in grid.calibrating[4]] == [1]
