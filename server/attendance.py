@@ -82,9 +82,15 @@ class Attendance:
         return rows[self.conditions.availability.on(devices[rows], time)]
 
     def wait(self, server_round: int, time: float, least: int, until: float, busy: Collection[int] = ()) -> float:
-        """The first instant from `time` on at which `least` devices could be asked, or infinity if there is none before `until`."""
+        """The first instant from `time` on at which `least` devices could be asked, or infinity if there is none before `until`.
+
+        No more are waited for than could ever be asked in this round.
+        """
         devices, availability = self.roster.devices, self.conditions.availability
-        most = min(least, max(1, int(np.count_nonzero(self.tiers.of[devices] >= 0))))
+        able = self._able(server_round, time, busy)
+        if not able.any():
+            return float("inf")
+        most = min(least, int(np.count_nonzero(able)))
         for _ in range(100_000):
             if len(self.present(server_round, time, busy)) >= most:
                 return time
@@ -112,6 +118,10 @@ class Attendance:
         fit = self.tiers.of[self.roster.devices] >= 0
         steps = np.sort(self.steps(server_round, time)[fit])
         return int(steps[len(steps) // 2]) // self.chunks
+
+    def has_work(self, server_round: int, time: float) -> bool:
+        """Does any device that fits have data for this round, were it there? By time, data may come as long as the clock goes on."""
+        return bool(self._able(server_round, time).any())
 
     def anyone_comes(self, time: float) -> bool:
         """Is any device there at `time`, or later?"""
@@ -145,6 +155,14 @@ class Attendance:
     def trained(self, device: int, server_round: int, loss: float) -> None:
         """A device has reported a finished round."""
         self.loss[device], self.last_round[device] = loss, server_round
+
+    def _able(self, server_round: int, time: float, busy: Collection[int] = ()) -> np.ndarray:
+        """[N] bool by row of the roster: those that could be asked in this round at some time, if they were there."""
+        devices = self.roster.devices
+        able = self.tiers.of[devices] >= 0
+        if self.conditions.pace.advance != "time":
+            able &= self.samples(self.steps(server_round, time)) > 0
+        return able & ~np.isin(devices, np.fromiter(busy, np.int64)) if len(busy) else able
 
     def _candidates(self, rows: np.ndarray, steps: np.ndarray, time: float) -> Candidates:
         devices, samples = self.roster.devices[rows], self.samples(steps)[rows]

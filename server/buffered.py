@@ -136,7 +136,7 @@ class _Round:
         """Nobody is at work: move the clock to when somebody can be asked. False if that is not before the round, or the run, ends."""
         strategy = self.strategy
         time = strategy.attendance.wait(self.number, strategy.now, 1, self.clock.horizon_s, self.asked)
-        if time > min(end, self.clock.horizon_s):
+        if time == float("inf") or time > min(end, self.clock.horizon_s):
             strategy.is_over = end == float("inf") and not self.asked
             return False
         strategy.now = time

@@ -170,7 +170,7 @@ class SparCLStrategy(Strategy):
         begins = attendance.wait(server_round, self.now, self.clock.min_devices, self.clock.horizon_s)
         if np.isfinite(begins):
             self.now = begins
-        elif attendance.conditions.pace.advance == "time" or not attendance.anyone_comes(self.now):
+        elif attendance.has_work(server_round, self.now) or not attendance.anyone_comes(self.now):
             self.is_over = True
         self._cohort = {}
         if self.is_over:

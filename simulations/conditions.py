@@ -47,7 +47,11 @@ def make_attendance(experiment: Experiment, streams: Streams, learner: Learner) 
     tiers = assign(e.budget, workload, hardware, buffered, most)
     estimates = Estimates(hardware, workload, tiers.levels, tiers.of)
     conditions = Conditions(hardware, _availability(e, count), _batteries(e, hardware), _pace(e, streams), e.availability.failure, e.seed)
-    return Shape(Attendance(conditions, tiers, estimates, e.selection, e.seed, e.clock.start_hour * HOUR, streams.chunks), moved, workload.layer_passes)
+    return Shape(
+        Attendance(conditions, tiers, estimates, e.selection, e.seed, e.clock.start_hour * HOUR, streams.chunks),
+        moved,
+        workload.layer_passes,
+    )
 
 
 def _per_device(sizes: np.ndarray, e: Experiment) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,17 @@ import pyarrow.parquet as pq
 
 INK, SPARSE, DENSE, FAINT = "#222222", "#0b6e99", "#b4541a", "#cccccc"
 KINDS = {"values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "header": "#8c8c8c", "unread": "#c0392b"}
+ENDINGS = {
+    "ok": "#0b6e99", "late": "#e0a458", "cancelled": "#cccccc", "stale": "#b58db6", "failed": "#c0392b", "rejected": "#7a1f14",
+    "skipped": "#8c8c8c",
+}  # fmt: skip
+UNITS = (("days", 24, 48), ("hours", 1, 2), ("minutes", 1 / 60, 1 / 30), ("seconds", 1 / 3600, 0))
 NAMES = {"rest": "dense rest", "header": "headers"}
 
 
 def draw_report(folder: Path) -> Path:
-    """Draw `report.png` into a run folder: accuracy; cumulative FLOPs, bytes and joules beside the dense twin's; bytes by kind."""
+    """Draw `report.png` into a run folder: accuracy; cumulative FLOPs, bytes and joules beside the dense twin's; bytes by kind; and on the
+    virtual clock the accuracy on all tasks, and how the rounds of devices ended."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,7 +30,7 @@ def draw_report(folder: Path) -> Path:
     starts = [r for r, (a, b) in enumerate(zip(rounds["task"], rounds["task"][1:], strict=False), start=1) if b != a]
 
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK}):
-        figure, axes = plt.subplots(3, 2, figsize=(10, 9), layout="constrained")
+        figure, axes = plt.subplots(4, 2, figsize=(10, 12), layout="constrained")
         panel = axes[0, 0]
         for scenario, style in (("class-il", "-"), ("task-il", ":")):
             values = 100 * np.array(rounds[scenario], dtype=float)
@@ -39,7 +45,9 @@ def draw_report(folder: Path) -> Path:
         _costs(axes[1, 1], ledger, numbers, ("joules",), ("dense_joules",), "Joules (simulated), total so far")
         _bytes_by_kind(axes[2, 0], ledger, numbers, "upload", "Bytes up per device and round, by kind")
         _bytes_by_kind(axes[2, 1], ledger, numbers, "download", "Bytes down per device and round, by kind")
-        for panel in axes.flat:
+        _over_time(axes[3, 0], rounds)
+        _endings(axes[3, 1], ledger, numbers)
+        for panel in (*axes[:3].flat, axes[3, 1]):
             for task, start in enumerate(starts):
                 panel.axvline(start - 0.5, color=FAINT, linewidth=0.8, zorder=0)
                 if panel is axes[0, 0]:
@@ -51,6 +59,35 @@ def draw_report(folder: Path) -> Path:
         figure.savefig(path, dpi=120)
         plt.close(figure)
     return path
+
+
+def _over_time(panel, rounds: dict) -> None:
+    """Accuracy on all tasks, also those to come, over virtual time: a run whose rounds are faster climbs earlier."""
+    hours = (np.array(rounds["time_s"]) - rounds["time_s"][0]) / 3600
+    unit, size = next((unit, size) for unit, size, least in UNITS if hours[-1] >= least)
+    for scenario, style in (("class-il", "-"), ("task-il", ":")):
+        values = 100 * np.array(rounds[f"{scenario}-all"], dtype=float)
+        known = ~np.isnan(values)
+        label = scenario.title().replace("Il", "IL")
+        panel.plot(hours[known] / size, values[known], style, color=SPARSE, drawstyle="steps-post", label=label)
+    panel.set(title="Accuracy on all tasks, over virtual time", xlabel=unit, ylabel="%", ylim=(0, 102))
+    panel.legend(frameon=False, loc="lower right")
+
+
+def _endings(panel, ledger: dict, numbers: np.ndarray) -> None:
+    """How the rounds of devices ended, per round of the server."""
+    outcomes, phases, rounds = (np.array(ledger[name]) for name in ("outcome", "phase", "round"))
+    below = np.zeros(numbers.max() + 1)
+    for outcome, color in ENDINGS.items():
+        own = (outcomes == outcome) & ((phases == "upload") | (outcome != "ok")) & (rounds <= numbers.max())
+        height = np.bincount(rounds[own], minlength=below.size).astype(float)
+        if height[1:].any():
+            panel.bar(numbers[1:], height[1:], bottom=below[1:], width=1.0, color=color, label=outcome, linewidth=0)
+        below += height
+    panel.set(title="Devices per round, by how it ended", xlabel="round", ylabel="devices")
+    panel.margins(x=0.01)
+    panel.set_ylim(0, 1.3 * below[1:].max(initial=1))
+    panel.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
 
 
 def _costs(panel, ledger: dict, numbers: np.ndarray, own: tuple[str, ...], dense: tuple[str, ...], title: str) -> None:

@@ -1,7 +1,8 @@
-"""`sparcl reproduce`: a published table of ours, from one command. Rows x seeds of one experiment, paired with a reference.
+"""`sparcl reproduce`: a published table of ours, from one command. Rows x seeds, paired with a reference.
 
-A claim is a TOML file in simulations/claims/: the experiment, the seeds, and rows with overrides. Runs are spread over
-processes, each run on the inline engine, whose bits are those of every other engine.
+A claim is a TOML file in simulations/claims/: the experiment (or one per row), the seeds, rows with overrides, and which table is made of
+them: `learning`, accuracy and savings, or `fleet`, what it took on the virtual clock. Runs are spread over processes, each run on the
+inline engine, whose bits are those of every other engine.
 """
 
 import multiprocessing
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -21,9 +23,10 @@ CLAIMS = Path(__file__).parent / "claims"
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One row: its name, overrides of the experiment, whether it is run as the dense twin, and the row it is paired with."""
+    """One row: its name, experiment, overrides, whether it is run as the dense twin, and the row it is paired with."""
 
     name: str
+    experiment: str
     set: tuple[str, ...] = ()
     dense: bool = False
     versus: str = ""
@@ -31,15 +34,15 @@ class ClaimRow:
 
 @dataclass(frozen=True)
 class Claim:
-    """A table: rows x seeds of one experiment."""
+    """A table: rows x seeds."""
 
     name: str
-    experiment: str
     seeds: tuple[int, ...]
     rows: tuple[ClaimRow, ...]
+    table: Literal["learning", "fleet"] = "learning"
 
     def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
-        made = load(self.experiment, [f"seed={seed}", *row.set])
+        made = load(row.experiment, [f"seed={seed}", *row.set])
         return dense_twin(made) if row.dense else made
 
 
@@ -49,8 +52,8 @@ def load_claim(name: str) -> Claim:
     if not path.is_file():
         raise ConfigError(f"claim {name!r} is not here; there are {', '.join(sorted(p.stem for p in CLAIMS.glob('*.toml')))}")
     tree = tomllib.loads(path.read_text())
-    rows = tuple(ClaimRow(row["name"], tuple(row.get("set", ())), row.get("dense", False), row.get("versus", "")) for row in tree["row"])
-    return Claim(name, tree["experiment"], tuple(tree["seeds"]), rows)
+    rows = tuple(ClaimRow(**{"experiment": tree.get("experiment", ""), **row, "set": tuple(row.get("set", ()))}) for row in tree["row"])
+    return Claim(name, tuple(tree["seeds"]), rows, tree.get("table", "learning"))
 
 
 def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None]) -> dict[str, list[dict]]:
@@ -77,7 +80,55 @@ def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
 
 
 def markdown(claim: Claim, results: dict[str, list[dict]]) -> str:
-    """The table: accuracy over seeds, paired difference to the row it is compared with, savings beside their ceilings.
+    """The claim's table."""
+    return _fleet_table(claim, results) if claim.table == "fleet" else _learning_table(claim, results)
+
+
+def _fleet_table(claim: Claim, results: dict[str, list[dict]]) -> str:
+    """Means over the seeds. What it took to reach the target is the mean over all seeds, and missing if one of them never did."""
+    head = (
+        "run",
+        "Class-IL %",
+        "rounds in time %",
+        "too small",
+        "joules",
+        "virtual hours",
+        "target %",
+        "hours to it",
+        "joules to it",
+        "MB to it",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in claim.rows:
+        summaries = results[row.name]
+        fleets = [summary["fleet"] for summary in summaries]
+        gap = ""
+        if row.versus:
+            gap = " ({:+.1f} ± {:.1f})".format(
+                *(100 * part for part in paired(_average(summaries, "class-il"), _average(results[row.versus], "class-il")))
+            )
+        cells = [
+            row.name,
+            f"{100 * np.mean(_average(summaries, 'class-il')):.1f}{gap}",
+            f"{100 * np.mean([fleet['in_time'] for fleet in fleets]):.0f}",
+            f"{np.mean([fleet['refused'] for fleet in fleets]):.0f}",
+            f"{np.mean([summary['totals']['joules'] for summary in summaries]):,.0f}",
+            f"{np.mean([fleet['virtual_hours'] for fleet in fleets]):.3g}",
+            f"{100 * fleets[0]['target']:.0f}",
+            *(_to_target(fleets, kind, unit) for kind, unit in (("hours", 1), ("joules", 1), ("bytes", 1e6))),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _to_target(fleets: list[dict], kind: str, unit: float) -> str:
+    found = [fleet["to_target"][kind] for fleet in fleets]
+    missed = found.count(None)
+    return f"missed by {missed} of {len(found)}" if missed else f"{np.mean(found) / unit:,.3g}"
+
+
+def _learning_table(claim: Claim, results: dict[str, list[dict]]) -> str:
+    """Accuracy over seeds, paired difference to the row it is compared with, savings beside their ceilings.
 
     The plain ceiling of bytes is without entropy coding and without values that round to 0: it can be beaten.
     """

@@ -214,12 +214,15 @@ def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
 
 
 def _round_columns(result: Result) -> dict[str, list]:
-    names = ("round", "task", "time_s", "num_devices", "num_samples", *SCENARIOS, "union_density", "mask_distance")
+    whole = [f"{scenario}-all" for scenario in SCENARIOS]  # over all tasks, also those to come
+    names = ("round", "task", "time_s", "num_devices", "num_samples", *SCENARIOS, *whole, "union_density", "mask_distance")
     columns = {key: [] for key in names}
     for record in result.rounds:
         apart = (record.diversity.union_density, record.diversity.distance) if record.diversity else (None, None)
         counts = (record.round, record.task, record.time, record.num_devices, record.num_samples)
-        values = (*counts, *accuracy_so_far(record, tasks_so_far(result.world.experiment.stream, record.task)), *apart)
+        stream = result.world.experiment.stream
+        so_far = accuracy_so_far(record, tasks_so_far(stream, record.task)), accuracy_so_far(record, stream.tasks)
+        values = (*counts, *so_far[0], *so_far[1], *apart)
         for key, value in zip(columns, values, strict=True):
             columns[key].append(value)
     return columns
