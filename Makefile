@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-network test-sanitize bench bench-engine bench-scale bench-kernels bench-costs lint clean
+.PHONY: demo test test-slow test-network test-sanitize bench bench-engine bench-scale bench-kernels bench-costs bench-scenarios lint clean
 
 demo: $(READY)
 	$(VENV)/bin/sparcl run
@@ -42,6 +42,9 @@ bench-scale: $(READY)
 
 bench-kernels: $(READY)
 	$(VENV)/bin/python -m benchmarks.kernels
+
+bench-scenarios: $(READY)
+	$(VENV)/bin/python -m benchmarks.scenarios
 
 bench-costs: $(READY)
 	$(VENV)/bin/python -m benchmarks.costs

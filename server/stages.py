@@ -8,13 +8,14 @@ from server.snapshot import Snapshot
 class StageClock:
     """Task and session of a round, both from 0.
 
-    By number: a task has `rounds_per_task` rounds. By reports: a task begins behind the round in which at least half of the devices said
-    that theirs has changed; so the stages of a task that nobody noticed go on, and behind the last one the masks rest.
+    By number: a task has `rounds_per_task` rounds. By reports: a task begins behind the round in which at least half of the devices say
+    that theirs has changed, or with which, where changes come one by one, as many have said so since the last one as a round has devices.
+    The stages of a task whose end nobody noticed go on, and behind the last one the masks rest.
     """
 
     def __init__(self, rounds_per_task: int, follows_reports: bool):
         self.rounds_per_task, self.follows_reports = rounds_per_task, follows_reports
-        self.task = self.session = 0
+        self.task = self.session = self.reports = 0
 
     def position(self, server_round: int) -> tuple[int, int]:
         """Of `server_round`, from 1; by reports, of the round that is next."""
@@ -22,13 +23,14 @@ class StageClock:
 
     def advance(self, have_changed: list[bool]) -> None:
         """A round is over; what its devices said about their tasks."""
-        if have_changed and 2 * sum(have_changed) >= len(have_changed):
-            self.task, self.session = self.task + 1, 0
+        self.reports += sum(have_changed)
+        if have_changed and (2 * sum(have_changed) >= len(have_changed) or self.reports >= len(have_changed)):
+            self.task, self.session, self.reports = self.task + 1, 0, 0
         else:
             self.session += 1
 
     def snapshot(self) -> Snapshot:
-        return {"position": np.array([self.task, self.session], np.int64)}
+        return {"position": np.array([self.task, self.session, self.reports], np.int64)}
 
     def restore(self, snapshot: Snapshot) -> None:
-        self.task, self.session = snapshot["position"].tolist()
+        self.task, self.session, self.reports = snapshot["position"].tolist()

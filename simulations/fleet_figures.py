@@ -5,6 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from server.clock import HOUR
+from simulations.per_device import endings
 from simulations.run import Result
 from sparcl_core.curves import area, reach
 from sparcl_core.fairness import fairness
@@ -36,7 +37,8 @@ def fleet_figures(result: Result, devices: dict[str, np.ndarray]) -> dict:
     """The figures of a run that a fleet adds to those of its learning; None where one is not defined."""
     points, target = curve(result), result.world.experiment.target
     over = ("hours", "joules", "bytes")
-    asked = int(devices["asked"].sum())
+    asked, rows = int(devices["asked"].sum()), result.strategy.ledger.rows
+    lost = {turn for turn, outcome in endings(rows).items() if outcome in LOST}
     outcomes = {name.removeprefix("rounds_"): int(count.sum()) for name, count in devices.items() if name.startswith("rounds_")}
     return {
         "virtual_hours": float((result.rounds[-1].time - result.rounds[0].time) / HOUR),
@@ -44,7 +46,7 @@ def fleet_figures(result: Result, devices: dict[str, np.ndarray]) -> dict:
         "in_time": outcomes["ok"] / asked if asked else None,
         "outcomes": outcomes,
         "refused": int((devices["refused"] > 0).sum()),
-        "joules_lost": float(sum(row.joules for row in result.strategy.ledger.rows if row.outcome in LOST)),
+        "joules_lost": float(sum(row.joules for row in rows if (row.round, row.device) in lost)),
         "accuracy_over": {name: _known(area(points[name], points["accuracy"])) for name in over},
         "target": target or None,
         "to_target": {name: _known(reach(points[name], points["accuracy"], target)) for name in over} if target else None,

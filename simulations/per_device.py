@@ -6,6 +6,7 @@ the matrix of its own steps, in its own order, each task in the device's own mix
 
 import numpy as np
 
+from server.ledger import Row
 from simulations.run import Result
 from sparcl_core.curves import matrix_at
 from sparcl_core.fairness import device_accuracy
@@ -35,11 +36,11 @@ def device_table(result: Result) -> dict[str, np.ndarray]:
             continue
         for name, columns in PAID.items():
             paid[name][index] += sum(getattr(row, column) for column in columns)
-        if row.phase == "download":
-            asked[index] += 1
         refused[index] += row.outcome == "refused"
-        if row.outcome in ended and (row.phase == "upload" or row.outcome != "ok"):
-            ended[row.outcome][index] += 1
+    for (_, device), outcome in endings(rows).items():
+        if outcome in ended and device in place:
+            ended[outcome][place[device]] += 1
+            asked[place[device]] += outcome != "skipped"
     attendance = result.strategy.attendance
     hardware, tiers = attendance.conditions.hardware, attendance.tiers
     names = [hardware.kinds[kind].name for kind in hardware.kind[devices].tolist()]
@@ -57,6 +58,18 @@ def device_table(result: Result) -> dict[str, np.ndarray]:
         "accuracy": accuracy,
         "forgetting": forgetting,
     }
+
+
+def endings(rows: list[Row]) -> dict[tuple[int, int], str]:
+    """(round, device) -> outcome of the device's part in the round: that of the first phase that did not end well, else of its upload.
+
+    Where BatchNorm statistics are recomputed, a second exchange follows in the same round; it is no ending.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for row in rows:
+        if row.phase == "upload" or row.outcome != "ok":
+            found.setdefault((row.round, row.device), row.outcome)
+    return found
 
 
 def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ VARIANTS = {
         "energy.charging=none", "energy.drain_idle=false",
     ),
     "detected changes": ("stream.boundaries=detected", "change.window=2", "change.rise=0.2"),
+    "a change that one detects": ("stream.boundaries=detected", "change.window=2", "change.rise=0.5"),
     "async, nested tiers": (
         SHORT, "clock.mode=async", "clock.buffer_size=1", "federation.cohort_size=2", "budget.memory=fit", "wire.importance=f32",
     ),
@@ -124,7 +125,7 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         assert list(map(plain, resumed_records)) == list(map(plain, records))
     # the comparison was about something: over the variants everything that can change did
     assert changed - {".exchange.ledger", ".exchange.conditions"} == {  # these two are the strategy's own once more
-        ".weights", ".diversity", ".ledger.rows", ".ledger.wall_s", ".now", ".is_over", ".stages.task", ".stages.session",
+        ".weights", ".diversity", ".ledger.rows", ".ledger.wall_s", ".now", ".is_over", ".stages.task", ".stages.session", ".stages.reports",
         ".exchange.held", ".exchange._nested_at",
         ".exchange.broadcasts.held", ".exchange.broadcasts._masks", ".exchange.broadcasts.version", ".exchange.broadcasts.mask_version",
         ".exchange.broadcasts._steps", ".exchange.broadcasts._pending_mask",

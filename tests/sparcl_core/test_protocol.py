@@ -15,6 +15,7 @@ REPORTS = st.builds(
     classes=st.lists(st.booleans(), min_size=1, max_size=40).map(np.array),
     delta=st.binary(max_size=30),
     masks=st.binary(max_size=30),
+    has_changed=st.booleans(),
 )
 INSTRUCTIONS = st.builds(
     Instruction,
@@ -38,6 +39,16 @@ def test_a_report_survives_the_wire(report):
     assert np.array_equal(arrived.classes, report.classes) and arrived.classes.dtype == bool
     assert vars(arrived) | {"classes": None} == vars(report) | {"classes": None}
     assert report.num_bytes == len(report.control + report.delta + report.masks)
+
+
+def test_a_change_that_was_noticed_takes_no_byte():
+    """It is the top bit of the number of classes, of which there may be 32,767."""
+    for count in (1, 10, (1 << 15) - 1):
+        quiet, loud = (Report(7, 120, np.arange(count) < 4, b"delta", b"", has_changed) for has_changed in (False, True))
+        assert len(quiet.control) == len(loud.control) and quiet.control != loud.control
+        arrived = Report.from_wire(loud.control, b"delta", b"")
+        assert arrived.has_changed and arrived.classes.size == count and np.array_equal(arrived.classes, loud.classes)
+        assert not Report.from_wire(quiet.control, b"delta", b"").has_changed
 
 
 def flips(data: bytes):
