@@ -32,7 +32,7 @@ class Pace:
 
     Attributes:
         steps: of every device's stream.
-        rounds_per_task: rounds that a step lasts at speed 1; also the number of chunks that `sub` counts.
+        rounds_per_task: rounds that a step lasts at speed 1.
         advance: what the clock is.
         task_s: seconds that a step lasts at speed 1; read by `time` only.
         speed: [devices] float64, v.
@@ -93,20 +93,6 @@ class Pace:
         if self.advance == "participation":  # a device that has not begun has finished nothing: its start is the server's clock
             step[server_round - 1 < self.delay[devices] * self.rounds_per_task] = -1
         return step
-
-    def sub(self, devices: np.ndarray, server_round: int, time: float, finished: np.ndarray) -> np.ndarray:
-        """How far each of `devices` is in its step, [n] int64 from 0 to `rounds_per_task` - 1, and -1 before its first step.
-
-        It is the share of the step that is over, in units of 1 / rounds_per_task: at speed 1 the round within the step. A slow
-        device sees a value for more than one round, a fast one skips some. In the last step it stays at the end.
-
-        Args:
-            devices, server_round, time, finished: as of `step`.
-        """
-        step = self.step(devices, server_round, time, finished)
-        since = self._clock(server_round, time, finished) - self._begin(devices, np.maximum(step, 0))
-        part = np.floor(since * self.speed[devices] * (self.rounds_per_task / self._unit))
-        return np.where(step < 0, -1, np.clip(part, 0, self.rounds_per_task - 1)).astype(np.int64)
 
     def change_times(self, device: int) -> np.ndarray:
         """[steps] float64, the virtual seconds at which each step of a device begins; infinite where time does not decide."""

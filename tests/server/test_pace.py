@@ -15,29 +15,19 @@ def steps(pace: Pace, server_round: int = 1, time: float = 0.0, finished: int = 
     return pace.step(devices, server_round, time, np.full(len(devices), finished)).tolist()
 
 
-def subs(pace: Pace, server_round: int = 1, time: float = 0.0, finished: int = 0) -> list[int]:
-    devices = np.arange(len(pace.speed))
-    return pace.sub(devices, server_round, time, np.full(len(devices), finished)).tolist()
-
-
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 900))
 def test_by_rounds_all_move_together(rounds_per_task, count, server_round):
     """Today's schedule to the round, whatever the numbers; the last step goes on."""
     pace = Pace.of(0, 2, count, rounds_per_task)
-    step, sub = divmod(server_round - 1, rounds_per_task)
-    if step >= count:
-        step, sub = count - 1, rounds_per_task - 1
-    assert steps(pace, server_round) == [step] * 2
-    assert subs(pace, server_round) == [sub] * 2
+    assert steps(pace, server_round) == [min((server_round - 1) // rounds_per_task, count - 1)] * 2
 
 
 def test_by_time():
-    """Steps of an hour in 4 pieces: half past two is step 2, piece 2; the end of three steps is at 3 hours."""
+    """Steps of an hour: half past two is step 2; the third step is the last."""
     pace = Pace.of(0, 1, 3, 4, "time", 3600.0)
     assert pace.change_times(0).tolist() == [0, 3600, 7200]
-    at = {0.0: (0, 0), 899.0: (0, 0), 900.0: (0, 1), 3599.0: (0, 3), 3600.0: (1, 0), 9000.0: (2, 2), 10_799.0: (2, 3), 1e9: (2, 3)}
-    for time, (step, sub) in at.items():
-        assert (steps(pace, 1, time), subs(pace, 77, time)) == ([step], [sub])
+    for time, step in {0.0: 0, 3599.0: 0, 3600.0: 1, 9000.0: 2, 10_799.0: 2, 1e9: 2}.items():
+        assert steps(pace, 1, time) == steps(pace, 77, time) == [step]
 
 
 def test_by_participation_a_device_moves_on_by_its_own_rounds():
@@ -45,16 +35,15 @@ def test_by_participation_a_device_moves_on_by_its_own_rounds():
     pace = Pace.of(0, 4, 3, 2, "participation")
     finished = np.array([0, 1, 2, 9])
     assert pace.step(np.arange(4), 10, 0.0, finished).tolist() == [0, 0, 1, 2]
-    assert pace.sub(np.arange(4), 10, 0.0, finished).tolist() == [0, 1, 0, 1]
 
 
 def test_speeds_by_hand():
-    """Speeds 2 and 1/2, steps of 4 rounds: they last 2 and 8. After 7 rounds: step 3 (from 6 to 8) half over, step 0 at 7/8."""
+    """Speeds 2 and 1/2, steps of 4 rounds: they last 2 and 8. After 7 rounds: step 3 (from 6 to 8), step 0."""
     pace = Pace(9, 4, "rounds", 0.0, np.array([2.0, 0.5]), np.zeros(2))
-    assert steps(pace, 8) == [3, 0] and subs(pace, 8) == [2, 3]
-    assert steps(pace, 9) == [4, 1] and subs(pace, 9) == [0, 0]
+    assert steps(pace, 8) == [3, 0]
+    assert steps(pace, 9) == [4, 1]
     own = Pace(9, 4, "participation", 0.0, np.array([2.0, 0.5]), np.zeros(2))
-    assert steps(own, 99, finished=7) == [3, 0] and subs(own, 99, finished=7) == [2, 3]
+    assert steps(own, 99, finished=7) == [3, 0]
 
 
 @pytest.mark.parametrize("advance", ADVANCES)
@@ -66,12 +55,10 @@ def test_late_starts_by_hand(advance):
         return steps(pace, done + 1, float(done))
 
     assert [sum(step >= 0 for step in begun(done)) for done in range(8)] == [1, 1, 2, 2, 2, 2, 3, 3]
-    assert subs(pace, 1, 0.0)[1:] == [-1, -1]
     if advance == "participation":  # then a device's own rounds count: it has all its steps
         assert steps(pace, 100, 0.0, finished=4) == [1, 1, 1]
     else:
         assert begun(6) == [1, 1, 0] and begun(100) == [2, 2, 2]
-        assert subs(pace, 7, 6.0) == [2, 0, 0]
 
 
 @given(st.integers(0, 50), st.sampled_from([0.0, 0.3, 1.5]), st.sampled_from([0.0, 0.7, 3.0]), st.floats(0.1, 1e6))
@@ -85,17 +72,15 @@ def test_a_step_begins_at_its_change_time(seed, pace_spread, start_spread, task_
 
 
 @given(st.sampled_from(ADVANCES), st.integers(0, 20), st.integers(1, 9))
-def test_steps_and_pieces_only_go_forward(advance, seed, rounds_per_task):
+def test_steps_only_go_forward(advance, seed, rounds_per_task):
     pace = Pace.of(seed, 6, 5, rounds_per_task, advance, 10.0, 0.8, 1.0)
     devices, last = np.arange(6), np.full(6, -1)
     for done in range(60):
         clock = (done + 1, 3.0 * done, np.full(6, done))
-        step, sub = pace.step(devices, *clock), pace.sub(devices, *clock)
-        assert step.dtype == sub.dtype == np.int64
-        assert ((step == -1) == (sub == -1)).all() and step.max() <= 4 and sub.max() < rounds_per_task
-        now = np.where(step < 0, -1, step * rounds_per_task + sub)
-        assert (now >= last).all()
-        last = now
+        step = pace.step(devices, *clock)
+        assert step.dtype == np.int64 and step.max() <= 4
+        assert (step >= last).all()
+        last = step
 
 
 def test_change_times_are_of_time_only():

@@ -30,6 +30,11 @@ class Reference:
         self.blobs |= set(blobs)
         self.current[device] = (exchange, blobs)
 
+    def undo(self, device: int) -> None:
+        self.current.pop(device, None)
+        if device in self.final:
+            self.current[device] = self.final[device]
+
     def commit(self) -> None:
         self.final, self.final_exchange = dict(self.current), self.exchange
 
@@ -61,6 +66,7 @@ STEPS = st.one_of(
     st.just(("begin",)),
     st.tuples(st.just("moved"), DEVICES, st.integers(0, 2), BLOBS),
     st.tuples(st.just("moved"), DEVICES, st.integers(0, 2), BLOBS),
+    st.tuples(st.just("undo"), DEVICES),
     st.just(("commit",)),
     st.just(("crash",)),
 )
@@ -69,6 +75,8 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=40))
 @example([("begin",), ("moved", 0, 0, ("a",)), ("moved", 0, 0, ("b",)), ("commit",), ("begin",), ("moved", 0, 0, ()), ("commit",)])
 @example([("begin",), ("moved", 0, 0, ("a",)), ("moved", 0, 0, ("a",)), ("commit",), ("begin",), ("moved", 0, 0, ()), ("commit",)])
+@example([("begin",), ("moved", 0, 0, ("a",)), ("undo", 0), ("moved", 0, 0, ("b",)), ("undo", 0), ("commit",), ("crash",)])
+@example([("begin",), ("moved", 0, 0, ("a",)), ("commit",), ("begin",), ("moved", 0, 0, ("a",)), ("undo", 0), ("commit",)])
 @example([("begin",), ("begin",), ("moved", 0, 1, ()), ("moved", 0, 0, ()), ("moved", 0, 1, ("a",)), ("commit",), ("crash",)])
 def test_whatever_happens_what_is_needed_stays_and_nothing_else(steps):
     """`moved` is told of one of the last exchanges: replies of two that are on their way together come in any order, and twice if a
@@ -85,6 +93,9 @@ def test_whatever_happens_what_is_needed_stays_and_nothing_else(steps):
                 continue
             reference.moved(device, exchange, blobs)
             manifest.moved(device, exchange, blobs)
+        elif what == "undo":
+            reference.undo(*how)
+            manifest.undo(*how)
         elif what == "commit":
             history.append((manifest.exchange, manifest.changes()))
             reference.commit()
@@ -177,6 +188,41 @@ def test_a_blob_that_comes_back_before_the_commit_is_not_garbage():
     assert manifest.commit() == ([(0, 1)], [])
     moved(manifest, d1="")
     assert manifest.commit() == ([(1, 3)], ["a"])
+
+
+def test_a_device_that_is_undone_has_the_state_of_the_last_commit():
+    """What it did since is garbage, and it has not changed; one that had no state has none again."""
+    manifest = Manifest()
+    moved(manifest, d0="a")
+    manifest.commit()
+    moved(manifest, d0="b", d1="b")
+    manifest.undo(0)
+    manifest.undo(1)
+    assert (manifest.current(0), manifest.current(1), manifest.changes().devices.tolist()) == (1, 0, [])
+    states, blobs = manifest.commit()
+    assert (sorted(states), blobs) == ([(0, 2), (1, 2)], ["b"])
+
+
+def test_all_that_a_device_did_since_the_last_commit_is_undone():
+    manifest = Manifest()
+    moved(manifest, d0="a")
+    manifest.commit()
+    moved(manifest, d0="b")
+    moved(manifest, d0="c")
+    manifest.undo(0)
+    moved(manifest, d0="d")
+    assert manifest.current(0) == 4 and manifest.changes().blobs == [("d",)]
+    states, blobs = manifest.commit()
+    assert (sorted(states), sorted(blobs)) == ([(0, 1), (0, 2), (0, 3)], ["a", "b", "c"])
+
+
+def test_without_a_change_there_is_nothing_to_undo():
+    manifest = Manifest()
+    manifest.undo(3)
+    moved(manifest, d0="a")
+    manifest.commit()
+    manifest.undo(0)
+    assert manifest.current(0) == 1 and manifest.commit() == ([], [])
 
 
 def test_changes_are_since_the_last_commit_and_in_device_order():

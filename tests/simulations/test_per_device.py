@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from worlds import BATCHNORM, RecordingGrid, play, tiny_world, toy_fleet
+from worlds import RecordingGrid, play, tiny_world, toy_fleet
 
 from server.app import RoundRecord
-from simulations.per_device import MOST, OUTCOMES, PAID, device_table
+from server.ledger import Row
+from simulations.per_device import MOST, OUTCOMES, PAID, device_table, endings
 from simulations.run import Result, run_world
 from sparcl_core.metrics import scores
 
@@ -109,14 +110,16 @@ def test_a_reply_that_cannot_be_used_is_a_rejected_round():
     assert table["asked"].tolist() == [4] * 3
 
 
-def test_recomputed_statistics_are_paid_for_but_are_no_round_of_their_own():
-    """An exchange of its own behind the round: two downloads a device, and one round."""
-    world = tiny_world(*BATCHNORM, "federation.batchnorm=recompute", "tdm.enabled=false", "federation.rounds_per_task=1")
-    result = run_world(world, "inline")
-    table, rows = device_table(result), result.strategy.ledger.rows
-    assert [sum(row.phase == "download" and row.device == device for row in rows) for device in (0, 1)] == [2, 2]
-    assert table["asked"].tolist() == table["rounds_ok"].tolist() == [1, 1]
-    assert table["joules"].sum() == pytest.approx(result.strategy.ledger.totals()["joules"])
+def test_recomputed_statistics_are_no_round_of_their_own():
+    """Behind the training of a round a second exchange follows; also where the first one ended badly, or the second one does."""
+    phases = {
+        0: [("download", "ok"), ("train", "ok"), ("upload", "ok"), ("download", "ok"), ("calibrate", "ok"), ("upload", "ok")],
+        1: [("download", "ok"), ("train", "ok"), ("upload", "late"), ("download", "ok"), ("calibrate", "ok"), ("upload", "ok")],
+        2: [("download", "ok"), ("train", "ok"), ("upload", "ok"), ("download", "ok"), ("calibrate", "failed")],
+        3: [("download", "ok"), ("train", "failed")],
+    }
+    rows = [Row(1, 0, device, *phase) for device, own in phases.items() for phase in own]
+    assert endings(rows) == {(1, 0): "ok", (1, 1): "late", (1, 2): "ok", (1, 3): "failed"}
 
 
 def test_devices_that_were_never_reached_have_no_row():
