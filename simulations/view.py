@@ -47,8 +47,8 @@ class View:
             self.started = time.perf_counter()
         self.done = 0
         if not self._live and record.round:
-            parts = [f"round {record.round}/{self.rounds}", self._clock(), f"task {record.task}", f"{record.num_devices} devices"]
-            if record.accuracy is not None:
+            parts = [f"round {record.round}/{self.rounds}", self._clock(), f"task {self.task}", f"{record.num_devices} devices"]
+            if record.accuracy is not None and record.task >= 0:  # before the median device has begun there is no task so far
                 parts.append("Class-IL {:.1%}  Task-IL {:.1%}".format(*self.accuracy))
             self._say("  ".join([*parts, self._left()]))
 
@@ -64,7 +64,7 @@ class View:
     def _note(self, record: RoundRecord) -> None:
         if record.round == 0:
             self.origin = record.time
-        elif record.accuracy is not None:
+        elif record.accuracy is not None and record.task >= 0:
             self.accuracy = accuracy_so_far(record, tasks_so_far(self.stream, record.task))
         self.round, self.task, self.time = record.round, max(record.task, 0), record.time
 

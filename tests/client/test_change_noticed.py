@@ -118,7 +118,9 @@ def test_who_is_not_told_does_not_know_the_classes_of_the_task(monkeypatch):
     """The single head is over the classes that the data has."""
     lab, seen = detecting_lab(), []
     true = lab.learner.train
-    monkeypatch.setattr(lab.learner, "train", lambda start, masks, data, *args: seen.append(data.classes) or true(start, masks, data, *args))
+    monkeypatch.setattr(
+        lab.learner, "train", lambda start, masks, data, *args: seen.append(data.classes) or true(start, masks, data, *args)
+    )
     lab.stream = replace(lab.stream, samples=(np.arange(6), np.arange(12, 24)))  # of the first task's two classes only one
     device, _ = lab.train(lab.receive(lab.new_device()))
     assert seen == [(0,)]
@@ -131,7 +133,9 @@ def test_a_piece_of_a_task_is_no_task_of_its_own():
     """Two chunks a task: epochs and the task go on from one to the next, what is known of single samples does not."""
     lab = Lab()
     lab.config = replace(lab.config, chunks=2)
-    lab.stream = replace(lab.stream, samples=(np.arange(7), np.arange(7, 12), np.arange(12, 18), np.arange(18, 24)), classes=((0, 1),) * 2 + ((2, 3),) * 2)
+    lab.stream = replace(
+        lab.stream, samples=(np.arange(7), np.arange(7, 12), np.arange(12, 18), np.arange(18, 24)), classes=((0, 1),) * 2 + ((2, 3),) * 2
+    )
     device, found = lab.receive(lab.new_device()), []
     for step in range(4):
         device, _ = lab.train(device, step)

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from worlds import RecordingGrid, play, tiny_world
@@ -79,6 +80,51 @@ def test_what_bytes_are_for_is_kept_beside_them():
     totals = ledger.totals()
     assert [totals[f"down_{kind}_bytes"] for kind in KINDS] == [1, 2, 4, 8, 16, 0]
     assert [totals[f"up_{kind}_bytes"] for kind in KINDS] == [10, 0, 0, 0, 5, 7]
+
+
+def test_a_phase_that_was_cut_short_has_its_share():
+    """A quarter of 120 B down: 3.25 of 13 s, 14 of 56 J, 30 B that nobody can read; of the twin's 400 B a quarter too. Half of the training
+    of `test_training_by_hand`, whole numbers rounded down; what it would have measured is not known, but for its memory."""
+    ledger = Ledger(profile_of, dense_message_bytes=400)
+    ledger.downloaded(Where(1, 0, 7, 50.0), Sizes(values=100, header=20), 150, Done("late", "too late", 0.25))
+    ledger.trained(
+        Where(1, 0, 8), Flops(30, 51, 40, 10, 99), Flops(500, 100), True, Done("failed", "broke", 0.5), memory_bytes=77, loss=3.0
+    )
+    down, run = ledger.rows
+    assert (down.outcome, down.reason, down.time) == ("late", "too late", 50.0)
+    assert (down.seconds, down.joules, down.down_bytes, down.message_bytes) == (3.25, 14, 30, 37)
+    assert (down.unread_bytes, down.values_bytes, down.header_bytes) == (30, 0, 0)
+    assert (down.dense_bytes, down.dense_seconds, down.dense_joules) == (100, 41 / 4, 182 / 4)
+    assert (run.outcome, run.seconds, run.joules) == ("failed", pytest.approx(2.51), pytest.approx(10.04))
+    assert (run.train_flops, run.importance_flops, run.mask_flops, run.paper_flops) == (40, 20, 5, 49)
+    assert (run.dense_flops, run.dense_seconds, run.memory_bytes, run.loss) == (300, 6, 77, 0)
+
+
+def test_jitter_takes_time_of_both_runs():
+    """3 s more for the message and for the twin's, at 2 W; no byte more."""
+    ledger = Ledger(profile_of, dense_message_bytes=400)
+    ledger.downloaded(Where(1, 0, 7), Sizes(values=100, header=20), 150, Done(extra_s=3.0))
+    ledger.uploaded(Where(1, 0, 7), Sizes(values=60), 99, Done(extra_s=1.0))
+    down, up = ledger.rows
+    assert (down.seconds, down.joules, down.dense_seconds, down.dense_joules) == (16, 62, 44, 188)
+    assert (up.seconds, up.joules, up.dense_seconds, up.dense_joules) == (14, 43, 82, 264)
+
+
+def test_every_device_pays_by_its_own_profile():
+    """Device 1's network is half as fast: 1 + 120 / 5 = 25 s."""
+    profiles = [PROFILE, replace(PROFILE, down_bits_per_s=40.0)]
+    ledger = Ledger(profiles.__getitem__, dense_message_bytes=400)
+    for device in (0, 1):
+        ledger.downloaded(Where(1, 0, device), Sizes(values=120), 150)
+    assert [row.seconds for row in ledger.rows] == [13, 25]
+
+
+def test_layers_and_moved_bytes_take_time():
+    """Two steps of 3 passes at 0.5 s each and 12 samples of 10 bytes at 40 B/s, on top of nothing: 3 + 3 s."""
+    slow = replace(PROFILE, layer_s=0.5, moved_bytes_per_s=40.0)
+    ledger = Ledger(lambda device: slow, 400, moved_per_sample=10, layer_passes=3)
+    ledger.trained(Where(1, 0, 0), Flops(samples=12, steps=2), Flops(), True)
+    assert ledger.rows[0].seconds == 6
 
 
 def test_recomputed_statistics_by_hand():

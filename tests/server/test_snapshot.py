@@ -59,7 +59,9 @@ def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_r
         strategy,
         rounds=world.experiment.rounds,
         evaluate_every=1,
-        evaluate=lambda state: Evaluation(np.full((2, tasks), sum(float(value.sum()) for value in state.values())), np.zeros((2, tasks, 1))),
+        evaluate=lambda state: Evaluation(
+            np.full((2, tasks), sum(float(value.sum()) for value in state.values())), np.zeros((2, tasks, 1))
+        ),
         observe=observe,
         roster=make_roster(world.streams),
         first_round=first_round,
@@ -125,7 +127,8 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         assert list(map(plain, resumed_records)) == list(map(plain, records))
     # the comparison was about something: over the variants everything that can change did
     assert changed - {".exchange.ledger", ".exchange.conditions"} == {  # these two are the strategy's own once more
-        ".weights", ".diversity", ".ledger.rows", ".ledger.wall_s", ".now", ".is_over", ".stages.task", ".stages.session", ".stages.reports",
+        ".weights", ".diversity", ".ledger.rows", ".ledger.wall_s", ".now", ".is_over",
+        ".stages.task", ".stages.session", ".stages.reports",
         ".exchange.held", ".exchange._nested_at",
         ".exchange.broadcasts.held", ".exchange.broadcasts._masks", ".exchange.broadcasts.version", ".exchange.broadcasts.mask_version",
         ".exchange.broadcasts._steps", ".exchange.broadcasts._pending_mask",

@@ -181,9 +181,11 @@ def test_settings_that_cannot_be_or_contradict_each_other(tmp_path, overrides, p
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (("stream.new_classes_share=0.1", "stream.alpha=0.001"), ("task 1 (classes (5, 6, 7, 8, 9)) has no data", "stream.new_classes_share")),
+        (
+            ("stream.new_classes_share=0.1", "stream.alpha=0.001"),
+            ("task 1 (classes (5, 6, 7, 8, 9)) has no data", "stream.new_classes_share"),
+        ),
         (("stream.devices=60", "stream.order=shuffled", "stream.alpha=0.01"), ("has no data in any step", "stream.partition=iid")),
-        (("stream.partition=pathological", "stream.classes_per_device=1", "stream.devices=1"), ("task 0", "go to no device")),
         (("stream.partition=drawn", "stream.samples=1000"), ("stream.samples: size is 1000", "task 0", "take fewer")),
         (("stream.partition=natural",), ("natural", "data.id_column")),
         (("stream.task_hours=0",), ("stream: task_hours is 0.0", "above 0")),

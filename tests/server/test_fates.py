@@ -113,7 +113,9 @@ def test_a_device_that_fails_does_so_at_its_point():
         assert fate == cut(replace(WHOLE, device=0), COSTS, 100 + share * 20, "failed", "it failed in the middle of its work")
 
 
-@pytest.mark.parametrize(("leaves", "reason"), [(104, "it went offline"), (111, "its battery was empty"), (None, "it failed in the middle")])
+@pytest.mark.parametrize(
+    ("leaves", "reason"), [(104, "it went offline"), (111, "its battery was empty"), (None, "it failed in the middle")]
+)
 def test_of_several_reasons_the_first_one_counts(leaves, reason):
     """Empty after 10 s; the failure comes at another share in every round: one before half of the work, so before the battery."""
     energy = EnergyConfig(charging="none", drain_idle=False)
@@ -476,7 +478,7 @@ def test_a_device_that_leaves_in_the_middle(tmp_path):
 
 
 def test_when_all_decline_the_round_comes_again_later(tmp_path):
-    """Half full with a reserve of 0.6, and a charger of 10 W: the missing 100 of 1000 J take 10 s of the 900 after which all are asked again."""
+    """Half full with a reserve of 0.6, and a charger of 10 W: the missing 100 of 1000 J take 10 s, and after 900 all are asked again."""
     fleet = toy_fleet(tmp_path, battery_j=[1000] * 3, charge_w=[10.0] * 3)
     energy = ("energy.start_level=0.5", "energy.reserve=0.6", "energy.drain_idle=false")
     devices = []
