@@ -38,7 +38,7 @@ def test_overrides_apply_in_order_and_are_toml():
     ("override", "message"),
     [
         ("learner.lrr=0.1", "unknown config key 'learner.lrr'; did you mean 'learner.lr'?"),
-        ("buffer_size=3", "unknown config key 'buffer_size'; did you mean 'learner.buffer_size'?"),
+        ("buffer_size=3", "unknown config key 'buffer_size'; did you mean 'clock.buffer_size'?"),
         ("learnr.lr=0.1", "unknown config key 'learnr'; did you mean 'learner"),
         ("tdm.xyzzy=1", "unknown config key 'tdm.xyzzy'; known keys here: enabled, p_intra"),
         ("zebra=1", "unknown config key 'zebra'; known keys here: name, description, seed"),

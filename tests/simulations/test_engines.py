@@ -61,6 +61,11 @@ def on_inline(world):
     return run_world(world, "inline")
 
 
+def plain(record) -> dict:
+    """Arrays as their bits: a class without test samples in a task has a NaN."""
+    return vars(record) | {"accuracy": record.accuracy.tobytes(), "by_class": record.by_class.tobytes()}
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_the_result_does_not_depend_on_the_engine(world, on_inline, four_cores, workers):
     result = run_world(world, "ray", workers)
@@ -69,7 +74,7 @@ def test_the_result_does_not_depend_on_the_engine(world, on_inline, four_cores, 
     assert result.strategy.ledger.rows == on_inline.strategy.ledger.rows
     assert result.accuracy.tobytes() == on_inline.accuracy.tobytes()
     for record, other in zip(result.rounds, on_inline.rounds, strict=True):
-        assert vars(record) | {"accuracy": record.accuracy.tolist()} == vars(other) | {"accuracy": other.accuracy.tolist()}
+        assert plain(record) == plain(other)
     assert (result.workers, result.engine) == (workers, "ray")
 
 

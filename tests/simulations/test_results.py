@@ -14,7 +14,10 @@ from simulations.report import draw_report
 from simulations.results import accuracy_so_far, new_folder, savings, summarise, write_run
 from simulations.run import run_world
 
-REPEATABLE = ("accuracy.parquet", "config.toml", "ledger.parquet", "model.safetensors", "rounds.parquet", "summary.json")
+REPEATABLE = (
+    "accuracy.parquet", "classes.parquet", "config.toml", "devices.parquet", "ledger.parquet", "model.safetensors", "rounds.parquet",
+    "summary.json",
+)  # fmt: skip
 FILES = {*REPEATABLE, "environment.json", "wall.parquet", "report.png"}
 
 

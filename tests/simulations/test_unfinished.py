@@ -31,7 +31,10 @@ from simulations.engine.store import StateLost, StateStore
 from simulations.unfinished import How, Unfinished, give_up, new_run, open_run
 from simulations.view import View
 
-REPEATABLE = ("accuracy.parquet", "config.toml", "ledger.parquet", "model.safetensors", "rounds.parquet", "summary.json")
+REPEATABLE = (
+    "accuracy.parquet", "classes.parquet", "config.toml", "devices.parquet", "ledger.parquet", "model.safetensors", "rounds.parquet",
+    "summary.json",
+)  # fmt: skip
 FILES = {*REPEATABLE, "environment.json", "wall.parquet", "report.png"}
 SHORT = ("stream.tasks=1",)
 NAME = "tiny-seed0"
@@ -49,12 +52,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(build, "make_world", world_of)
 
 
-make_world = build.make_world
+make_world, worlds_made = build.make_world, {}
 
 
-@cache
 def world_of(experiment: Experiment):
-    return make_world(experiment)
+    key = repr(experiment)  # not hashable: a mix of profiles is a dict
+    if key not in worlds_made:
+        worlds_made[key] = make_world(experiment)
+    return worlds_made[key]
 
 
 def live(out: Path, experiment: Experiment, how: How = INLINE, begin: Callable[[], None] = lambda: None) -> Path:
