@@ -79,10 +79,10 @@ def run_rounds(
             return
         task = strategy.attendance.usual_task(server_round, strategy.now)
         metrics = _play(grid, strategy, server_round)
-        _undo(grid, strategy)
         is_last = strategy.is_over or server_round == rounds
         if is_last and strategy.buffered:
             strategy.buffered.settle_rest()
+        _undo(grid, strategy)
         ends_task = is_last or strategy.attendance.usual_task(server_round + 1, strategy.now) > max(task, 0)
         is_due = ends_task or (evaluate_every > 0 and server_round % evaluate_every == 0)
         if is_due and strategy.recomputes_statistics:

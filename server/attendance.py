@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.clock import HOUR
+from server.clock import DAY, HOUR
 from server.conditions import Conditions
 from server.estimate import Estimates
 from server.fleet import Member, Roster
 from server.selection import Candidates, SelectionConfig, choose
 from server.snapshot import Snapshot
 from server.tiers import Tiers
+
+PATIENCE_S = 30 * DAY
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,20 @@ class Attendance:
 
     def steps(self, server_round: int, time: float) -> np.ndarray:
         """[N] int64 by row of the roster: the step of its stream that each device is at, -1 before the first."""
-        devices = self.roster.devices
-        return self.conditions.pace.step(devices, server_round, time - self.origin, self.finished[devices])
+        return self.steps_of(np.arange(len(self.roster)), server_round, time, self.finished[self.roster.devices])
+
+    def steps_of(self, rows: np.ndarray, server_round: int, time: float, finished: np.ndarray) -> np.ndarray:
+        """[n] int64: the same of some rows of the roster, that have finished so many rounds.
+
+        By participation, steps without data are passed over: a device could never finish a round of them.
+        """
+        steps = self.conditions.pace.step(self.roster.devices[rows], server_round, time - self.origin, finished)
+        if self.conditions.pace.advance != "participation":
+            return steps
+        has_data = self.roster.samples[rows] > 0
+        rank = np.minimum(steps, has_data.sum(axis=1) - 1)  # -1: not begun, or no data at all
+        found = (has_data & (np.cumsum(has_data, axis=1) - 1 == rank[:, None])).argmax(axis=1)
+        return np.where(rank >= 0, found, np.minimum(steps, 0))
 
     def samples(self, steps: np.ndarray) -> np.ndarray:
         """[N] int64: samples that each device has at its step."""
@@ -84,14 +98,16 @@ class Attendance:
     def wait(self, server_round: int, time: float, least: int, until: float, busy: Collection[int] = ()) -> float:
         """The first instant from `time` on at which `least` devices could be asked, or infinity if there is none before `until`.
 
-        No more are waited for than could ever be asked in this round.
+        No more are waited for than could ever be asked in this round, and nobody for longer than 30 days.
         """
-        devices, availability = self.roster.devices, self.conditions.availability
-        able = self._able(server_round, time, busy)
+        if len(self.present(server_round, time, busy)) >= least:
+            return time
+        devices, availability, patience = self.roster.devices, self.conditions.availability, time + PATIENCE_S
+        able = self._able(server_round, time, busy) & np.isfinite(availability.next_on(devices, time))
         if not able.any():
             return float("inf")
         most = min(least, int(np.count_nonzero(able)))
-        for _ in range(100_000):
+        while time < patience:
             if len(self.present(server_round, time, busy)) >= most:
                 return time
             off = devices[~availability.on(devices, time)]

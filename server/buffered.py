@@ -3,7 +3,7 @@
 A device is asked at one virtual instant and reports at a later one; meanwhile versions may pass. What it will report is trained for real as
 soon as the clock needs to know when that is, and not before: as long as all that is going on ends before a device that was asked could be
 done at the earliest, its training waits, so that several devices train side by side. Results do not depend on it: a device's training is a
-function of what it was sent.
+function of what it was sent (the size of a Flower message may differ by a byte: it holds the number of its exchange).
 
 A device takes part once in a round. An update that is tau versions old weighs (1 + tau)^-staleness_exponent; places that masks have dropped
 since are left out of it, and those grown since it did not hold.
@@ -59,6 +59,8 @@ class BufferedRounds:
             flight = self.flights.pop(device)
             fate = cut(flight.fate, flight.costs, min(strategy.now, flight.fate.end), "cancelled", "the run was over")
             strategy.settle(flight.sent, (flight.reply, None, ""), fate, flight.costs)
+            if not fate.has_trained:
+                strategy.undone.append(device)
         self.events = EventHeap()
 
     def add(self, flight: Flight) -> None:
@@ -106,14 +108,14 @@ class _Round:
                 break
             else:
                 self._arrive()
-                if self.clock.mode == "async":
+                if self.clock.mode == "async" and len(self.arrived) < self.clock.buffer_size:  # else they wait for the next version
                     self._ask()
         if end < float("inf"):
             strategy.now = max(strategy.now, end)
         elif not self.arrived:  # everybody who was asked has declined or failed
             strategy.now += RETRY_S
         self._train()  # nobody who was asked is left untrained between rounds: the checkpoint holds replies, not messages
-        if self.problems and len(self.problems) == self.returned and not self.arrived:
+        if self.problems and len(self.problems) == self.returned and not self.arrived and not self.rounds.flights:
             raise FleetError(f"all {self.returned} devices of round {self.number} failed; the first: {self.problems[0]}")
         return strategy.finish_round(sorted(self.arrived, key=lambda one: one.update.device))
 
@@ -137,11 +139,12 @@ class _Round:
         strategy = self.strategy
         time = strategy.attendance.wait(self.number, strategy.now, 1, self.clock.horizon_s, self.asked)
         if time == float("inf") or time > min(end, self.clock.horizon_s):
-            strategy.is_over = end == float("inf") and not self.asked
+            is_last = strategy.attendance.has_work(self.number, strategy.now) or not strategy.attendance.anyone_comes(strategy.now)
+            strategy.is_over = end == float("inf") and not self.asked and is_last
             return False
-        strategy.now = time
+        strategy.now, before = time, len(self.asked)
         self._ask()
-        return True
+        return len(self.asked) > before  # the policy may admit none of them
 
     def _earliest(self) -> float:
         """A bound on the next thing that pending work may lead to."""
@@ -168,7 +171,7 @@ class _Round:
             device = sent.where.device
             reply = replies.get(device) or Reply(missing=f"device {device}, round {sent.where.round}: no reply")
             if reply.missing:
-                strategy.exchange.failed(sent, reply.missing)
+                strategy.failed(sent, reply.missing)
                 self.problems.append(reply.missing)
                 self.returned += 1
                 continue
@@ -204,8 +207,8 @@ def aged(accepted: Accepted, base: Base, now: Base, weight: float) -> Accepted:
     if base.mask_version == now.mask_version:
         return replace(accepted, update=update)
     own = update.masks or base.masks
-    is_own = update.masks is not None and update.masks is not base.masks  # the device's own, which nobody else's replace
-    masks = own if is_own else {name: own[name] & now.masks[name] for name in own}
+    # a place that the device grew by itself counts whatever the server has there, one that the server dropped since does not
+    masks = {name: own[name] & (now.masks[name] | ~base.masks[name]) for name in own}
     tensors = {}
     for name, tensor in update.tensors.items():
         if name in masks:

@@ -61,6 +61,10 @@ class ClockConfig:
             for name in ("deadline_s", "over_selection"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is {getattr(self, name)}: only synchronous rounds have it; mode is {self.mode!r}")
+            if self.min_devices > 1:
+                raise ValueError(f"min_devices is {self.min_devices}: only synchronous rounds wait for devices; mode is {self.mode!r}")
+        if self.mode == "async" and self.period_s:
+            raise ValueError(f"period_s is {self.period_s}: an asynchronous round ends by buffer_size alone; leave it at 0")
         if self.mode != "async" and self.buffer_size:
             raise ValueError(f"buffer_size is {self.buffer_size}: only asynchronous rounds end by it; mode is {self.mode!r}")
 

@@ -69,6 +69,11 @@ class Conditions:
         mean = self.profile(device).jitter_s
         return float(generator(self.seed, "jitter", phase, server_round, device).exponential(mean)) if mean else 0.0
 
+    def spend(self, device: int, start: float, end: float, joules: float) -> None:
+        """Take what was used from the device's battery."""
+        start = max(start, float(self.batteries.time[device]))  # it was told off meanwhile: what it had begun is booked already
+        self.batteries.spend(device, start, max(start, end), joules)
+
     def fate(self, device: int, server_round: int, start: float, costs: tuple[Cost, ...]) -> Fate:
         """What becomes of work that begins at `start`. `costs`: of its phases, one after the other. Changes nothing.
 

@@ -6,7 +6,9 @@ and node ids are random per run: a device's identity is the number that it regis
 """
 
 import logging
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -142,7 +144,10 @@ class SparCLStrategy(Strategy):
         self.attendance.enrol(roster)
         reasons = self.attendance.tiers.reasons
         if len(reasons) == len(roster):
-            raise FleetError(f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); see [budget]")
+            raise FleetError(
+                f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); let sparsity follow the budget "
+                f"(budget.memory=fit), or take a smaller model, learner.batch_size or learner.buffer_share"
+            )
         least = self.attendance.least_seconds()
         if least > self.clock.deadline:
             raise FleetError(
@@ -178,10 +183,10 @@ class SparCLStrategy(Strategy):
         if not self.federation.cohort_size:  # with a cohort drawn, who has no data is no candidate, like most who have: no row
             for device, step in attendance.without_data(server_round, self.now):
                 self.ledger.absent(Where(server_round, step, device, self.now), "sat-out", f"no data for task {step}")
-        size = int(np.ceil(self.federation.cohort_size * (1 + self.clock.over_selection)))
+        size = math.ceil(round(self.federation.cohort_size * (1 + self.clock.over_selection), 9))
         chosen = attendance.choose(server_round, self.now, size, self.clock.deadline)
         willing = self.willing(server_round, chosen)
-        if chosen and not willing:
+        if np.isfinite(begins) and not willing:  # they declined, or the policy admits none of them
             self.now += RETRY_S
         return self.send("train", server_round, willing, wants_report)
 
@@ -231,7 +236,7 @@ class SparCLStrategy(Strategy):
             device = sent.where.device
             if device not in fates:
                 missing = found[device][0].missing if device in found else f"device {device}, round {server_round}: no reply"
-                self.exchange.failed(sent, missing)
+                self.failed(sent, missing)
                 problems.append(missing)
                 log.warning("round %d goes on without device %d: %s", server_round, device, missing)
                 continue
@@ -257,14 +262,21 @@ class SparCLStrategy(Strategy):
         (reply, accepted, problem), device = found, sent.where.device
         refusal = Done("rejected", problem) if problem else Done("stale", stale) if stale else DONE
         self.exchange.book(sent, reply, fate, costs, accepted.sizes if accepted else None, refusal)
-        conditions = self.attendance.conditions
-        conditions.batteries.spend(device, fate.start, fate.end, fate.joules)
+        self.attendance.conditions.spend(device, fate.start, fate.end, fate.joules)
         if fate.has_trained and reply.measures:
             self.attendance.finished[device] += 1
         if not fate.is_done:
             return None, ""
         self.attendance.trained(device, sent.where.round, reply.measures.loss if reply.measures else float("nan"))
         return (None, problem) if problem or stale else (accepted, "")
+
+    def failed(self, sent: Sent, reason: str, phase: str = "train") -> None:
+        """Book a device of which nothing came back; what it was sent has been paid for."""
+        before = len(self.ledger.rows)
+        self.exchange.failed(sent, reason, phase)
+        rows = self.ledger.rows[before:]
+        start, device = sent.where.time, sent.where.device
+        self.attendance.conditions.spend(device, start, start + sum(row.seconds for row in rows), sum(row.joules for row in rows))
 
     def finish_round(self, accepted: list[Accepted]) -> MetricRecord:
         """Average these updates, in device order, into the model."""
@@ -296,26 +308,31 @@ class SparCLStrategy(Strategy):
             where, device = sent.where, sent.where.device
             reply, name = by_device.get(device), f"device {device}, round {server_round}"
             if reason := intake.missing(reply, name):
-                self.exchange.failed(sent, reason, "calibrate")
+                self.failed(sent, reason, "calibrate")
                 continue
             before = len(ledger.rows)
+
+            def at(before: int = before, where: Where = where) -> Where:
+                """Where the next phase begins: behind those that were booked."""
+                return replace(where, time=where.time + sum(row.seconds for row in ledger.rows[before:]))
+
             ledger.downloaded(where, sent.sizes, sent.message_bytes, Done(extra_s=sent.extra_s[0]), has_twin=False)
             try:
-                ledger.calibrated(where, intake.read_flops(reply), self.method.is_sparse)
+                ledger.calibrated(at(), intake.read_flops(reply), self.method.is_sparse)
                 report = intake.read_report(reply)
                 own, sizes = intake.accept_statistics(report, self.exchange.broadcasts[self.exchange.tier(device)], self.whole)
             except CodecError as error:
-                self.exchange.held[device] = 0
+                self.exchange.held[device], own = 0, None
                 unread = Sizes(unread=intake.report_bytes(reply))
-                ledger.uploaded(where, unread, message_bytes(reply), Done("rejected", f"{name}, stage decode: {error}"), has_twin=False)
-                continue
-            self.exchange.held[device] = report.base_version
-            ledger.uploaded(where, sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
-            rows = ledger.rows[before:]
-            took.append(sum(row.seconds for row in rows))
-            self.attendance.conditions.batteries.spend(device, where.time, where.time + took[-1], sum(row.joules for row in rows))
-            pooled.append((report.samples, own))
+                ledger.uploaded(at(), unread, message_bytes(reply), Done("rejected", f"{name}, stage decode: {error}"), has_twin=False)
+            else:
+                self.exchange.held[device] = report.base_version
+                ledger.uploaded(at(), sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
+                pooled.append((report.samples, own))
+            took.append(at().time - where.time)
+            self.attendance.conditions.spend(device, where.time, at().time, sum(row.joules for row in ledger.rows[before:]))
         self.now += max(took)
+        self.is_over = self.is_over or self.now >= self.clock.horizon_s
         if pooled:
             self._set_statistics(pooled)
 

@@ -186,11 +186,22 @@ def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
     experiment, baseline = run.experiment, run.how.baseline
     fleet = make_hardware(experiment.fleet, experiment.profile, experiment.stream.devices, experiment.seed)
     result = _watch(run, "run", experiment, pool, experiment.name)
-    twin = _watch(run, "twin", dense_twin(experiment), pool, "dense twin") if baseline else None
+    twin = _twin(run, dense_twin(experiment), pool) if baseline else None
     summary = write_run(run.folder, result, twin)
     draw_report(run.folder)
     run.finish()
     _show(summary, fleet.assumed, run.folder)
+
+
+def _twin(run: "Unfinished", experiment: "Experiment", pool: "Pool | None") -> "Result | None":
+    """The dense twin, or a word on why it cannot be run: it may be too large for every device, or too slow for the deadline."""
+    from server.errors import FleetError
+
+    try:
+        return _watch(run, "twin", experiment, pool, "dense twin")
+    except FleetError as error:
+        errors.print(f"the dense twin cannot be run: {error}", soft_wrap=True, markup=False)
+        return None
 
 
 def _show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:

@@ -117,7 +117,9 @@ class Experiment:
                 "set ddr.enabled=false"
             )
         if stream.online and federation.local_epochs > 1:
-            raise ValueError(f"stream.online is true, but federation.local_epochs is {federation.local_epochs}: a single pass is 1")
+            raise ValueError(
+                f"stream.online is true, but federation.local_epochs is {federation.local_epochs}: a single pass is one epoch; set it to 1"
+            )
 
     @property
     def method(self) -> MethodConfig:

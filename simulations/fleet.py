@@ -151,7 +151,7 @@ def _read_rows(file: str, rows, devices: int) -> tuple[Loaded, np.ndarray, dict[
             continue
         where = f"{file}, line {rows.line_num}"
         if len(row) != len(header):
-            raise ConfigError(f"{where}: it has {len(row)} cells, the first line names {len(header)} columns")
+            raise ConfigError(f"{where}: {len(row)} of {len(header)} cells; leave those empty that the profile decides")
         cells = {column: cell.strip() for column, cell in zip(header, row, strict=True)}
         name = cells.pop("profile")
         if name not in loaded:

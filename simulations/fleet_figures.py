@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from server.clock import HOUR
-from simulations.per_device import endings
+from simulations.per_device import booked_rounds, endings
 from simulations.run import Result
 from sparcl_core.curves import area, reach
 from sparcl_core.fairness import fairness
@@ -18,7 +18,7 @@ def curve(result: Result) -> dict[str, np.ndarray]:
     """
     rows = result.strategy.ledger.rows
     size = result.rounds[-1].round + 1
-    rounds = np.array([min(row.round, size - 1) for row in rows], np.int64)
+    rounds = booked_rounds(result)
     joules = np.cumsum(np.bincount(rounds, [row.joules for row in rows], size)) if rows else np.zeros(size)
     sent = np.cumsum(np.bincount(rounds, [row.down_bytes + row.up_bytes for row in rows], size)) if rows else np.zeros(size)
     scenario = int(result.world.experiment.stream.setting == "task-il")

@@ -12,7 +12,7 @@ from sparcl_core.curves import matrix_at
 from sparcl_core.fairness import device_accuracy
 from sparcl_core.metrics import scores
 
-MOST = 20_000  # devices: for larger fleets these figures are of those that were reached, and of the first so many
+MOST = 5_000  # devices: for larger fleets these figures are of those that were reached, and of the first so many
 PAID = {
     "flops": ("train_flops", "importance_flops", "mask_flops", "statistics_flops"),
     "down_bytes": ("down_bytes",),
@@ -90,7 +90,9 @@ def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]
             continue
         first = [_first_run_end(order, int(one)) for one in held.tolist()]
         ends = np.array([_when(steps[:, index], step) for step in first])
-        by_task = np.stack([[device_accuracy(point, _only(mix, one)[None])[0] for one in range(tasks)] for point in curve])
+        known = mix * ~np.isnan(curve)
+        with np.errstate(invalid="ignore"):  # a task that the device has nothing of
+            by_task = (known * np.nan_to_num(curve)).sum(axis=2) / known.sum(axis=2)  # [E, T]
         ranks = np.argsort(ends, kind="stable")
         matrix = matrix_at(ends[ranks], np.arange(len(curve), dtype=float), by_task, held[ranks])
         matrix = np.vstack([matrix[:-1], by_task[-1][held[ranks]][None]])  # the last row is the end of the run, whatever recurred
@@ -99,18 +101,26 @@ def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return accuracy, forgetting
 
 
+def booked_rounds(result: Result) -> np.ndarray:
+    """[rows] int64: the round by whose end each row of the ledger was over; of work that went on across rounds not the one that asked."""
+    rows, ends = result.strategy.ledger.rows, np.array([record.time for record in result.rounds])
+    over = np.searchsorted(ends, [row.time + row.seconds - 1e-6 for row in rows])
+    asked = np.array([row.round for row in rows], np.int64)
+    return np.minimum(np.maximum(asked, over), result.rounds[-1].round)
+
+
 def _steps_at(result: Result, devices: np.ndarray, rounds: list[int], times: list[float]) -> np.ndarray:
     """[E, n] int64: the step at which each device is behind each of these rounds."""
     attendance = result.strategy.attendance
-    finished = np.zeros((max(rounds) + 2, len(attendance.finished)), np.int64)
-    for row in result.strategy.ledger.rows:
-        if row.phase == "train" and row.steps:
-            finished[row.round, row.device] += 1
-    finished = np.cumsum(finished, axis=0)
-    pace, origin = attendance.conditions.pace, attendance.origin
-    return np.stack(
-        [pace.step(devices, number + 1, time - origin, finished[number][devices]) for number, time in zip(rounds, times, strict=True)]
-    )
+    finished = np.zeros((result.rounds[-1].round + 1, len(devices)), np.int64)
+    if attendance.conditions.pace.advance == "participation":  # else nobody reads it
+        place = {device: index for index, device in enumerate(devices.tolist())}
+        for row, number in zip(result.strategy.ledger.rows, booked_rounds(result).tolist(), strict=True):
+            if row.phase == "train" and row.steps and row.device in place:
+                finished[number, place[row.device]] += 1
+        finished = np.cumsum(finished, axis=0)
+    rows = np.searchsorted(attendance.roster.devices, devices)
+    return np.stack([attendance.steps_of(rows, number + 1, time, finished[number]) for number, time in zip(rounds, times, strict=True)])
 
 
 def _first_run_end(order: tuple[int, ...], task: int) -> int:
@@ -125,9 +135,3 @@ def _when(steps: np.ndarray, step: int) -> float:
     """The first evaluation at which `step` was over; infinite if it never was."""
     over = np.flatnonzero(steps > step)
     return float(over[0]) if len(over) else np.inf
-
-
-def _only(mix: np.ndarray, task: int) -> np.ndarray:
-    own = np.zeros_like(mix)
-    own[task] = mix[task]
-    return own

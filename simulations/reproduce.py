@@ -110,7 +110,7 @@ def _fleet_table(claim: Claim, results: dict[str, list[dict]]) -> str:
         cells = [
             row.name,
             f"{100 * np.mean(_average(summaries, 'class-il')):.1f}{gap}",
-            f"{100 * np.mean([fleet['in_time'] for fleet in fleets]):.0f}",
+            f"{100 * np.mean([fleet['in_time'] or 0 for fleet in fleets]):.0f}",
             f"{np.mean([fleet['refused'] for fleet in fleets]):.0f}",
             f"{np.mean([summary['totals']['joules'] for summary in summaries]):,.0f}",
             f"{np.mean([fleet['virtual_hours'] for fleet in fleets]):.3g}",

@@ -88,11 +88,11 @@ def new_folder(parent: Path, name: str):
         raise
 
 
-def summarise(result: Result, baseline: Result | None = None) -> dict:
-    """The figures of a run; `baseline`: the dense twin's run, if there was one."""
+def summarise(result: Result, baseline: Result | None = None, devices: dict | None = None) -> dict:
+    """The figures of a run. `baseline`: the dense twin's run, if there was one; `devices`: the run's `device_table`, if it is there."""
     totals = result.strategy.ledger.totals()
     rows = result.strategy.ledger.rows
-    fleet = fleet_figures(result, device_table(result))
+    fleet = fleet_figures(result, devices or device_table(result))
     outcomes = sorted({row.outcome for row in rows})
     return {
         "experiment": result.world.experiment.name,
@@ -172,15 +172,16 @@ def savings(totals: dict) -> dict:
 def write_run(folder: Path, result: Result, baseline: Result | None = None) -> dict:
     """Write everything but the picture into `folder`; returns the summary."""
     strategy = result.strategy
-    summary = summarise(result, baseline)
+    devices = device_table(result)
+    summary = summarise(result, baseline, devices)
     machine = environment() | {"engine": result.engine, "workers": result.workers, "wall_s": round(result.wall_s, 3)}
     _write_common(folder, result.world.experiment, machine, summary, result.accuracy, strategy.weights, strategy.masks)
     _write_table(folder / "ledger.parquet", strategy.ledger.columns())
     _write_table(folder / "rounds.parquet", _round_columns(result))
     _write_table(folder / "classes.parquet", _class_columns(result))
-    _write_table(folder / "devices.parquet", device_table(result))
-    rounds, devices, seconds, compute = zip(*strategy.ledger.wall_s, strict=True)
-    _write_table(folder / "wall.parquet", {"round": rounds, "device": devices, "wall_s": seconds, "compute_s": compute})
+    _write_table(folder / "devices.parquet", devices)
+    rounds, numbers, seconds, compute = list(zip(*strategy.ledger.wall_s, strict=True)) or [()] * 4
+    _write_table(folder / "wall.parquet", {"round": rounds, "device": numbers, "wall_s": seconds, "compute_s": compute})
     return summary
 
 

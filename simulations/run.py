@@ -119,6 +119,8 @@ def run_world(
         observe = _observe(strategy, grid, records, observer, keep)
         workers = grid.num_workers
         wall_s = _play(world, strategy, grid, observe, first_round=len(records))
+    else:
+        strategy.enrol(make_roster(world.streams))  # nothing is played any more, but results speak of the fleet
     return Result(world, strategy, records, accuracy_matrix(records), engine, workers, wall_s)
 
 

@@ -153,6 +153,8 @@ def test_a_trace_that_is_not_there(tmp_path):
         (("clock.mode=async",), ("clock: buffer_size is 0", "take at least 1")),
         (("clock.mode=semi-sync",), ("clock: period_s is 0", "take more")),
         (("clock.mode=async", "clock.buffer_size=2", "clock.deadline_s=3"), ("deadline_s is 3.0", "only synchronous rounds")),
+        (("clock.mode=async", "clock.buffer_size=2", "clock.period_s=5"), ("period_s is 5.0", "leave it at 0")),
+        (("clock.mode=semi-sync", "clock.period_s=5", "clock.min_devices=2"), ("min_devices is 2", "only synchronous rounds")),
         (("clock.buffer_size=2",), ("buffer_size is 2", "only asynchronous rounds")),
         (("clock.mode=async", "clock.buffer_size=2", "federation.batchnorm=recompute"), ("federation.batchnorm", "take global")),
         (("clock.deadline_s=1e-6",), ("clock.deadline_s is 1e-06: no device can meet it", "the fastest needs at least", "raise it")),

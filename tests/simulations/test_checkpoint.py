@@ -33,7 +33,9 @@ def journal_of(round_: int, devices: int = 3) -> Journal:
     ]
     rows = [replace(row, round=round_, loss=loss) for row, loss in zip(rows, (-0.0, 5e-324, float("inf")), strict=False)]
     accuracy = np.array([[0.1 + round_, np.nan], [-0.0, 1 / 3]]) if round_ % 2 == 0 else None
-    record = RoundRecord(round_, 2, round_ % 3 == 0, devices, 2**40 + round_, accuracy, Diversity(0.1, 0.2) if round_ else None)
+    by_class = np.array([[[0.5, np.nan, -0.0]]]) + round_ if round_ % 2 == 0 else None
+    found = (accuracy, Diversity(0.1, 0.2) if round_ else None, by_class, 0.1 * round_)
+    record = RoundRecord(round_, 2, round_ % 3 == 0, devices, 2**40 + round_, *found)
     blobs = [("ab" * 16, f"{device:032x}")[: device % 3] for device in range(devices)]
     changes = StateChanges(np.arange(devices) * 5, np.full(devices, 2**33 + round_), blobs)
     return Journal(record, rows, [(round_, device, 0.1 * device, 0.01 * device) for device in range(devices)], changes, 2 * round_)
@@ -65,9 +67,12 @@ def plain(journal: Journal) -> dict:
     """All of a journal, to the bit, as something that can be compared."""
     record, changes = journal.record, journal.changes
     rows = [[value.hex() if isinstance(value, float) else value for value in own] for own in map(values, journal.rows)]
-    accuracy = None if record.accuracy is None else (record.accuracy.dtype.str, record.accuracy.shape, record.accuracy.tobytes())
+    bits = {
+        name: None if array is None else (array.dtype.str, array.shape, array.tobytes())
+        for name, array in (("accuracy", record.accuracy), ("by_class", record.by_class))
+    }
     return {
-        "record": {**{field.name: getattr(record, field.name) for field in fields(record)}, "accuracy": accuracy},
+        "record": {**{field.name: getattr(record, field.name) for field in fields(record)}, **bits, "time": record.time.hex()},
         "rows": rows,
         "wall_s": journal.wall_s,
         "changes": (changes.devices.tolist(), changes.exchanges.tolist(), changes.blobs),
@@ -115,7 +120,7 @@ def test_a_round_without_devices(tmp_path):
 def test_a_journal_has_everything_that_a_round_has():
     """A field that is added to a record or a row must be added to the journal, or it would be lost in silence."""
     assert [field.name for field in fields(RoundRecord)] == [
-        "round", "task", "ends_task", "num_devices", "num_samples", "accuracy", "diversity",
+        "round", "task", "ends_task", "num_devices", "num_samples", "accuracy", "diversity", "by_class", "time",
     ]  # fmt: skip
     assert {field.type for field in fields(Row)} == {int, float, str}
     assert plain(from_arrays(to_arrays(journal_of(2)))) == plain(journal_of(2))
@@ -446,7 +451,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, name):
     assert_refused(tmp_path, name)
 
 
-@pytest.mark.parametrize("missing", sorted(to_arrays(journal_of(2)).keys() - {"accuracy", "diversity"}))
+@pytest.mark.parametrize("missing", sorted(to_arrays(journal_of(2)).keys() - {"accuracy", "by_class", "diversity"}))
 def test_a_journal_with_a_part_missing_is_refused(tmp_path, monkeypatch, missing):
     """A journal of other code: whole, and vouched for, but without a column that this code reads."""
     monkeypatch.setattr(checkpoint, "to_arrays", lambda journal: {k: v for k, v in to_arrays(journal).items() if k != missing})

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
-from worlds import assert_same_arrays, play, tiny_world
+from worlds import assert_same_arrays, play, tiny_world, toy_fleet
 
 from client.app import make_client_app
 from client.stream import Stream
@@ -91,6 +91,26 @@ def test_nor_does_it_with_masks_of_devices_or_votes(overrides, four_cores):
     assert_same_arrays(result.strategy.masks, inline.strategy.masks)
     assert result.strategy.ledger.rows == inline.strategy.ledger.rows
     assert [record.diversity for record in result.rounds] == [record.diversity for record in inline.rounds]
+
+
+FLEETS = {
+    "sync": ("clock.deadline_s=25", "availability.failure=0.2"),
+    "async": ("clock.mode=async", "clock.buffer_size=1", "wire.importance=f32"),
+}
+
+
+@pytest.mark.parametrize("mode", FLEETS)
+def test_nor_does_it_with_an_unlike_fleet_on_the_clock(mode, four_cores, tmp_path):
+    """Stragglers, failures, batteries, jitter and a device of a sparser tier: what becomes of work depends on the virtual clock alone."""
+    fleet = {"flops_per_s": [1e6, 3e6, 4e5], "memory_bytes": [1e6, 135_000, 1e6], "battery_j": [1e4] * 3, "jitter_s": [0.5] * 3}
+    world = tiny_world("stream.tasks=1", "budget.memory=fit", *FLEETS[mode], *toy_fleet(tmp_path, **fleet))
+    inline, result = run_world(world, "inline"), run_world(world, "ray", 2)
+    assert_same_arrays(result.strategy.weights, inline.strategy.weights)
+    assert_same_arrays(result.strategy.masks, inline.strategy.masks)
+    assert_same_arrays(result.strategy.snapshot(), inline.strategy.snapshot())
+    assert result.strategy.ledger.rows == inline.strategy.ledger.rows
+    assert [plain(record) for record in result.rounds] == [plain(record) for record in inline.rounds]
+    assert {row.outcome for row in inline.strategy.ledger.rows} > {"ok"}
 
 
 def mortal_app(lives: str, config, streams) -> ClientApp:
