@@ -209,7 +209,8 @@ class SparCLStrategy(Strategy):
             messages.append(message)
             self._cohort[one.member.node_id] = sent
             sizes.append((self.exchange.tier(one.member.device), sent.sizes.total))
-        self.attendance.sent(sizes, direction=0)
+        if action == "train":
+            self.attendance.sent(sizes, direction=0)
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -98,7 +98,8 @@ def read_trace(path: str | Path, devices: int) -> Trace:
                 ended[device] = off
                 rows.append((device, on, off))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"trace {path} cannot be read: {error}; it must be a CSV file with the columns {','.join(COLUMNS)}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"trace {path} cannot be read ({why}); it must be a CSV file with the columns {','.join(COLUMNS)}") from error
     if not rows:
         raise ValueError(f"{path}, line 2: no rows, so no device would ever be there; write a line device,on,off for every window")
     device, on, off = zip(*rows, strict=True)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from benchmarks.engine import work
-from server.app import RoundRecord, run_rounds
+from server.app import Evaluation, RoundRecord, run_rounds
 from simulations.build import World, choose_kernels, make_roster, make_strategy
 from simulations.config import from_tree
 from simulations.data import Dataset, Raw
@@ -55,7 +55,8 @@ def _measure(settings: dict, rounds: int, cores: int) -> dict:
         times.append(time.perf_counter())
 
     try:
-        loop = {"num_tasks": 1, "evaluate_every": 0, "evaluate": lambda state: np.zeros((2, 1)), "observe": observe}
+        nothing = Evaluation(np.zeros((2, 1)), np.zeros((2, 1, work.CLASSES)))
+        loop = {"rounds": world.experiment.rounds, "evaluate_every": 0, "evaluate": lambda state: nothing, "observe": observe}
         run_rounds(grid, strategy, **loop, roster=make_roster(world.streams))
     finally:
         grid.close()

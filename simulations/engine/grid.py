@@ -94,7 +94,13 @@ class EngineGrid(Grid):
         self.store.drop(*self.manifest.commit())
 
     def undo(self, device: int) -> None:
-        """Give the device the state back that it had at the last commit: what it did since was cut short."""
+        """Give the device the state back that it had at the last commit: what it did since was cut short.
+
+        Raises:
+            RuntimeError: if the grid commits by itself, as then it has no older state.
+        """
+        if not self.waits_for_commit:
+            raise RuntimeError(f"device {device} cannot have its old state back: this grid commits by itself; make it with waits_for_commit")
         self.manifest.undo(device)
 
     def _commit_alone(self) -> None:

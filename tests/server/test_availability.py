@@ -337,7 +337,7 @@ def test_a_trace_that_cannot_be_is_refused_with_file_and_line(tmp_path, text, me
 
 
 def test_a_trace_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match="none.csv cannot be read: .*No such file.*columns device,on,off"):
+    with pytest.raises(ValueError, match="none.csv cannot be read .*No such file.*columns device,on,off"):
         read_trace(tmp_path / "none.csv", 3)
     (tmp_path / "bytes.csv").write_bytes(b"device,on,off\n\xff\xfe\n")
     with pytest.raises(ValueError, match="bytes.csv cannot be read"):

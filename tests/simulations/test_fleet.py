@@ -203,7 +203,7 @@ def test_one_energy_instead_of_the_other(write):
         ("profile,battery_j\nphone,-1\n", "line 2: battery_j is -1: it must be finite and not negative"),
         ("profile,idle_w\nphone,nan\n", "line 2: idle_w is nan"),
         ("profile,idle_w\nphone,inf\n", "line 2: idle_w is inf"),
-        ("profile,idle_w\nphone\n", "line 2: it has 1 cells, the first line names 2 columns"),
+        ("profile,idle_w\nphone\n", "line 2: 1 of 2 cells"),
         ("profile,idle_w\nphone,1,2\n", "line 2: it has 3 cells"),
         ("profile\nphone\ntoaster\n", "line 3: profile 'toaster' is not here"),
         ("profile,j_per_flop\nphone,1e-9\n", "line 2: active_w is 5 and j_per_flop 1e-09 .*set the other to 0"),
