@@ -100,7 +100,7 @@ class EngineGrid(Grid):
             RuntimeError: if the grid commits by itself, as then it has no older state.
         """
         if not self.waits_for_commit:
-            raise RuntimeError(f"device {device} cannot have its old state back: this grid commits by itself; make it with waits_for_commit")
+            raise RuntimeError(f"device {device} cannot have its old state back, as this grid commits by itself: make it wait for commit")
         self.manifest.undo(device)
 
     def _commit_alone(self) -> None:
