@@ -96,7 +96,7 @@ def test_a_fleet_that_cannot_be_made(tmp_path, overrides, parts):
     [
         ("profile,flops_per_s\nphone,\nphone,fast\nphone,", ("fleet.csv, line 3", "flops_per_s is 'fast'", "a number in SI units")),
         ("profile,flops_per_s\nphone,\nphone,1e9\nphone,-1", ("fleet.csv, line 4", "flops_per_s is -1", "above 0")),
-        ("profile,flops_per_s\nphone,\nphone\nphone,", ("fleet.csv, line 3", "1 cells", "2 columns")),
+        ("profile,flops_per_s\nphone,\nphone\nphone,", ("fleet.csv, line 3", "1 of 2 cells")),
         ("profile\nphone\ntoaster\nphone", ("fleet.csv, line 3", "profile 'toaster' is not here")),
         ("profile,speed\nphone,1\nphone,1\nphone,1", ("fleet.csv, line 1", "unknown column 'speed'", "flops_per_s")),
         ("kind\nphone\nphone\nphone", ("fleet.csv, line 1", "no column 'profile'")),
@@ -113,7 +113,7 @@ def test_a_fleet_file_with_a_wrong_row(tmp_path, rows, parts):
 def test_all_devices_too_small(tmp_path):
     """Bytes that the work needs and that the device has, at the sparsity that comes nearest."""
     large = ("profile=microcontroller-240k", "model.width=64", "model.hidden=512")
-    assert_refused(tmp_path, large, "no device can take part: training needs", "at sparsity 0.9,", "has 240,000", "[budget]")
+    assert_refused(tmp_path, large, "no device can take part: training needs", "at sparsity 0.9,", "has 240,000", "budget.memory=fit")
     assert_refused(tmp_path, (*large, "budget.memory=fit"), "no device can take part: training needs", "at sparsity 0.99,", "has 240,000")
     assert_refused(tmp_path, ("budget.joules_per_round=1e-6",), "a round takes", "J at sparsity 0.9, its budget is 1e-06 J")
 

@@ -204,7 +204,7 @@ def test_one_energy_instead_of_the_other(write):
         ("profile,idle_w\nphone,nan\n", "line 2: idle_w is nan"),
         ("profile,idle_w\nphone,inf\n", "line 2: idle_w is inf"),
         ("profile,idle_w\nphone\n", "line 2: 1 of 2 cells"),
-        ("profile,idle_w\nphone,1,2\n", "line 2: it has 3 cells"),
+        ("profile,idle_w\nphone,1,2\n", "line 2: 3 of 2 cells"),
         ("profile\nphone\ntoaster\n", "line 3: profile 'toaster' is not here"),
         ("profile,j_per_flop\nphone,1e-9\n", "line 2: active_w is 5 and j_per_flop 1e-09 .*set the other to 0"),
         ("profile,active_w\nphone,0\n", "line 2: active_w is 0 and j_per_flop 0"),

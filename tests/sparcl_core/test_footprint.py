@@ -26,7 +26,7 @@ def cnn():
 
 def test_a_dense_device_by_hand(cnn):
     total = 4 * (DENSE + 576 + 1536)
-    assert of(cnn, {}, {}) == Footprint(weights=total, masks=0, gradients=total, activations=300, buffer=0, federation=0)
+    assert of(cnn, {}, {}) == Footprint(weights=total, masks=0, gradients=total, activations=300, buffer=0, federation=0, codec=0)
 
 
 def test_a_sparse_device_by_hand(cnn):
@@ -36,7 +36,8 @@ def test_a_sparse_device_by_hand(cnn):
     assert result.masks == 264 + 67
     assert result.gradients == 4 * (DENSE + 400)
     assert result.federation == 2 * 4 * (DENSE + 529)  # base and residual
-    assert result.total == result.weights + 331 + result.gradients + 300 + result.federation
+    assert result.codec == (2 + 4) * (DENSE + 529)  # a symbol for each value, and at most the value itself in the output
+    assert result.total == result.weights + 331 + result.gradients + 300 + result.federation + result.codec
 
 
 def test_float64_takes_twice_the_bytes_for_weights_and_the_same_for_masks(cnn):
