@@ -102,6 +102,7 @@ def test_another_seed_is_another_run(tmp_path):
     assert tables(other, tmp_path / "other")["ledger.parquet"] != tables(run_small("stragglers"), tmp_path / "own")["ledger.parquet"]
 
 
+@pytest.mark.slow  # tests/simulations/test_engines.py has smaller ones
 def test_two_workers_leave_the_same_bytes_as_one_process(tmp_path):
     one, two = run_small("stragglers, async"), run_small("stragglers, async", "ray", 2)
     assert (one.workers, two.workers) == (1, 2)
