@@ -8,14 +8,13 @@ and node ids are random per run: a device's identity is the number that it regis
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server import intake
+from server import recompute
 from server.aggregate import AggregationConfig, mean_update, voted
 from server.attendance import Attendance, Chosen
 from server.broadcast import Broadcast
@@ -34,7 +33,7 @@ from server.snapshot import Snapshot, same_model, under, within
 from server.stages import StageClock
 from server.statistics import pooled_statistics
 from sparcl_core import tdm
-from sparcl_core.codec import CodecError, Layout, Sizes
+from sparcl_core.codec import Layout
 from sparcl_core.costs import Cost
 from sparcl_core.masks import Masks, State
 from sparcl_core.method import MethodConfig
@@ -108,6 +107,11 @@ class SparCLStrategy(Strategy):
     def cohort(self) -> list[Sent]:
         """Whom messages went to last, in device order."""
         return list(self._cohort.values())
+
+    @property
+    def by_node(self) -> dict[int, Sent]:
+        """The same by node id."""
+        return self._cohort
 
     @property
     def roster(self) -> Roster:
@@ -283,7 +287,7 @@ class SparCLStrategy(Strategy):
         """Average these updates, in device order, into the model."""
         self._apply(accepted)
         if observed := [(one.update.samples, one.statistics) for one in accepted if one.statistics]:
-            self._set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
+            self.set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
         self.attendance.sent([(self.exchange.tier(one.update.device), one.sizes.total) for one in accepted], direction=1)
         self.stages.advance([one.has_changed for one in accepted])
         self.is_over = self.is_over or self.now >= self.clock.horizon_s
@@ -303,39 +307,7 @@ class SparCLStrategy(Strategy):
 
     def aggregate_calibrate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Pool the devices' statistics by samples; those that fail are ledger rows. Without any, the old statistics stay."""
-        cohort, ledger, pooled, took = self._cohort, self.ledger, [], [0.0]
-        by_device = {cohort[one.metadata.src_node_id].where.device: one for one in replies if one.metadata.src_node_id in cohort}
-        for sent in cohort.values():
-            where, device = sent.where, sent.where.device
-            reply, name = by_device.get(device), f"device {device}, round {server_round}"
-            if reason := intake.missing(reply, name):
-                self.failed(sent, reason, "calibrate")
-                continue
-            before = len(ledger.rows)
-
-            def at(before: int = before, where: Where = where) -> Where:
-                """Where the next phase begins: behind those that were booked."""
-                return replace(where, time=where.time + sum(row.seconds for row in ledger.rows[before:]))
-
-            ledger.downloaded(where, sent.sizes, sent.message_bytes, Done(extra_s=sent.extra_s[0]), has_twin=False)
-            try:
-                ledger.calibrated(at(), intake.read_flops(reply), self.method.is_sparse)
-                report = intake.read_report(reply)
-                own, sizes = intake.accept_statistics(report, self.exchange.broadcasts[self.exchange.tier(device)], self.whole)
-            except CodecError as error:
-                self.exchange.held[device], own = 0, None
-                unread = Sizes(unread=intake.report_bytes(reply))
-                ledger.uploaded(at(), unread, message_bytes(reply), Done("rejected", f"{name}, stage decode: {error}"), has_twin=False)
-            else:
-                self.exchange.held[device] = report.base_version
-                ledger.uploaded(at(), sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
-                pooled.append((report.samples, own))
-            took.append(at().time - where.time)
-            self.attendance.conditions.spend(device, where.time, at().time, sum(row.joules for row in ledger.rows[before:]))
-        self.now += max(took)
-        self.is_over = self.is_over or self.now >= self.clock.horizon_s
-        if pooled:
-            self._set_statistics(pooled)
+        recompute.pool(self, server_round, replies)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the global model is evaluated at the server, which costs a device nothing."""
@@ -416,6 +388,7 @@ class SparCLStrategy(Strategy):
         if self.masks:
             self.diversity = diversity([update.masks or self.masks for update in updates])
 
-    def _set_statistics(self, found: list[tuple[int, dict[str, np.ndarray]]]) -> None:
+    def set_statistics(self, found: list[tuple[int, State]]) -> None:
+        """Running statistics of the global model from those of devices, by their samples."""
         for name, value in pooled_statistics(found).items():
             self.weights[name] = value.astype(self.weights[name].dtype)
