@@ -25,8 +25,8 @@ from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
 from sparcl_core.footprint import activation_bytes, footprint
 from sparcl_core.learner import Learner
-from sparcl_core.losses import REPLAY_DRAWS
 from sparcl_core.masks import State, count_active
+from sparcl_core.method import REPLAY_DRAWS
 from sparcl_core.protocol import Instruction, Report
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from server.hardware import Hardware
 from sparcl_core.flops import LayerShape, per_sample
 from sparcl_core.footprint import Held, footprint_bytes
-from sparcl_core.losses import REPLAY_DRAWS
 from sparcl_core.masks import num_active
-from sparcl_core.method import MethodConfig
+from sparcl_core.method import REPLAY_DRAWS, MethodConfig
 
 
 @dataclass(frozen=True)

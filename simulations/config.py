@@ -30,9 +30,7 @@ from sparcl_core import tdm
 from sparcl_core.change import ChangeConfig
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
-from sparcl_core.kernels.choice import KernelConfig
-from sparcl_core.method import LearnerConfig, MethodConfig
-from sparcl_core.models import ModelConfig
+from sparcl_core.method import KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.tdm import TDMConfig
 from sparcl_core.wire import WireConfig
 

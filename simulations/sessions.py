@@ -25,8 +25,7 @@ from sparcl_core.flops import Flops
 from sparcl_core.footprint import activation_bytes
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner, Memory, TaskData
-from sparcl_core.losses import REPLAY_DRAWS
-from sparcl_core.method import LearnerConfig
+from sparcl_core.method import REPLAY_DRAWS, LearnerConfig
 from sparcl_core.models import ModelConfig
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model

@@ -9,12 +9,12 @@ Where the mask is reused, weight gradients outside it need not be computed at al
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from sparcl_core.masks import num_active
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def gradient_sparsity(config: DGMConfig, weight_sparsity: float) -> float:
     return config.sparsity
 
 
-def draw(score: Tensor, size: int, q: float) -> Tensor:
+def draw(score: "Tensor", size: int, q: float) -> "Tensor":
     """Which active weights of one layer are updated: bool, shape of `score`.
 
     Args:
@@ -72,8 +72,8 @@ def draw(score: Tensor, size: int, q: float) -> Tensor:
     """
     keep = min(num_active(size, q), score.numel())
     if keep == score.numel():
-        return torch.ones(score.shape, dtype=torch.bool)
-    least = torch.kthvalue(score, score.numel() - keep + 1).values  # finds the same set as a stable sort, in linear time
+        return score.new_ones(score.shape, dtype=bool)
+    least = score.kthvalue(score.numel() - keep + 1).values  # finds the same set as a stable sort, in linear time
     mask = score > least
     ties = (score == least).nonzero().squeeze(1)
     mask[ties[: keep - int(mask.sum())]] = True

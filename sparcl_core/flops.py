@@ -12,11 +12,12 @@ nothing else.
 """
 
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from sparcl_core.masks import Masks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ class Flops:
         )
 
 
-def layer_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerShape, ...]:
+def layer_shapes(model: "nn.Module", input_shape: tuple[int, ...]) -> tuple[LayerShape, ...]:
     """The counted layers in the order in which a forward pass runs them, measured on one sample."""
+    import torch  # late: whoever only adds counts up, a check of settings for one, should not wait for it
+    from torch import nn
+
     names = {module: name for name, module in model.named_modules()}
     layers: list[LayerShape] = []
 

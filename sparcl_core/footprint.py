@@ -13,12 +13,14 @@ What a device that stores only what it must holds, counted by formula whatever t
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from sparcl_core.buffer import Buffer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Footprint:
         return sum(asdict(self).values())
 
 
-def activation_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+def activation_bytes(model: "nn.Module", input_shape: tuple[int, ...]) -> int:
     """Bytes that autograd keeps for the backward pass of one sample, parameters and buffers not counted.
 
     Storages are counted once however many operations keep them. Measured as the difference between a pass with three
     samples and one with two, so that what does not grow with the batch drops out.
     """
+    import torch  # late, as in `flops.layer_shapes`
+
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
 
     def kept(batch: int) -> int:
@@ -79,7 +83,7 @@ class Held:
     buffer_bytes: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Held":
+    def of(cls, model: "nn.Module") -> "Held":
         parameters = {name: p.numel() for name, p in model.named_parameters()}
         buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         return cls(parameters, next(model.parameters()).element_size(), buffers)

@@ -1,14 +1,13 @@
 """From stored uint8 images to what a model is fed: augmentation, then normalisation."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Augmentation = Literal["none", "crop", "crop-flip"]
+from sparcl_core.method import Augmentation
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,12 @@ from sparcl_core.flops import Flops, dense_forward, layer_shapes, paper_flops, p
 from sparcl_core.footprint import Held
 from sparcl_core.importance import combine
 from sparcl_core.inputs import InputSpec, augment, normalise
+from sparcl_core.kernels.choice import choices
 from sparcl_core.kernels.convert import convert, sparse_layers, trainable
-from sparcl_core.losses import REPLAY_DRAWS, Replay, current_term, draw_term, single_head
+from sparcl_core.losses import Replay, current_term, draw_term, single_head
 from sparcl_core.masks import Masks, State, count_active, num_active
-from sparcl_core.method import MethodConfig, make_layout
-from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, read_state
+from sparcl_core.method import REPLAY_DRAWS, MethodConfig
+from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, make_layout, read_state
 from sparcl_core.seeding import generator
 
 
@@ -108,7 +109,7 @@ class Learner:
         self.held = Held.of(self.model)
         self.is_joint = self.config.joint_forward and not has_batch_statistics(self.model)
         masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
-        self.choices = method.kernels.choices(masked, self.dtype) if masked else {}
+        self.choices = choices(method.kernels, masked, self.dtype) if masked else {}
 
     def begin_task(self, memory: Memory, num_samples: int) -> Memory:
         """`memory` at the start of a task of `num_samples` samples."""

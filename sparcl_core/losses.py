@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REPLAY_DRAWS = {"sgd": 0, "er": 1, "der": 1, "derpp": 2}
+from sparcl_core.method import REPLAY_DRAWS
 
 
 class Replay(NamedTuple):

@@ -1,19 +1,76 @@
-"""How a device learns, as settings: backbone, replay method, optimiser, and the three mechanisms; and what of it crosses the wire."""
+"""How a device learns, as settings: backbone, kernels, replay method, optimiser, and the three mechanisms.
+
+Imports no PyTorch, so that settings are checked before its seconds of import.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 
 from sparcl_core import dgm as gradient_masking
-from sparcl_core.codec import Layout
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
-from sparcl_core.inputs import Augmentation
-from sparcl_core.kernels.choice import KernelConfig
-from sparcl_core.models import ModelConfig, read_state, sparse_names
 from sparcl_core.tdm import TDMConfig
+
+REPLAY_DRAWS = {"sgd": 0, "er": 1, "der": 1, "derpp": 2}
+Augmentation = Literal["none", "crop", "crop-flip"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone settings.
+
+    Attributes:
+        name: `mlp`, `cnn` or `resnet18`.
+        width: channels of the first layer (cnn, resnet18) or units of a hidden layer (mlp).
+        hidden: units of the fully connected layer of the cnn; not used by the others.
+        sparse: regular expressions of parameter names that may be sparse; empty takes the model's own rule (see module).
+        rescale: multiply the kept weights by 1/sqrt(density) at initialisation. It keeps the scale of activations, which
+            a normalisation behind the layer does anyway; there it only makes every step smaller relative to its weight.
+        dtype: float32, or float64 for parity checks.
+    """
+
+    name: Literal["mlp", "cnn", "resnet18"] = "cnn"
+    width: int = 32
+    hidden: int = 128
+    sparse: tuple[str, ...] = ()
+    rescale: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self):
+        if self.width < 1 or self.hidden < 1:
+            raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
+        if self.name == "cnn" and self.width % 8:
+            raise ValueError(f"width is {self.width}: the cnn normalises over 8 groups, so take a multiple of 8")
+        if self.name == "resnet18" and self.width < 8:  # seen with torch 2.15, widths 2 to 6, images of 8x8 and 16x16: the process aborts
+            raise ValueError(f"width is {self.width}: torch's backward pass of so narrow a resnet18 damages memory; take 8 or more")
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How sparse layers are computed.
+
+    Attributes:
+        mode: `auto`: by measurement; `sparse`: on the kernels, where there are any; `dense`: PyTorch's product with a masked weight.
+        allow_bf16: let `auto` also choose dense products in bfloat16, whose results differ.
+        backend: the instruction set that the choice was made for; empty: it is still to be made, and until it is, `auto` is `sparse`.
+        sparse, bf16: the layers (names of weights) that run on the kernels and in bfloat16, once the choice is made; all others run dense.
+    """
+
+    mode: Literal["auto", "sparse", "dense"] = "auto"
+    allow_bf16: bool = False
+    backend: str = ""
+    sparse: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if (self.sparse or self.bf16) and not self.backend:
+            raise ValueError(
+                "kernels.sparse and kernels.bf16 are what a run has chosen: they need kernels.backend, the machine it was chosen for"
+            )
+        if both := set(self.sparse) & set(self.bf16):
+            raise ValueError(f"kernels.sparse and kernels.bf16 both have {sorted(both)[0]}: a layer runs in one way")
 
 
 @dataclass(frozen=True)
@@ -92,10 +149,3 @@ class MethodConfig:
     @property
     def is_sparse(self) -> bool:
         return self.sparsity > 0
-
-
-def make_layout(model: torch.nn.Module, method: MethodConfig) -> Layout:
-    """Every floating-point parameter and buffer of `model`; masked are those that are sparse, statistics the buffers."""
-    shapes = {name: value.shape for name, value in read_state(model).items()}
-    statistics = shapes.keys() - dict(model.named_parameters()).keys()
-    return Layout(shapes, frozenset(sparse_names(model, method.model) if method.is_sparse else ()), frozenset(statistics))

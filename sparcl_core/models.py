@@ -12,14 +12,14 @@ classifier dense. The small nets follow the same rule: hidden weights only, neve
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparcl_core.codec import Layout
 from sparcl_core.kernels.convert import sparse_layers
+from sparcl_core.method import MethodConfig, ModelConfig
 from sparcl_core.seeding import generator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -28,36 +28,6 @@ SPARSE_BY_DEFAULT = {
     "cnn": (r"conv[2-9]\.weight", r"fc\.weight"),
     "resnet18": (r"layer\d\.\d\.conv[12]\.weight",),
 }
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Backbone settings.
-
-    Attributes:
-        name: `mlp`, `cnn` or `resnet18`.
-        width: channels of the first layer (cnn, resnet18) or units of a hidden layer (mlp).
-        hidden: units of the fully connected layer of the cnn; not used by the others.
-        sparse: regular expressions of parameter names that may be sparse; empty takes the model's own rule (see module).
-        rescale: multiply the kept weights by 1/sqrt(density) at initialisation. It keeps the scale of activations, which
-            a normalisation behind the layer does anyway; there it only makes every step smaller relative to its weight.
-        dtype: float32, or float64 for parity checks.
-    """
-
-    name: Literal["mlp", "cnn", "resnet18"] = "cnn"
-    width: int = 32
-    hidden: int = 128
-    sparse: tuple[str, ...] = ()
-    rescale: bool = False
-    dtype: Literal["float32", "float64"] = "float32"
-
-    def __post_init__(self):
-        if self.width < 1 or self.hidden < 1:
-            raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
-        if self.name == "cnn" and self.width % 8:
-            raise ValueError(f"width is {self.width}: the cnn normalises over 8 groups, so take a multiple of 8")
-        if self.name == "resnet18" and self.width < 8:  # seen with torch 2.15, widths 2 to 6, images of 8x8 and 16x16: the process aborts
-            raise ValueError(f"width is {self.width}: torch's backward pass of so narrow a resnet18 damages memory; take 8 or more")
 
 
 def activate(norm: nn.Module, x: Tensor) -> Tensor:
@@ -119,6 +89,13 @@ def _resnet18(input_shape: tuple[int, ...], num_classes: int, width: int) -> nn.
     model.maxpool = nn.Identity()
     model.fc = nn.Linear(512 * width // 64, num_classes)
     return model
+
+
+def make_layout(model: nn.Module, method: MethodConfig) -> Layout:
+    """Every floating-point parameter and buffer of `model`; masked are those that are sparse, statistics the buffers."""
+    shapes = {name: value.shape for name, value in read_state(model).items()}
+    statistics = shapes.keys() - dict(model.named_parameters()).keys()
+    return Layout(shapes, frozenset(sparse_names(model, method.model) if method.is_sparse else ()), frozenset(statistics))
 
 
 def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -15,8 +15,7 @@ from sparcl_core.dgm import DGMConfig
 from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import KernelConfig
 from sparcl_core.learner import Learner, Memory, TaskData, _joined, _Run
-from sparcl_core.losses import REPLAY_DRAWS
-from sparcl_core.method import LearnerConfig, MethodConfig
+from sparcl_core.method import REPLAY_DRAWS, LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig, build_model
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model

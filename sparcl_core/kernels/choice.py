@@ -10,9 +10,8 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,57 +20,33 @@ from torch import nn
 from sparcl_core.kernels.build import KernelError, backend
 from sparcl_core.kernels.convert import Choice, make_layer
 from sparcl_core.kernels.operations import batch_first, batch_last
+from sparcl_core.method import KernelConfig
 from sparcl_core.seeding import generator
 
 REPEATS = 5
 SECONDS = 1.0  # a candidate that takes this long is timed once
 
 
-@dataclass(frozen=True)
-class KernelConfig:
-    """How sparse layers are computed.
+def choices(config: KernelConfig, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Choice]:
+    """The choice for each layer of `names`.
 
-    Attributes:
-        mode: `auto`: by measurement; `sparse`: on the kernels, where there are any; `dense`: PyTorch's product with a masked weight.
-        allow_bf16: let `auto` also choose dense products in bfloat16, whose results differ.
-        backend: the instruction set that the choice was made for; empty: it is still to be made, and until it is, `auto` is `sparse`.
-        sparse, bf16: the layers (names of weights) that run on the kernels and in bfloat16, once the choice is made; all others run dense.
+    Raises:
+        KernelError: if this machine cannot do what was chosen, with the reason.
     """
-
-    mode: Literal["auto", "sparse", "dense"] = "auto"
-    allow_bf16: bool = False
-    backend: str = ""
-    sparse: tuple[str, ...] = ()
-    bf16: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if (self.sparse or self.bf16) and not self.backend:
-            raise ValueError(
-                "kernels.sparse and kernels.bf16 are what a run has chosen: they need kernels.backend, the machine it was chosen for"
+    here = backend()
+    if config.mode == "dense":  # also where something else was chosen before: the way out of a refusal
+        return dict.fromkeys(names, "dense")
+    if config.backend:
+        if config.sparse and here.name != config.backend:
+            raise KernelError(
+                f"this run's layers were chosen for the {config.backend} kernels, but here they are {here.name} ({here.reason}): "
+                "results would not repeat; run on machines of one kind, or set kernels.mode=dense"
             )
-        if both := set(self.sparse) & set(self.bf16):
-            raise ValueError(f"kernels.sparse and kernels.bf16 both have {sorted(both)[0]}: a layer runs in one way")
-
-    def choices(self, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Choice]:
-        """The choice for each layer of `names`.
-
-        Raises:
-            KernelError: if this machine cannot do what was chosen, with the reason.
-        """
-        here = backend()
-        if self.mode == "dense":  # also where something else was chosen before: the way out of a refusal
-            return dict.fromkeys(names, "dense")
-        if self.backend:
-            if self.sparse and here.name != self.backend:
-                raise KernelError(
-                    f"this run's layers were chosen for the {self.backend} kernels, but here they are {here.name} ({here.reason}): "
-                    "results would not repeat; run on machines of one kind, or set kernels.mode=dense"
-                )
-            if unknown := (set(self.sparse) | set(self.bf16)) - set(names):
-                raise ValueError(f"kernels name {sorted(unknown)[0]}, which is no sparse weight of this model: it has {', '.join(names)}")
-            return {name: "sparse" if name in self.sparse else "bf16" if name in self.bf16 else "dense" for name in names}
-        runs_sparse = dtype == torch.float32 and here.library is not None
-        return dict.fromkeys(names, "sparse" if runs_sparse else "dense")
+        if unknown := (set(config.sparse) | set(config.bf16)) - set(names):
+            raise ValueError(f"kernels name {sorted(unknown)[0]}, which is no sparse weight of this model: it has {', '.join(names)}")
+        return {name: "sparse" if name in config.sparse else "bf16" if name in config.bf16 else "dense" for name in names}
+    runs_sparse = dtype == torch.float32 and here.library is not None
+    return dict.fromkeys(names, "sparse" if runs_sparse else "dense")
 
 
 def resolve(
