@@ -1,10 +1,14 @@
-"""What a person sees while a run goes on, and the table at its end. The CLI passes these in; nothing else prints."""
+"""What a person sees while a run goes on, and the table at its end. The CLI passes these in; nothing else prints.
+
+Two kinds of time are shown, and never without their names: virtual time passes for the simulated devices, wall-clock time for the user.
+"""
 
 import time
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -13,25 +17,30 @@ from server.ledger import KINDS
 from simulations.results import accuracy_so_far, tasks_so_far
 from simulations.sections import StreamConfig
 
+ROUNDS_BEFORE_AN_ESTIMATE = 3  # the first one also starts workers; before a few more have passed, what is left is a guess
+NARROW = 64  # columns below which the table does without the dense twin's own
+
 
 class View:
-    """A live view on a terminal; elsewhere one plain line per round."""
+    """A live view on a terminal that can move its cursor; elsewhere one plain line per round."""
 
     def __init__(self, console: Console, title: str, rounds: int, devices: int, stream: StreamConfig):
         """`devices`: of a round, at most."""
         self.console, self.title, self.devices, self.stream = console, title, devices, stream
         self.rounds = rounds
-        self.round = self.done = self.before = self.task = 0
+        self.round = self.done = self.task = 0
         self.time = self.origin = 0.0
         self.accuracy: tuple[float, float] | None = None
         self.started: float | None = None
-        self._live = Live(self, console=console, refresh_per_second=5, transient=True) if console.is_terminal else None
+        self.measured: tuple[int, float] | None = None  # the first round that this session has played, and when it was over
+        is_live = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(self, console=console, refresh_per_second=5, transient=True) if is_live else None
 
     def __enter__(self) -> "View":
         if self._live:
             self._live.start()
         else:
-            self._say(f"{self.title}: starting")
+            self._say(f"{self.title}: {self.rounds} rounds of {self.devices} device{'s' if self.devices > 1 else ''}")
         return self
 
     def __exit__(self, *_) -> None:
@@ -43,21 +52,24 @@ class View:
 
     def round_done(self, record: RoundRecord) -> None:
         self._note(record)
+        self.done = 0
         if record.round == 0:
             self.started = time.perf_counter()
-        self.done = 0
-        if not self._live and record.round:
-            parts = [f"round {record.round}/{self.rounds}", self._clock(), f"task {self.task}", f"{record.num_devices} devices"]
+            return
+        if self.measured is None:
+            self.measured = (record.round, time.perf_counter())
+        if not self._live:
+            parts = [f"round {record.round}/{self.rounds}", f"task {self.task}", f"devices {record.num_devices}"]
             if record.accuracy is not None and record.task >= 0:  # before the median device has begun there is no task so far
                 parts.append("Class-IL {:.1%}  Task-IL {:.1%}".format(*self.accuracy))
-            self._say("  ".join([*parts, self._left()]))
+            left = self._left()
+            self._say("  ".join([*parts, f"virtual time {self._clock()}", *([f"wall clock: {left}"] if left else [])]))
 
     def resumed(self, records: list[RoundRecord]) -> None:
         """The time that is left is judged by the rounds of this session."""
         self.started, last = time.perf_counter(), records[-1]
         for record in records:
             self._note(record)
-        self.before = last.round
         if not self._live:
             self._say(f"going on after round {last.round}/{self.rounds}")
 
@@ -74,46 +86,54 @@ class View:
 
     def __rich__(self) -> Table:
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(justify="right", style="dim")
-        grid.add_column()
-        grid.add_row("", f"[bold]{self.title}[/bold]")
+        grid.add_column(justify="right", style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row("", f"[bold]{escape(self.title)}[/bold]")
         if self.started is None:
             grid.add_row("", "starting the workers ...")
             return grid
-        current = min(self.round + 1, self.rounds)
-        bar = ProgressBar(total=self.rounds, completed=self.round, width=40)
-        grid.add_row("round", f"{current} of {self.rounds}, task {self.task}, {self._clock()} of virtual time")
-        grid.add_row("", bar)
+        grid.add_row("round", f"{min(self.round + 1, self.rounds)} of {self.rounds}, task {self.task}")
+        grid.add_row("", ProgressBar(total=self.rounds, completed=self.round, width=min(40, max(8, self.console.width - 16))))
         grid.add_row("devices", f"{self.done} of {self.devices} done")
         if self.accuracy:
             grid.add_row("accuracy", "Class-IL {:.1%}, Task-IL {:.1%} on the tasks so far".format(*self.accuracy))
-        grid.add_row("time", self._left())
+        grid.add_row("virtual time", f"{self._clock()} for the devices")
+        passed = _duration((time.perf_counter() - self.started) / 3600)
+        grid.add_row("wall clock", ", ".join(part for part in (passed, self._left()) if part))
         return grid
 
     def _left(self) -> str:
-        played = self.round - self.before
-        if not played or self.started is None:
+        """Wall-clock time, by the rounds behind the first one of this session; empty while these are too few to tell."""
+        if self.measured is None or self.round - self.measured[0] < ROUNDS_BEFORE_AN_ESTIMATE or self.round >= self.rounds:
             return ""
-        left = (time.perf_counter() - self.started) / played * (self.rounds - self.round)
-        return f"{left:.0f} s left"
+        first, since = self.measured
+        seconds = (time.perf_counter() - since) / (self.round - first) * (self.rounds - self.round)
+        return f"about {_duration(seconds / 3600)} left"
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def final_table(summary: dict) -> Table:
-    """The result beside its dense twin."""
+def final_table(summary: dict, width: int = 80) -> Table:
+    """The result beside its dense twin. Accuracy comes last: what stands at the end of the output stays on a small screen.
+
+    `width`: columns of the screen; on a narrow one the dense twin is there as a ratio only.
+    """
+    is_narrow = width < NARROW
     table = Table(title=f"{summary['experiment']}, seed {summary['seed']}", title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("")
-    table.add_column("this run" if summary["sparsity"] else "this run (dense)", justify="right")
-    table.add_column("dense twin", justify="right")
-    table.add_column("", justify="right")
-    own, dense = summary["accuracy"], summary["dense_accuracy"]
-    for scenario, name in (("class-il", "Class-IL"), ("task-il", "Task-IL")):
-        for key, label in (("average", "accuracy"), ("forgetting", "forgetting")):
-            value, other = own[scenario][key], dense and dense[scenario][key]
-            table.add_row(f"{name} {label}", _percent(value), _percent(other), _points(value, other))
-    table.add_section()
+    table.add_column("", overflow="fold")
+    table.add_column("this run" if summary["sparsity"] else "this run (dense)", justify="right", overflow="fold")
+    if not is_narrow:
+        table.add_column("dense twin", justify="right")
+    table.add_column("vs dense" if is_narrow else "", justify="right", overflow="fold")
+
+    def row(label: str, own: str, dense: str, ratio: str = "") -> None:
+        table.add_row(label, own, *([] if is_narrow else [dense]), ratio)
+
+    fleet, dense_fleet = summary.get("fleet"), summary.get("dense_fleet")
+    if fleet:
+        _add_fleet(row, fleet, dense_fleet)
+        table.add_section()
     totals, savings = summary["totals"], summary["savings"]
     for label, key, other, unit in (
         ("training FLOPs", "flops", "dense_flops", ""),
@@ -122,34 +142,48 @@ def final_table(summary: dict) -> Table:
         ("device seconds *", "seconds", "dense_seconds", "s"),
         ("joules *", "joules", "dense_joules", "J"),
     ):
-        if key not in totals:
-            continue
-        factor = f"{savings[key]:.1f}x less" if key in savings else ""
-        table.add_row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
-    if fleet := summary.get("fleet"):
-        _add_fleet(table, fleet, summary["dense_fleet"])
+        if key in totals:
+            factor = f"{savings[key]:.1f}x less" if key in savings else ""
+            row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
+    table.add_section()
+    own, dense = summary["accuracy"], summary["dense_accuracy"]
+    for scenario, name in (("class-il", "Class-IL"), ("task-il", "Task-IL")):
+        for key, label in (("average", "accuracy"), ("forgetting", "forgetting")):
+            value, other = own[scenario][key], dense and dense[scenario][key]
+            row(f"{name} {label}", _percent(value), _percent(other), _points(value, other))
+    if fleet:
+        _add_figure(row, "worst tenth of devices", fleet, dense_fleet, lambda part: part["fairness"]["worst_decile"], _percent)
     return table
 
 
-def _add_fleet(table: Table, own: dict, dense: dict | None) -> None:
+Shown = Callable[..., None]  # adds a row: label, this run, dense twin
+
+
+def _add_fleet(row: Shown, own: dict, dense: dict | None) -> None:
     """What the virtual clock says; of the dense twin only where it was run, as its rounds end at other times."""
-    table.add_section()
-    dense = dense or {}
-
-    def row(label: str, figure: Callable[[dict], float | None], shown: Callable[[float], str]) -> None:
-        values = [None if not part or (value := figure(part)) is None else shown(value) for part in (own, dense)]
-        table.add_row(label, *(value or "-" for value in values), "")
-
-    row("virtual time *", lambda part: part["virtual_hours"], _duration)
-    row("device rounds in time", lambda part: part["in_time"], _percent)
-    if own["refused"] or dense.get("refused"):
-        row("devices too small", lambda part: part["refused"], str)
+    _add_figure(row, "virtual time *", own, dense, lambda part: part["virtual_hours"], _duration)
+    _add_figure(row, "device rounds in time", own, dense, lambda part: part["in_time"], _percent)
+    if own["refused"] or dense and dense["refused"]:
+        _add_figure(row, "devices too small", own, dense, lambda part: part["refused"], str)
     if own["target"]:
-        table.add_row(f"until {own['target']:.0%} on all tasks", "", "", "")
-        row("  virtual time *", lambda part: part["to_target"]["hours"], _duration)
-        row("  joules *", lambda part: part["to_target"]["joules"], lambda value: _number(value, "J"))
-        row("  bytes", lambda part: part["to_target"]["bytes"], lambda value: _number(value, "B"))
-    row("worst tenth of devices", lambda part: part["fairness"]["worst_decile"], _percent)
+        row(f"until {own['target']:.0%} on all tasks", "", "")
+        _add_figure(row, "  virtual time *", own, dense, lambda part: part["to_target"]["hours"], _duration)
+        _add_figure(row, "  joules *", own, dense, lambda part: part["to_target"]["joules"], lambda value: _number(value, "J"))
+        _add_figure(row, "  bytes", own, dense, lambda part: part["to_target"]["bytes"], lambda value: _number(value, "B"))
+
+
+def _add_figure(row: Shown, label: str, own: dict, dense: dict | None, figure: Callable[[dict], float | None], shown: Callable) -> None:
+    values = [None if not part or (value := figure(part)) is None else shown(value) for part in (own, dense)]
+    row(label, *(value or "-" for value in values))
+
+
+def problems(summary: dict) -> str:
+    """What went wrong on devices, one line per kind, with the most frequent reason; empty where nothing did."""
+    lines = []
+    for one in summary.get("problems", ()):
+        places = f"{one['rows']} time{'s' if one['rows'] > 1 else ''} on {one['devices']} device{'s' if one['devices'] > 1 else ''}"
+        lines.append(f"{one['outcome']} {places}: {one['reason']}")
+    return "\n".join(lines)
 
 
 def bytes_by_kind(summary: dict) -> str:
