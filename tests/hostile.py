@@ -1,6 +1,5 @@
 """Everything that a ClientApp can do wrong in one message, and what is to be said of it. Each is one device's failure, on any engine."""
 
-import ctypes
 import errno
 import os
 import sys
@@ -9,6 +8,8 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
+from simulations.engine.grid import EngineGrid
 
 LIMIT = 100_000  # of a reply's bytes
 
@@ -134,8 +135,8 @@ FAILURES = {
     "a text": (give("do\ud800ne"), "(str), where a ClientApp returns a Message"),
     "a list": (give([1, 2]), "stage app: returned [1, 2] (list), where"),
     "what says that it is a Message": (give(Shifty()), "has no attribute 'has_error'"),
-    "nothing in it": (no_content, "returned a Message with neither content nor error"),
-    "content that is text": (wrong_content, "stage reply: it cannot be serialised"),
+    "nothing in it": (no_content, "stage app: returned a Message with neither content nor error"),
+    "content that is text": (wrong_content, "stage app: returned a Message with 'text' (str), where it holds a RecordDict"),
     "an error with a word for a code": (wrong_code, "stage reply: it cannot be serialised"),
     "config with a lone surrogate": (reply_with(it=ConfigRecord({"text": "\ud800"})), "stage reply: it cannot be serialised"),
     "a key with a lone surrogate": (reply_with(it=ConfigRecord({"\ud800": b"x" * 20_000})), "stage reply: it cannot be serialised"),
@@ -198,16 +199,12 @@ def question(message: Message, context: Context) -> Message:
 
 
 IMPOSTORS = [as_another, request_itself, question]
+DEVICES = len(FAILURES) + len(IMPOSTORS)
 
 
-def close_all_files() -> None:
-    os.closerange(3, 1000)
-    ctypes.CDLL(None).sleep(20)
-
-
-def hostile_app(names: list[str]) -> ClientApp:
-    """Device d does the d-th of these in every message; all count their messages in their state, where they keep one."""
-    acts = [FAILURES[name][0] for name in names] + IMPOSTORS
+def hostile_app() -> ClientApp:
+    """Device d does the d-th of all this, and counts its messages in its state."""
+    acts = [act for act, _ in FAILURES.values()] + IMPOSTORS
     app = ClientApp()
 
     @app.train()
@@ -216,3 +213,25 @@ def hostile_app(names: list[str]) -> ClientApp:
         return acts[context.node_config["partition-id"]](message, context)
 
     return app
+
+
+def expect_rows(grid: EngineGrid) -> list[Message]:
+    """One message to every device: one reply of each, with the engine's identity, and whoever failed kept no state. Returns the errors."""
+    names, good = list(FAILURES), range(len(FAILURES), DEVICES)
+    sent = [Message(RecordDict({"order": ConfigRecord({"n": 1})}), node, "train", group_id="4") for node in range(1, DEVICES + 1)]
+    replies = sorted(grid.stream(sent), key=lambda reply: reply.metadata.src_node_id)
+    assert [reply.metadata.src_node_id for reply in replies] == list(range(1, DEVICES + 1))
+    for device, (message, reply) in enumerate(zip(sent, replies, strict=True)):
+        told, number = reply.metadata, message.metadata.message_id
+        assert (told.reply_to_message_id, told.message_id, told.dst_node_id, told.run_id) == (number, f"{number}-reply", 1, 1)
+        assert (told.group_id, told.message_type) == ("4", "train") and 0 < told.ttl <= 43_200
+        if device in good:
+            assert reply.content["answer"]["is"] == "good"
+            continue
+        expected = FAILURES[names[device]][1]
+        assert expected in reply.error.reason, (names[device], reply.error.reason)
+        assert reply.error.reason.isprintable() and len(reply.error.reason) <= 500
+        assert not expected.startswith("stage") or reply.error.reason.startswith(f"device {device}, stage")
+        assert reply.error.code == (0 if names[device] == "another run config" else 2)  # as Flower's
+    assert grid.changes().devices.tolist() == list(good)
+    return replies[: len(names)]

@@ -120,8 +120,9 @@ def _stamped(reply: object, request: Metadata, where: str) -> Message:
     if reply.has_error():
         own = reply.error
         return reply_to(request, error=Error(own.code, own.reason and _said(own.reason)))
-    if not reply.has_content():
-        raise _Refused(f"{where}, stage app: returned a Message with neither content nor error")
+    if not reply.has_content() or not isinstance(reply.content, RecordDict):
+        held = _shown(reply.content) if reply.has_content() else "neither content nor error"
+        raise _Refused(f"{where}, stage app: returned a Message with {held}, where it holds a RecordDict")
     ttl = getattr(reply.metadata, "ttl", None)
     return reply_to(request, content=reply.content, ttl=float(ttl) if isinstance(ttl, int | float) and ttl > 0 else None)
 
