@@ -24,31 +24,38 @@ class Stuck(Exception):
         return self  # no text at all
 
 
-class Nameless(type):
-    @property
-    def __name__(cls):
-        raise GeneratorExit
-
-
-class Unnamed(Exception, metaclass=Nameless):
-    def __str__(self):
-        raise ValueError
-
-
-class Shifty:
-    """Is a Message when asked, and is not."""
-
-    __class__ = Message
-
-    def __repr__(self):
-        raise KeyboardInterrupt
-
-
 def throw(error: BaseException):
     def act(message: Message, context: Context) -> Message:
         raise error
 
     return act
+
+
+def unnamed(message: Message, context: Context) -> Message:
+    """Made here, since nobody could send such a class anywhere."""
+
+    class Nameless(type):
+        @property
+        def __name__(cls):
+            raise GeneratorExit
+
+    class Unnamed(Exception, metaclass=Nameless):
+        def __str__(self):
+            raise ValueError
+
+    raise Unnamed
+
+
+def shifty(message: Message, context: Context) -> Message:
+    class Shifty:
+        """Is a Message when asked, and is not."""
+
+        __class__ = Message
+
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+    return Shifty()
 
 
 def circular(message: Message, context: Context) -> Message:
@@ -126,7 +133,7 @@ FAILURES = {
     "no text": (throw(ValueError()), "ValueError"),
     "text that raises": (throw(Unspeakable()), "(Unspeakable, whose text cannot be had: SystemExit)"),
     "text that is none": (throw(Stuck()), "(Stuck, whose text cannot be had: TypeError)"),
-    "neither text nor name": (throw(Unnamed()), "stage app: raised something that cannot be shown"),
+    "neither text nor name": (unnamed, "stage app: raised something that cannot be shown"),
     "KeyboardInterrupt": (throw(KeyboardInterrupt()), "stage app: raised KeyboardInterrupt"),
     "GeneratorExit": (throw(GeneratorExit("over")), "stage app: raised GeneratorExit: over"),
     "sys.exit": (leave, "stage app: raised SystemExit: 0"),
@@ -134,7 +141,7 @@ FAILURES = {
     "None": (give(None), "stage app: returned None (NoneType), where a ClientApp returns a Message"),
     "a text": (give("do\ud800ne"), "(str), where a ClientApp returns a Message"),
     "a list": (give([1, 2]), "stage app: returned [1, 2] (list), where"),
-    "what says that it is a Message": (give(Shifty()), "has no attribute 'has_error'"),
+    "what says that it is a Message": (shifty, "has no attribute 'has_error'"),
     "nothing in it": (no_content, "stage app: returned a Message with neither content nor error"),
     "content that is text": (wrong_content, "stage app: returned a Message with 'text' (str), where it holds a RecordDict"),
     "an error with a word for a code": (wrong_code, "stage reply: it cannot be serialised"),

@@ -73,7 +73,7 @@ def test_ray_starts_whatever_the_length_of_tmpdir(tmp_path, monkeypatch):
     (folder,) = cluster._folders
     assert Path(ray._private.worker._global_node.get_session_dir_path()).is_relative_to(folder)
     assert os.stat(folder).st_mode & 0o077 == 0
-    assert ray.get(ray.remote(num_cpus=1)(os.getpid).remote()) != os.getpid()
+    assert ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote()) != os.getpid()
     cluster.stop_ray()
     assert not Path(folder).exists() and cluster._folders == []
 
