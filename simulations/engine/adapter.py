@@ -1,22 +1,24 @@
-"""The one place that touches what Flower keeps private: process identity, message ids, protobuf of messages and state.
+"""The one place that touches what Flower keeps private: process identity, ids and metadata of messages, protobuf of messages and state.
 
 Checked against Flower 1.41; another version that moves these ends in an error that says so.
 """
 
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 # ruff: noqa: F401  (the engine's other modules take Flower's private parts from here)
 try:
-    from flwr.app import Context, Error, Message, RecordDict
+    from flwr.app import Context, Error, Message, Metadata, RecordDict
+    from flwr.app.message import make_message
     from flwr.clientapp import ClientApp
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
     from flwr.common.serde import message_from_proto, message_to_proto, recorddict_from_proto, recorddict_to_proto
     from flwr.proto.message_pb2 import Message as MessageProto
     from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+    from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
@@ -29,26 +31,12 @@ except ImportError as error:
 
 RUN_ID = 1
 AppFactory = Callable[..., ClientApp]
+APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 WORKER_LOST = ErrorCode.CLIENT_APP_CRASHED
 
 
 class EngineError(RuntimeError):
     """The engine cannot start or go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Handled:
-    """What became of one message.
-
-    Attributes:
-        reply: the ClientApp's, or an error.
-        state: the device's new state; None: it keeps the old one.
-        out_of_memory: the app failed for want of memory, so it may succeed in another process.
-    """
-
-    reply: Message
-    state: RecordDict | None
-    out_of_memory: bool = False
 
 
 def identify_process() -> None:
@@ -68,25 +56,46 @@ def number_message(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def reply_to(request: Metadata, *, content: RecordDict | None = None, error: Error | None = None, ttl: float | None = None) -> Message:
+    """The reply to the message with this metadata, from the node that it went to. Its id follows from the message's, so that a run that
+    is resumed has the same ones. `ttl`: as long as it is valid, if the message allows that."""
+    now = time.time()
+    left = request.created_at + request.ttl - now
+    metadata = Metadata(
+        run_id=request.run_id,
+        message_id=_reply_id(request.message_id),
+        src_node_id=request.dst_node_id,
+        dst_node_id=request.src_node_id,
+        reply_to_message_id=request.message_id,
+        group_id=request.group_id,
+        created_at=now,
+        ttl=left if ttl is None else min(ttl, left),
+        message_type=request.message_type,
+        src_task_id=request.dst_task_id,
+        dst_task_id=request.src_task_id,
+    )
+    return make_message(metadata, content, error)
+
+
 def error_reply(message: Message, code: int, reason: str) -> Message:
-    return Message(Error(code, reason), reply_to=message)
+    return reply_to(message.metadata, error=Error(code, reason))
 
 
-def handle(app: ClientApp, message: Message, state: RecordDict, node_config: dict, run_config: dict) -> Handled:
-    """Run `app` on one message with the Context of one device. What the app raises becomes an error reply."""
-    context = Context(RUN_ID, message.metadata.dst_node_id, dict(node_config), state, dict(run_config))
-    try:
-        reply = app(message, context)
-    except Exception as error:
-        failure = error_reply(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error) or type(error).__name__)
-        return Handled(failure, None, _lacked_memory(error))
-    return Handled(reply, context.state)
+def unavailable(message_id: str, code: int, reason: str) -> Message:
+    """What a pull answers where it has no reply and never will: as Flower's, it comes from the SuperLink and not from a node."""
+    metadata = Metadata(
+        run_id=RUN_ID,
+        message_id=_reply_id(message_id),
+        src_node_id=SUPERLINK_NODE_ID,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=message_id,
+        group_id="",
+        created_at=time.time(),
+        ttl=0,
+        message_type=SYSTEM_MESSAGE_TYPE,
+    )
+    return make_message(metadata, error=Error(code, reason))
 
 
-def _lacked_memory(error: BaseException | None) -> bool:
-    """Is want of memory behind this error? PyTorch says so in a RuntimeError, and apps wrap what they catch."""
-    while error is not None:
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _reply_id(message_id: str) -> str:
+    return f"{message_id}-reply"

@@ -11,17 +11,23 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import secrets
+import shutil
 import signal
 import socket
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from simulations.engine.adapter import EngineError
+from sparcl_core.foreign import printable
 
 log = logging.getLogger(__name__)
 OUR_ROOT = Path(__file__).parents[2]
@@ -29,33 +35,67 @@ OUR_PACKAGES = ("sparcl_core", "client", "server", "simulations")
 SAME_EVERYWHERE = ("ray", "flwr", "torch", "numpy")
 PROBE_PATIENCE_S = 180.0
 OURS = "SPARCL_RAY"
+START_TRIES = 3  # Ray itself waits for 30 s, and cannot be told to wait for longer
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # that the path of a socket may have
+SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest name that Ray gives one
+LOGS = {"RAY_ROTATION_MAX_BYTES": "16000000", "RAY_ROTATION_BACKUP_COUNT": "1"}  # an app may print without end
 _marks: list[str] = []  # of the Rays that this process has started
+_folders: list[str] = []  # made for them
 
 
 def start_ray(workers: int, gpus: float = 0) -> None:
     """Start a Ray of our own on this machine, quietly and without phoning home; does nothing if Ray runs in this process.
 
     Raises:
-        EngineError: if it does not start.
+        EngineError: if it does not start, on a busy machine not even at the third try.
     """
     if ray.is_initialized():
         return
     _quiet()
-    _marks.append(secrets.token_hex(8))
-    os.environ[OURS] = _marks[-1]
-    try:
-        with contextlib.chdir(OUR_ROOT), _without_daemons():
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                num_gpus=gpus,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except Exception as error:
-        raise EngineError(f"Ray cannot start: {error}; '--engine inline' runs without it") from error
+    folder = _folder()
+    for again in range(START_TRIES - 1, -1, -1):
+        _marks.append(secrets.token_hex(8))
+        os.environ[OURS] = _marks[-1]
+        try:
+            with contextlib.chdir(OUR_ROOT), _without_daemons():
+                ray.init(
+                    address="local",
+                    num_cpus=workers,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=folder,
+                )
+            break
+        except Exception as error:
+            ray.shutdown()
+            _end_marked()  # what of it has started
+            said = printable(error)
+            if not again or not re.search("timed out|timeout|deadline", f"{type(error).__name__} {said}", re.IGNORECASE):
+                stop_ray()
+                raise EngineError(f"Ray cannot start: {said}; '--engine inline' runs without it") from error
+            log.warning("Ray has not started in time, as on a machine that is busy: tried again (%d more)", again)
     _hush()
+
+
+def _folder() -> str | None:
+    """Where Ray keeps its files: its own default, unless the sockets in there would have longer names than a system allows.
+
+    Raises:
+        EngineError: if there is no folder with a shorter name.
+    """
+    default = get_default_ray_temp_dir()
+    if len(os.fsencode(os.path.abspath(default))) + len(SOCKET) <= SOCKET_BYTES:
+        return None
+    for parent in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+            _folders.append(tempfile.mkdtemp(prefix="sparcl-", dir=parent))
+            return os.path.join(_folders[-1], "ray")  # which Ray opens to everybody
+    raise EngineError(
+        f"Ray cannot start: it keeps sockets in {default}, which has more than the {SOCKET_BYTES - len(SOCKET)} bytes that leave room "
+        f"for their names, and /tmp cannot be written: set TMPDIR (or RAY_TMPDIR) to a folder with a shorter name"
+    )
 
 
 def stop_ray() -> None:
@@ -65,6 +105,12 @@ def stop_ray() -> None:
     mark that all processes of this Ray have inherited.
     """
     ray.shutdown()
+    _end_marked()
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
+
+
+def _end_marked() -> None:
     ours = {f"{OURS}={mark}".encode() for mark in _marks}  # not what this process has inherited: its own Ray is somebody else's
     _marks.clear()
     if not ours:
@@ -120,7 +166,8 @@ def attach(address: str) -> None:
         _expect_answer(address)
     _quiet()
     is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    runtime = None if is_job else {"py_modules": [str(OUR_ROOT / name) for name in OUR_PACKAGES], "excludes": ["__pycache__"]}
+    modules = [str(OUR_ROOT / name) for name in OUR_PACKAGES]
+    runtime = None if is_job else {"py_modules": modules, "excludes": ["__pycache__"], "env_vars": LOGS}
     try:
         with contextlib.chdir(OUR_ROOT):
             ray.init(address=address, runtime_env=runtime, namespace="sparcl", logging_level=logging.ERROR, log_to_driver=False)
@@ -132,7 +179,9 @@ def attach(address: str) -> None:
 
 def _quiet() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too short on a machine that is busy
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # for the parts that are not Python, which else wait for 30
+    for name, value in LOGS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 

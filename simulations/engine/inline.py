@@ -5,16 +5,20 @@ from collections.abc import Callable
 
 from flwr.app import RecordDict
 
-from simulations.engine.adapter import AppFactory, handle
+from simulations.engine.adapter import AppFactory
+from simulations.engine.boundary import handle
 from simulations.engine.cache import StateCache
 from simulations.engine.files import MemoryFiles
 from simulations.engine.grid import EngineGrid, Job
-from simulations.engine.parcel import attach_message, attach_records, detach_message, detach_records
+from simulations.engine.parcel import Parcel, attach_records
 from simulations.engine.store import StateStore
 
 
 class InlineGrid(EngineGrid):
-    """Runs `make_app(*args)` in this process. Messages and states go through the same bytes as on the Ray engine."""
+    """Runs `make_app(*args)` in this process. Messages and states go through the same bytes as on the Ray engine.
+
+    An app that never returns, ends the process or closes its files does that to this process; the Ray engine replaces a worker.
+    """
 
     def __init__(
         self,
@@ -26,9 +30,12 @@ class InlineGrid(EngineGrid):
         store: StateStore | None = None,
         waits_for_commit: bool = False,
         cache_bytes: int = 0,
+        reply_limit_bytes: int | None = None,
     ):
-        """`store`: where device states are kept; default: this process's memory. `cache_bytes`: as much of it is kept in memory, too."""
-        super().__init__(num_devices, run_config, on_reply, store or StateStore(MemoryFiles()), waits_for_commit)
+        """`store`: where device states are kept; default: this process's memory. `cache_bytes`: as much of it is kept in memory, too.
+        `reply_limit_bytes`: a larger reply is an error.
+        """
+        super().__init__(num_devices, run_config, on_reply, store or StateStore(MemoryFiles()), waits_for_commit, reply_limit_bytes)
         self._app = make_app(*args)
         self._states = StateCache(self.store, cache_bytes)
         self._waiting: deque[Job] = deque()
@@ -43,18 +50,22 @@ class InlineGrid(EngineGrid):
 
     def _step(self, timeout: float | None) -> None:
         job = self._waiting[0]
-        message = attach_message(detach_message(job.message))
-        handled = handle(self._app, message, self.state(job.device), self.node_config(job.device + 1), self.run_config)
-        reply, state = attach_message(detach_message(handled.reply)), None
-        if handled.state is not None:
-            state = self._states.put(job.device, job.exchange, detach_records(handled.state))
+        config = self.node_config(job.device + 1)
+        handled = handle(self._app, job.payload, self._kept(job.device), config, self.run_config, self.reply_limit_bytes)
+        state = None
+        if handled.state is not None and not job.has_expired:
+            state = self._states.put(job.device, job.exchange, handled.state)
         self._waiting.popleft()  # only now: a job that was interrupted still waits
-        self._finish(job, reply, state)
+        self._finish(job, self._read(job, handled.reply), state)
 
     def _forget(self, ids: set[str]) -> None:
         self._waiting = deque(job for job in self._waiting if job.id not in ids)
 
+    def _kept(self, device: int) -> Parcel | None:
+        made = self.manifest.current(device)
+        return self._states.get(device, made) if made else None
+
     def state(self, device: int) -> RecordDict:
         """What the device keeps in its Context, an empty RecordDict before its first message."""
-        made = self.manifest.current(device)
-        return attach_records(self._states.get(device, made)) if made else RecordDict()
+        kept = self._kept(device)
+        return attach_records(kept) if kept else RecordDict()

@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from simulations.engine import cluster
 from simulations.engine.adapter import EngineError
 from simulations.engine.grid import Job
+from simulations.engine.process import ProcessOnNode, end_process
 from simulations.engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Slot:
         starting: done when the process has made the app; None once it has, or while there is no app to make.
         in_flight: what it was given and has not answered, the first one being worked on.
         since: when the first one's turn began.
+        process: which one it is, once it has made an app.
     """
 
     number: int
@@ -68,6 +70,7 @@ class Slot:
     starting: ObjectRef | None = None
     in_flight: deque[tuple[ObjectRef, list[Job]]] = field(default_factory=deque)
     since: float = 0.0
+    process: ProcessOnNode | None = None
 
 
 class Pool:
@@ -101,10 +104,16 @@ class Pool:
         self._add(workers)
 
     def setup(self, *args) -> None:
-        """Have all workers, and those that come later, make an app: arguments of `Worker.setup`."""
+        """Have all workers, and those that come later, make an app: arguments of `Worker.setup`.
+
+        What they may still be at work on is of an app before this one: it is ended with their processes, and nobody hears of it.
+        """
         self._setup = args
         for slot in self.slots:
-            slot.starting = slot.handle.setup.remote(*args)
+            if slot.in_flight:
+                self.replace(slot)
+            else:
+                slot.starting = slot.handle.setup.remote(*args)
         self.started = time.monotonic()
 
     def use(self, files) -> None:
@@ -116,7 +125,7 @@ class Pool:
 
     def replace(self, slot: Slot) -> None:
         """A new process in the place of a lost one. An actor that Ray restarts refuses calls until it is up; a new one lets them wait."""
-        ray.kill(slot.handle)
+        self._end(slot)
         slot.handle = self._class.remote(self._warm)
         slot.in_flight.clear()
         slot.starting = slot.handle.setup.remote(*self._setup)
@@ -124,7 +133,7 @@ class Pool:
 
     def drop(self, slot: Slot) -> None:
         """Give a place up."""
-        ray.kill(slot.handle)
+        self._end(slot)
         self.slots.remove(slot)
 
     def grow(self) -> list[Slot]:
@@ -144,6 +153,12 @@ class Pool:
         for slot in self.slots:
             ray.kill(slot.handle)
         self.slots = []
+
+    def _end(self, slot: Slot) -> None:
+        ray.kill(slot.handle)
+        if slot.process:  # the actor may be gone for Ray, and its process be there
+            end_process(slot.process)
+            slot.process = None
 
     def _add(self, workers: int) -> list[Slot]:
         added = []

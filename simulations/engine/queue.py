@@ -49,7 +49,7 @@ class Queue:
         if first is None:
             return []
         batch = [first]
-        kind = first.message.metadata.message_type
+        kind = first.request.message_type
         size = self._batch_size(kind, workers)
         while len(batch) < size and not first.alone and (job := self._next(worker, like=kind)):
             batch.append(job)
@@ -88,7 +88,7 @@ class Queue:
         if not waiting:
             return None
         job = waiting[end]
-        if like is not None and (job.alone or job.message.metadata.message_type != like):
+        if like is not None and (job.alone or job.request.message_type != like):
             return None
         del waiting[end]
         self._length -= 1

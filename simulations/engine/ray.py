@@ -13,9 +13,9 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
-from simulations.engine.adapter import WORKER_LOST, AppFactory, EngineError, error_reply
+from simulations.engine.adapter import WORKER_LOST, AppFactory, EngineError, Error, reply_to
 from simulations.engine.grid import EngineGrid, Job
-from simulations.engine.parcel import Parcel, attach_message, detach_message
+from simulations.engine.parcel import Parcel
 from simulations.engine.pool import EngineOptions, Pool, Slot
 from simulations.engine.queue import Queue
 from simulations.engine.replicas import heal, open_store
@@ -42,18 +42,22 @@ class RayGrid(EngineGrid):
         waits_for_commit: bool = False,
         pool: Pool | None = None,
         options: EngineOptions | None = None,
+        reply_limit_bytes: int | None = None,
     ):
         """`store`: where device states are kept; default: in a folder of this machine, on a cluster with two of its nodes, until `close`.
         `pool`: workers that are already there, and stay; else a pool with `options`, or just `workers`, is opened.
+        `reply_limit_bytes`: a larger reply is an error, and does not leave its worker.
         """
         self._own_pool = pool is None
         self._pool = pool or Pool(options or EngineOptions(workers=workers))
         self._own_store = store is None
-        super().__init__(num_devices, run_config, on_reply, store or open_store(self._pool.options), waits_for_commit)
+        store = store or open_store(self._pool.options)
+        super().__init__(num_devices, run_config, on_reply, store, waits_for_commit, reply_limit_bytes)
         self._queue = Queue()
         self._sent: dict[int, tuple[bytes, ObjectRef]] = {}
         cache_bytes = self._pool.options.cache_mb * 1_000_000
-        self._pool.setup(make_app, self.run_config, self.store.files, cache_bytes, *(ray.put(arg) for arg in args))
+        put = [ray.put(arg) for arg in args]
+        self._pool.setup(make_app, self.run_config, self.store.files, cache_bytes, reply_limit_bytes, *put)
 
     def close(self) -> None:
         """End the workers unless they were lent; remove device states unless the store was."""
@@ -71,8 +75,6 @@ class RayGrid(EngineGrid):
 
     def _submit(self, jobs: list[Job]) -> None:
         self._sent = {}
-        for job in jobs:
-            job.payload = detach_message(job.message)
         self._queue.add(jobs, {slot.number for slot in self._pool.slots})
         self._feed()
 
@@ -161,7 +163,7 @@ class RayGrid(EngineGrid):
 
     def _started(self, slot: Slot) -> None:
         try:
-            ray.get(slot.starting)
+            slot.process = ray.get(slot.starting)
         except ray.exceptions.RayTaskError as error:
             raise EngineError(f"a worker cannot start: {_last_line(error)}") from error
         except ray.exceptions.RayError as error:
@@ -176,19 +178,20 @@ class RayGrid(EngineGrid):
         try:
             done, seconds, lost = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
+            slot.in_flight.popleft()  # it is told once
             raise EngineError(f"a worker cannot go on with device {batch[0].device}: {_last_line(error)}") from error
         except ray.exceptions.RayError as error:
             self._lost(slot, _what_happened(error), _jobs(slot.in_flight), [])
             return
         slot.in_flight.popleft()
         slot.since = time.monotonic()
-        self._queue.took(batch[0].message.metadata.message_type, seconds, len(done))
+        self._queue.took(batch[0].request.message_type, seconds, len(done))
         self._heal(lost)
         for job, one in zip(batch, done, strict=False):
             if one.out_of_memory:
                 self._lost(slot, "ran out of memory", [job], batch[len(done) :] + _jobs(slot.in_flight))
                 return
-            self._finish(job, attach_message(Parcel(one.shell, tuple(blob.tobytes() for blob in one.blobs))), one.state)
+            self._finish(job, self._read(job, Parcel(one.shell, tuple(blob.tobytes() for blob in one.blobs))), one.state)
 
     def _heal(self, lost: list[str]) -> None:
         """If a node that held device states is lost, they are held by others from now on."""
@@ -232,7 +235,7 @@ class RayGrid(EngineGrid):
                 again.append(job)
                 continue
             reason = f"device {job.device}, stage worker: its worker {what}; tried {job.tries} times"
-            self._finish(job, error_reply(job.message, WORKER_LOST, reason), None)
+            self._finish(job, reply_to(job.request, error=Error(WORKER_LOST, reason)), None)
         if again:
             names = ", ".join(str(job.device) for job in again[:5]) + (", ..." if len(again) > 5 else "")
             log.warning("the worker of device%s %s %s: tried again by another", "s" if len(again) > 1 else "", names, what)

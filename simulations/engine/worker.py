@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
-from flwr.app import RecordDict
 from ray import ObjectRef
 
-from simulations.engine.adapter import AppFactory, handle, identify_process
+from simulations.engine.adapter import AppFactory, identify_process
+from simulations.engine.boundary import handle
 from simulations.engine.cache import StateCache
 from simulations.engine.files import Files
-from simulations.engine.parcel import Parcel, attach_message, attach_records, detach_message, detach_records
+from simulations.engine.parcel import Parcel
+from simulations.engine.process import ProcessOnNode, this_process
 from simulations.engine.store import StateStore
 
 
@@ -48,10 +49,13 @@ class Worker:
             importlib.import_module(name)
         self._fetched: dict[str, tuple[int, bytes]] = {}
 
-    def setup(self, make_app: AppFactory, run_config: dict, files: Files, cache_bytes: int, *args) -> None:
-        """Make the app; `args` come from Ray's store, where all workers of a node read the same copy."""
-        self._app, self._run_config = make_app(*args), run_config
+    def setup(
+        self, make_app: AppFactory, run_config: dict, files: Files, cache_bytes: int, reply_limit_bytes: int | None, *args
+    ) -> ProcessOnNode:
+        """Make the app; `args` come from Ray's store, where all workers of a node read the same copy. Returns which process this is."""
+        self._app, self._run_config, self._reply_limit_bytes = make_app(*args), run_config, reply_limit_bytes
         self._files, self._states = files, StateCache(StateStore(files), cache_bytes)
+        return this_process()
 
     def use(self, files: Files) -> None:
         """From now on device states are kept there."""
@@ -72,13 +76,13 @@ class Worker:
         return done, time.perf_counter() - started, list(getattr(self._files, "lost", ()))
 
     def _handle(self, order: Order) -> Done:
-        message = attach_message(Parcel(order.shell, tuple(self._fetch(ref, order.exchange) for ref in order.blobs)))
-        state = attach_records(self._states.get(order.device, order.made)) if order.made else RecordDict()
-        handled = handle(self._app, message, state, order.node_config, self._run_config)
+        message = Parcel(order.shell, tuple(self._fetch(ref, order.exchange) for ref in order.blobs))
+        state = self._states.get(order.device, order.made) if order.made else None
+        handled = handle(self._app, message, state, order.node_config, self._run_config, self._reply_limit_bytes)
         moved = None
         if handled.state is not None:
-            moved = self._states.put(order.device, order.exchange, detach_records(handled.state))
-        reply = detach_message(handled.reply)
+            moved = self._states.put(order.device, order.exchange, handled.state)
+        reply = handled.reply
         return Done(reply.shell, [np.frombuffer(blob, np.uint8) for blob in reply.blobs], moved, handled.out_of_memory)
 
     def _fetch(self, ref: ObjectRef, exchange: int) -> bytes:

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from worlds import tiny_world
 
 from client.app import make_client_app
@@ -14,8 +14,10 @@ from client.stream import Stream
 from simulations.build import make_strategy
 from simulations.devices import client_app
 from simulations.engine.adapter import (
+    APP_RAISED,
+    RUN_ID,
     RecordDictProto,
-    handle,
+    error_reply,
     identify_process,
     number_message,
     recorddict_from_proto,
@@ -43,8 +45,12 @@ def ask(app, device: int, content: RecordDict, kind: str = "train", state: Recor
     identify_process()
     message = Message(content, device + 1, kind, group_id="1")
     number_message(message, "1")
-    handled = handle(app, message, RecordDict(dict(state or {})), {"partition-id": device}, {})
-    return handled.reply, handled.state
+    context = Context(RUN_ID, device + 1, {"partition-id": device}, RecordDict(dict(state or {})), {})
+    try:
+        reply = app(message, context)
+    except Exception as error:
+        return error_reply(message, APP_RAISED, str(error)), None
+    return reply, context.state
 
 
 def training(instruction: Instruction, damage=lambda payload: payload) -> RecordDict:

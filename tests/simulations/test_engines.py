@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 import ray
@@ -33,6 +34,8 @@ from simulations.engine.ray import RayGrid
 from simulations.engine.store import StateStore
 from simulations.run import run_world
 
+LOG_BYTES = 100_000
+
 
 @pytest.fixture(scope="module")
 def four_cores(tmp_path_factory):
@@ -41,11 +44,14 @@ def four_cores(tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "client").mkdir()
     (elsewhere / "client" / "__init__.py").write_text("raise RuntimeError('this is not the client')")
+    ray.cloudpickle.register_pickle_by_value(hostile)
+    os.environ["RAY_ROTATION_MAX_BYTES"] = str(LOG_BYTES)
     with contextlib.chdir(elsewhere):
         cluster.start_ray(4)
         assert Path.cwd() == elsewhere
     yield
-    ray.shutdown()
+    del os.environ["RAY_ROTATION_MAX_BYTES"]
+    cluster.stop_ray()
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +184,13 @@ def counting_app(folder: str = "") -> ClientApp:
                 raise RuntimeError("device 0, round 1, stage train") from error
         if order.startswith("hang"):
             time.sleep(10_000)
+        if order == "close files":
+            (Path(folder) / f"process-{os.getpid()}").touch()
+            os.closerange(3, 1000)
+            time.sleep(10_000)
+        if order == "print":
+            for _ in range(100):
+                print("x" * LOG_BYTES)
         if order == "toil":
             sum(range(10_000_000))
         answer = {"count": count, "device": device, "of": context.node_config["num-partitions"], "process": os.getpid()}
@@ -238,19 +251,6 @@ class TestTheSmallApp:
         assert replies[1] == "told to" and replies[2]["count"] == before[1] + 2
         assert counts(grid) == [before[0] + 1, before[1] + 2, before[2] + 1, before[3] + 1]
 
-    def test_replies_can_be_pushed_and_pulled(self, grid):
-        """Ids come back in the order of the messages, whatever finished first; a reply is handed out once."""
-        first, second, third = grid.push_messages(orders("toil", "", ""))
-        found = {}
-        while len(found) < 3:
-            found |= answers(grid.pull_messages([third, first, second]))
-        assert sorted(found) == [1, 2, 3]
-        assert list(grid.pull_messages([first, second, third])) == []
-
-    def test_a_message_for_nobody_is_refused(self, grid):
-        with pytest.raises(ValueError, match="message for node 5: there are nodes 1 to 4"):
-            grid.send_and_receive(orders("", "", "", "", ""))
-
     def test_replies_can_be_taken_one_by_one_and_the_rest_left(self, grid):
         before = counts(grid)
         for reply in grid.stream(orders("", "", "", "")):
@@ -282,7 +282,9 @@ class TestFaults:
     @pytest.fixture(scope="class")
     def grid(self, four_cores, tmp_path_factory):
         options = EngineOptions(workers=2, device_timeout_s=4.0, tries=2)
-        opened = RayGrid(counting_app, (str(tmp_path_factory.mktemp("marks")),), 4, options=options)
+        args = (str(tmp_path_factory.mktemp("marks")),)
+        opened = RayGrid(counting_app, args, 4, options=options)
+        opened.args = args
         yield opened
         opened.close()
 
@@ -314,11 +316,66 @@ class TestFaults:
         assert 1 <= len(said) <= 3 and all(line.endswith(" s: tried again by another") for line in said)
         assert counts(grid) == [before[0] + 2, before[1] + 1, before[2] + 2, before[3] + 1]
 
+    def test_a_device_that_closes_its_workers_files_fails_alone_and_its_processes_end(self, grid, caplog):
+        """Ray takes the worker for lost and leaves the process, which spins on what it has left."""
+        replies, _ = self.faulty(grid, caplog, "close files", "", group="close")
+        assert replies.pop(1) == "device 0, stage worker: its worker was lost; tried 2 times" and replies[2]["process"]
+        (folder,) = grid.args
+        processes = [Path("/proc") / path.name.removeprefix("process-") for path in Path(folder).glob("process-*")]
+        give_up = time.monotonic() + 30
+        while (alive := [path for path in processes if is_running(path)]) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert len(processes) >= 2 and alive == []
+
+    def test_the_log_of_an_app_that_prints_without_end_is_bounded(self, grid):
+        """Ten megabytes here; a log and one older part of it are kept."""
+        replies = answers(grid.send_and_receive(orders("print", group="print")))
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path()).glob(f"worker-*-{replies[1]['process']}.out*")
+        assert 0 < sum(path.stat().st_size for path in logs) <= 3 * LOG_BYTES
+
     def test_after_a_timeout_of_the_call_what_is_missing_is_left_out(self, grid):
         before = counts(grid)
         found = answers(grid.send_and_receive(orders("hang", "", group="late"), timeout=2.0))
         assert set(found) <= {2}
         assert counts(grid)[0] == before[0] + 1  # the hanging process was replaced, the state is the old one
+
+
+def is_running(process: Path) -> bool:
+    """By its folder in /proc; one that has ended may be listed until its parent has looked."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_whatever_an_app_does_is_the_row_of_its_device_alone(four_cores, caplog):
+    settings = {"run_config": {"lr": 0.1}, "waits_for_commit": True, "reply_limit_bytes": hostile.LIMIT}
+    grid = RayGrid(hostile.hostile_app, (), hostile.DEVICES, workers=2, **settings)
+    with caplog.at_level(logging.WARNING):
+        hostile.expect_rows(grid)
+    assert caplog.records == []  # nobody lost a worker
+    grid.close()
+
+
+class Full(LocalFiles):
+    """A disk that is full."""
+
+    def write(self, key: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_pool_is_lent_again_after_a_grid_that_failed_and_one_that_hangs(four_cores, tmp_path):
+    pool = Pool(EngineOptions(workers=1))
+    full = RayGrid(counting_app, (), 4, store=StateStore(Full(str(tmp_path))), pool=pool)
+    with pytest.raises(EngineError, match="a worker cannot go on with device 0: .*No space left on device"):
+        full.send_and_receive(orders("", "", "", ""))
+    hanging = RayGrid(counting_app, (), 4, pool=pool)
+    assert hanging.send_and_receive(orders("hang", "hang"), timeout=1.0) == []
+    hanging.close()
+    last = RayGrid(counting_app, (), 4, pool=pool)
+    assert {node: answer["count"] for node, answer in answers(last.send_and_receive(orders("", "", ""))).items()} == {1: 1, 2: 1, 3: 1}
+    last.close()
+    pool.close()
 
 
 def test_what_ray_says_of_a_lost_worker_is_said_in_three_words():

@@ -14,8 +14,8 @@ from simulations.engine.queue import LARGEST_BATCH, TARGET_S, Queue
 
 def job(device: int, number: int | None = None, kind: str = "train", alone: bool = False) -> Job:
     """A job whose id is `number`, by default its device."""
-    metadata = SimpleNamespace(message_id=str(device if number is None else number), message_type=kind)
-    return Job(SimpleNamespace(metadata=metadata), device, 1, alone=alone)
+    request = SimpleNamespace(message_id=str(device if number is None else number), message_type=kind)
+    return Job(request, device, 1, alone=alone)
 
 
 def jobs(*devices: int, **kwargs) -> list[Job]:
@@ -89,7 +89,7 @@ class AnyOrder(RuleBasedStateMachine):
         for one in batch:
             assert self.waiting.pop(one.id) is one
         self.handed.update(ids)
-        assert len({one.message.metadata.message_type for one in batch}) <= 1
+        assert len({one.request.message_type for one in batch}) <= 1
         assert len(batch) == 1 or not any(one.alone for one in batch)
         assert len(batch) <= max(1, -(-waited // (2 * len(self.workers)))) and len(batch) <= LARGEST_BATCH
 
