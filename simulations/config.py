@@ -109,6 +109,11 @@ class Experiment:
             raise ValueError("clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it")
         if self.budget.memory == "fit" and federation.mask == "local":
             raise ValueError("budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared")
+        if self.tdm.gradient == "last-step" and federation.mask == "local":
+            raise ValueError(
+                "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was another "
+                "round's and of another model; take tdm.gradient=mean, or federation.mask=shared"
+            )
         if stream.online and self.ddr.enabled:
             raise ValueError(
                 "stream.online is true, but ddr.enabled too: data removal judges samples by several passes, and an online stream has one; "

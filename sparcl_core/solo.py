@@ -76,7 +76,7 @@ def train_stream(
             done = learner.train(state, masks, task, memory, schedule.epochs(session), device=0)
             state, memory, flops = done.state, done.memory, done.flops
             if schedule.action(task.task, session + 1) == "adapt":
-                importance, cost = learner.importance(state, masks, task, memory, device=0)
+                importance, cost = learner.importance_after(done, masks, task, device=0)
                 flops += cost
             progress = Progress(task.task, memory.epochs, state, masks, memory, flops, done.dense_flops, done.loss)
             observe(progress)
