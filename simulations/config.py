@@ -111,8 +111,8 @@ class Experiment:
             raise ValueError("budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared")
         if self.tdm.gradient == "last-step" and federation.mask == "local":
             raise ValueError(
-                "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was another "
-                "round's and of another model; take tdm.gradient=mean, or federation.mask=shared"
+                "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was of "
+                "another model; take tdm.gradient=mean, or federation.mask=shared"
             )
         if stream.online and self.ddr.enabled:
             raise ValueError(
