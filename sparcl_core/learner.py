@@ -113,6 +113,12 @@ class Learner:
         masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
         self.choices = choices(method.kernels, masked, self.dtype) if masked else {}
 
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """The tensors of the last linear layer: their first axis is the class."""
+        last = self.layers[-1].name.removesuffix(".weight")
+        return tuple(name for name in self.layout.shapes if name in (f"{last}.weight", f"{last}.bias"))
+
     def begin_task(self, memory: Memory, num_samples: int) -> Memory:
         """`memory` at the start of a task of `num_samples` samples."""
         return replace(memory, ddr=data_removal.start(num_samples), epochs=0)
