@@ -23,7 +23,7 @@ from server.optimizer import ServerOptimizerConfig
 from server.selection import SelectionConfig
 from server.settings import FederationConfig
 from server.tiers import BudgetConfig
-from simulations.errors import ConfigError
+from simulations.errors import ConfigError, WeightsError
 from simulations.fleet import FleetConfig
 from simulations.sections import DataConfig, StreamConfig
 from sparcl_core import tdm
@@ -186,9 +186,9 @@ def _find_weights(experiment: Experiment) -> Experiment:
         found = digest(path)
     except (OSError, ValueError, RuntimeError) as error:  # a path with a zero byte, a home that nobody has
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"model.weights is {shown}: it cannot be read ({reason}); give a safetensors file, or leave it empty") from error
+        raise WeightsError(f"model.weights is {shown}: it cannot be read ({reason}); give a safetensors file, or leave it empty") from error
     if model.weights_sha256 not in ("", found):
-        raise ConfigError(changed(model.weights, found, model.weights_sha256))
+        raise WeightsError(changed(model.weights, found, model.weights_sha256))
     return replace(experiment, model=replace(model, weights=str(path), weights_sha256=found))
 
 
