@@ -58,7 +58,7 @@ def train(
     flops += session.flops
     importance = None
     if instruction.report_importance:
-        importance, cost = learner.importance(session.state, masks, data, session.memory, number)
+        importance, cost = learner.importance_after(session, masks, data, number)
         flops += cost
     seen = device.seen.copy()
     seen[np.unique(data.y)] = True

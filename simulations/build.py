@@ -47,7 +47,13 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
 
     `data`: if it is loaded already.
+
+    Raises:
+        ValueError: if the weights to start from do not fit the model: nothing has begun yet.
     """
+    if experiment.model.weights:
+        data = data or load_data(experiment.data, experiment.seed)
+        start_model(Learner(experiment.method, data.inputs, 1, experiment.seed), experiment.method, experiment.seed)
     if not experiment.sparsity or experiment.kernels.backend:
         return experiment
     inputs, method = (data or load_data(experiment.data, experiment.seed)).inputs, experiment.method
@@ -90,11 +96,5 @@ def make_strategy(world: World) -> SparCLStrategy:
     fleet = make_attendance(e, world.streams, learner)
     ledger = Ledger(fleet.attendance.conditions.profile, learner.layout.dense_bytes, fleet.moved_per_sample, fleet.layer_passes)
     settings = (e.method, e.federation, e.wire, e.aggregation, e.server_optimizer, e.clock)
-    model = (learner.layout, _classifier(learner), weights, masks)
+    model = (learner.layout, learner.classifier, weights, masks)
     return SparCLStrategy(*settings, *model, fleet.attendance, ledger, e.seed, e.stream.boundaries == "detected")
-
-
-def _classifier(learner: Learner) -> tuple[str, ...]:
-    """The tensors of the last linear layer: their first axis is the class."""
-    last = learner.layers[-1].name.removesuffix(".weight")
-    return tuple(name for name in learner.layout.shapes if name in (f"{last}.weight", f"{last}.bias"))

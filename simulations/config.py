@@ -23,14 +23,16 @@ from server.optimizer import ServerOptimizerConfig
 from server.selection import SelectionConfig
 from server.settings import FederationConfig
 from server.tiers import BudgetConfig
-from simulations.errors import ConfigError
+from simulations.errors import ConfigError, WeightsError
 from simulations.fleet import FleetConfig
 from simulations.sections import DataConfig, StreamConfig
 from sparcl_core import tdm
 from sparcl_core.change import ChangeConfig
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
+from sparcl_core.foreign import printable
 from sparcl_core.method import KernelConfig, LearnerConfig, MethodConfig, ModelConfig
+from sparcl_core.pretrained import changed, digest
 from sparcl_core.tdm import TDMConfig
 from sparcl_core.wire import WireConfig
 
@@ -109,6 +111,11 @@ class Experiment:
             raise ValueError("clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it")
         if self.budget.memory == "fit" and federation.mask == "local":
             raise ValueError("budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared")
+        if self.tdm.gradient == "last-step" and federation.mask == "local":
+            raise ValueError(
+                "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was of "
+                "another model; take tdm.gradient=mean, or federation.mask=shared"
+            )
         if stream.online and self.ddr.enabled:
             raise ValueError(
                 "stream.online is true, but ddr.enabled too: data removal judges samples by several passes, and an online stream has one; "
@@ -145,12 +152,14 @@ def available() -> list[str]:
     return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
 
 
-def load(name: str, overrides: list[str] | None = None) -> Experiment:
+def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool = True) -> Experiment:
     """The experiment in a file, with `key=value` overrides applied in order.
 
     Args:
         name: one of `available()`, or a path to a TOML file.
         overrides: `learner.lr=0.1`; values are TOML, a bare word is a string.
+        finds_weights: look at the file of `model.weights`: its SHA-256 becomes a setting, or is compared with the one that is. Off on
+            devices, which are sent their weights.
 
     Raises:
         ConfigError: if there is no such file, it is no TOML, or a key or value is wrong.
@@ -166,7 +175,21 @@ def load(name: str, overrides: list[str] | None = None) -> Experiment:
         raise ConfigError(f"{path} is no TOML: {error}") from error
     for override in overrides or []:
         _override(tree, override)
-    return from_tree(tree)
+    experiment = from_tree(tree)
+    return _find_weights(experiment) if finds_weights and experiment.model.weights else experiment
+
+
+def _find_weights(experiment: Experiment) -> Experiment:
+    model, shown = experiment.model, printable(experiment.model.weights)
+    try:
+        path = Path(model.weights).expanduser().absolute()
+        found = digest(path)
+    except (OSError, ValueError, RuntimeError) as error:  # a path with a zero byte, a home that nobody has
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"model.weights is {shown}: it cannot be read ({reason}); give a safetensors file, or leave it empty") from error
+    if model.weights_sha256 not in ("", found):
+        raise WeightsError(changed(model.weights, found, model.weights_sha256))
+    return replace(experiment, model=replace(model, weights=str(path), weights_sha256=found))
 
 
 def from_tree(tree: dict[str, Any]) -> Experiment:

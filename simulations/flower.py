@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         FleetError: if there are not exactly as many nodes as the experiment has devices.
     """
-    world = _world(*_names(context))
+    world = _world(*_names(context), finds_weights=True)
     experiment = world.experiment
     wait_for_devices(grid, experiment.stream.devices, float(context.run_config["patience-seconds"]))
     torch.set_num_threads(1)  # as on our own engines, so that the same bits come out
@@ -99,13 +99,13 @@ def _names(context: Context) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _world(experiment: str, settings: str) -> World:
-    return make_world(load(experiment, overrides(settings)))
+def _world(experiment: str, settings: str, finds_weights: bool) -> World:
+    return make_world(load(experiment, overrides(settings), finds_weights=finds_weights))
 
 
 @lru_cache(maxsize=1)
 def _client(experiment: str, settings: str) -> ClientApp:
-    return make_client_app(*_world(experiment, settings).app_args)
+    return make_client_app(*_world(experiment, settings, finds_weights=False).app_args)
 
 
 def _line(record: RoundRecord) -> str:

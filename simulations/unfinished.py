@@ -28,6 +28,7 @@ from simulations.config import ConfigError, Experiment, load, to_tree
 from simulations.engine.adapter import EngineError
 from simulations.engine.files import Files, LocalFiles, StoreError, is_local, open_files
 from simulations.engine.store import StateStore
+from simulations.errors import WeightsError
 from simulations.results import claim_folder
 from simulations.run import EngineName, Keep
 
@@ -229,6 +230,8 @@ def _read(folder: Path) -> Unfinished:
         actual = hashlib.sha256((folder / "config.toml").read_bytes()).hexdigest()
         if actual != config_sha256:
             raise ConfigError(f"{folder}/config.toml was changed since the run began: its SHA-256 is {actual}, not {config_sha256}")
+    except WeightsError:
+        raise  # the settings are those that the run began with: the file that they name is not
     except ConfigError as error:
         raise ConfigError(f"{error}; put back the {folder}/config.toml that the run began with, or start another run") from error
     return Unfinished(folder, experiment, how)

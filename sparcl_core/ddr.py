@@ -9,6 +9,7 @@ Equal scores: the lower index goes first. Statistics come from the training pass
 stage; removed samples do not come back within the task. Protected: one batch or a quarter of the task's data, whichever is
 smaller, and one sample per class.
 
+What counts as right is the highest logit, over the classes that the loss on current data sees, or over all (`judged_by`).
 The outcome of a sample's last pass is carried over the reset, so that a change from right to wrong across a stage counts.
 Epochs are the device's own local epochs in the task, also in a federation. A stage is postponed by one epoch while any
 remaining sample has not been seen since the last stage (a federated device that sat out rounds).
@@ -31,6 +32,8 @@ class DDRConfig:
         cut: share of a task's epochs in which removal happens (k_cut / K; 20 of 50 in the paper).
         stage_epochs: dk; 0 takes max(1, round(K / 10)).
         criterion: `misclassified` or `forgetting`, see module.
+        judged_by: the classes over which a sample's prediction is taken: `seen-classes`, those that the loss on current data sees, which
+            are the task's where learner.single_head is on; or `all-classes` (released code). Without single-head masking both are the same.
     """
 
     enabled: bool = True
@@ -38,6 +41,7 @@ class DDRConfig:
     cut: float = 0.4
     stage_epochs: int = 0
     criterion: Literal["misclassified", "forgetting"] = "misclassified"
+    judged_by: Literal["seen-classes", "all-classes"] = "seen-classes"
 
     def __post_init__(self):
         if not 0 <= self.remove < 1:

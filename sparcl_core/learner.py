@@ -75,6 +75,7 @@ class Session:
         steps: optimiser steps.
         loss: mean training loss over the steps.
         updated: union of the gradient masks drawn, per sparse tensor; only there can weights have moved.
+        importance: I of the last step, as `Learner.importance` gives it; None unless tdm.gradient is `last-step`.
     """
 
     state: State
@@ -86,6 +87,7 @@ class Session:
     steps: int
     loss: float
     updated: Masks
+    importance: dict[str, np.ndarray] | None = None
 
 
 class Learner:
@@ -110,6 +112,12 @@ class Learner:
         self.is_joint = self.config.joint_forward and not has_batch_statistics(self.model)
         masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
         self.choices = choices(method.kernels, masked, self.dtype) if masked else {}
+
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """The tensors of the last linear layer: their first axis is the class."""
+        last = self.layers[-1].name.removesuffix(".weight")
+        return tuple(name for name in self.layout.shapes if name in (f"{last}.weight", f"{last}.bias"))
 
     def begin_task(self, memory: Memory, num_samples: int) -> Memory:
         """`memory` at the start of a task of `num_samples` samples."""
@@ -165,13 +173,17 @@ class Learner:
                 torch._foreach_add_(replay if part.is_replay else current, gradients, alpha=len(batch) / used)
                 samples += part.samples
         scores = {}
-        for number, (name, mask) in enumerate(masks.items()):
-            score = combine(self.tdm, current[number], replay[number] if replay else None)
-            scores[name] = np.zeros(mask.shape)
-            scores[name].reshape(-1)[self.sparse[name].places.numpy()] = score.numpy()
+        for number, name in enumerate(masks):
+            scores[name] = self._spread(name, combine(self.tdm, current[number], replay[number] if replay else None), np.float64)
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
         return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()), samples=samples)
+
+    def importance_after(self, done: Session, masks: Masks, data: TaskData, device: int) -> tuple[dict[str, np.ndarray], Flops]:
+        """I per sparse tensor behind a session: what it left, or what `importance` computes for it; and what that cost."""
+        if done.importance is not None:
+            return done.importance, Flops(masks=3 * sum(count_active(masks).values()))
+        return self.importance(done.state, masks, data, done.memory, device)
 
     def loss(self, state: State, masks: Masks, data: TaskData, batches: int) -> tuple[float, Flops]:
         """Mean cross-entropy over all classes of `state` on the first samples of `data`, which lie in random order, and what that cost.
@@ -215,6 +227,12 @@ class Learner:
         self._parameters = trainable(self.model)
         load_state_(self.model, state)
         self.model.train()
+
+    def _spread(self, name: str, active: Tensor, dtype: type) -> np.ndarray:
+        """A sparse tensor of its shape, from what lies at its active places; 0 elsewhere."""
+        whole = np.zeros(self.layout.shapes[name], dtype)
+        whole.reshape(-1)[self.sparse[name].places.numpy()] = active.numpy()
+        return whole
 
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters and floating-point buffers; sparse weights as they are."""
@@ -297,6 +315,7 @@ class _Run:
             self.gradient_sparsity = 1 - (1 - learner.gradient_sparsity) * held / usual
         self.union = {name: torch.zeros(count, dtype=torch.bool) for name, count in self.active.items()}  # over active places
         self.updated: dict[str, Tensor] = {}  # the gradient masks, likewise
+        self.gradients: dict[str, Tensor] = {}  # of the last step, where they are wanted
         self.cost = self.full_cost = per_sample(learner.layers, self.active, self.active)
         self.flops, self.dense_flops = Flops(), Flops()
         self.steps = self.samples = self.replayed = 0
@@ -339,7 +358,8 @@ class _Run:
             gradients = self._add_gradients(part, gradients)
             loss += float(part.loss.detach())
             if part.logits is not None:
-                logits, right = part.logits, part.seen.argmax(1).numpy() == data.y[indices]
+                logits, judged = part.logits, part.seen if learner.ddr.judged_by == "seen-classes" else part.logits
+                right = judged.argmax(1).numpy() == data.y[indices]
         num_replayed = sum(map(len, draws))
         if draw_now:
             merged = gradients if current is None else current
@@ -351,6 +371,8 @@ class _Run:
                 if name in self.updated:
                     gradient.mul_(self.updated[name])
             torch._foreach_add_(self.parameters, gradients, alpha=-learner.config.lr)
+        if learner.tdm.gradient == "last-step":
+            self.gradients = dict(zip(self.names, gradients, strict=True))
 
         data_removal.observe_(self.ddr, indices, right)
         if self.buffer.capacity:
@@ -371,11 +393,11 @@ class _Run:
 
     def session(self, state: State) -> Session:
         memory = Memory(self.buffer, self.ddr, self.epochs_done, self.twin_offered)
-        loss, updated = self.total_loss / max(self.steps, 1), {}
-        for name, mask in self.masks.items():
-            updated[name] = np.zeros(mask.shape, dtype=bool)
-            updated[name].reshape(-1)[self.learner.sparse[name].places[self.union[name]].numpy()] = True
-        return Session(state, memory, self.flops, self.dense_flops, self.samples, self.replayed, self.steps, loss, updated)
+        loss, spread = self.total_loss / max(self.steps, 1), self.learner._spread
+        updated, importance = {name: spread(name, self.union[name], bool) for name in self.masks}, None
+        if self.gradients:
+            importance = {name: spread(name, combine(self.learner.tdm, self.gradients[name], None), np.float64) for name in self.masks}
+        return Session(state, memory, self.flops, self.dense_flops, self.samples, self.replayed, self.steps, loss, updated, importance)
 
     def _want(self, masks: dict[str, Tensor] | None) -> None:
         """Which weight gradients are computed from now on: those of `masks`, or all."""

@@ -29,6 +29,9 @@ class ModelConfig:
         rescale: multiply the kept weights by 1/sqrt(density) at initialisation. It keeps the scale of activations, which
             a normalisation behind the layer does anyway; there it only makes every step smaller relative to its weight.
         dtype: float32, or float64 for parity checks.
+        weights: a safetensors file of weights to start from, of this model's names and shapes (see `sparcl_core.pretrained`); empty: drawn.
+        classifier: the last layer, where there is such a file: `read` from it, or `drawn`, whether it is in there or not.
+        weights_sha256: of that file, as the run has found it; empty: not looked at yet.
     """
 
     name: Literal["mlp", "cnn", "resnet18"] = "cnn"
@@ -37,8 +40,13 @@ class ModelConfig:
     sparse: tuple[str, ...] = ()
     rescale: bool = False
     dtype: Literal["float32", "float64"] = "float32"
+    weights: str = ""
+    classifier: Literal["read", "drawn"] = "read"
+    weights_sha256: str = ""
 
     def __post_init__(self):
+        if not self.weights and (self.weights_sha256 or self.classifier != "read"):
+            raise ValueError("weights is empty: classifier and weights_sha256 say how its file is read; name one, or leave them out")
         if self.width < 1 or self.hidden < 1:
             raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
         if self.name == "cnn" and self.width % 8:

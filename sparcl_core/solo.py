@@ -15,6 +15,7 @@ from sparcl_core.learner import Learner, Memory, TaskData
 from sparcl_core.masks import Masks, State, apply_masks_, initial_masks, rescale_
 from sparcl_core.method import MethodConfig
 from sparcl_core.models import initial_weights
+from sparcl_core.pretrained import read_weights
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,14 @@ class Progress:
 
 
 def start_model(learner: Learner, method: MethodConfig, seed: int) -> tuple[State, Masks]:
-    """Fresh weights and masks: He-normal, masked, and kept weights rescaled by 1/sqrt(density) if the model asks for it."""
+    """The weights and masks of a new run: He-normal or from a file, masked, kept weights rescaled by 1/sqrt(density) if the model asks.
+
+    Raises:
+        ValueError: if `model.weights` does not fit the model, see `sparcl_core.pretrained`.
+    """
     state = initial_weights(learner.model, seed)
+    if method.model.weights:
+        state |= read_weights(method.model, learner.layout.shapes, learner.classifier)
     masks = initial_masks({name: state[name].shape for name in state if name in learner.layout.masked}, method.sparsity, seed)
     apply_masks_(state, masks)
     if method.model.rescale:
@@ -76,7 +83,7 @@ def train_stream(
             done = learner.train(state, masks, task, memory, schedule.epochs(session), device=0)
             state, memory, flops = done.state, done.memory, done.flops
             if schedule.action(task.task, session + 1) == "adapt":
-                importance, cost = learner.importance(state, masks, task, memory, device=0)
+                importance, cost = learner.importance_after(done, masks, task, device=0)
                 flops += cost
             progress = Progress(task.task, memory.epochs, state, masks, memory, flops, done.dense_flops, done.loss)
             observe(progress)

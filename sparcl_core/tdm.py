@@ -38,6 +38,8 @@ class TDMConfig:
         importance: `merged` or `two-term`, see module.
         alpha, beta: weights of the gradient terms; beta is used by `two-term` only.
         batches: batches of current data that the gradients are computed from; 0 takes all of the task's data once.
+        gradient: `mean` over these batches, of a pass of its own, unmasked; or `last-step` (released code): that of the last step before,
+            after gradient masking, so that I is 0 outside of the gradient mask. It needs no pass.
     """
 
     enabled: bool = True
@@ -48,8 +50,11 @@ class TDMConfig:
     alpha: float = 0.5
     beta: float = 0.5
     batches: int = 0
+    gradient: Literal["mean", "last-step"] = "mean"
 
     def __post_init__(self):
+        if self.gradient == "last-step" and self.importance != "merged":
+            raise ValueError(f"gradient is 'last-step', but importance {self.importance!r}: a step leaves one merged gradient; take merged")
         for name in ("p_intra", "p_inter"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share of a layer, in [0, 1)")

@@ -13,6 +13,7 @@ library: dense products are slower, and right.
 
 import ctypes
 import hashlib
+import json
 import os
 import platform
 import secrets
@@ -28,8 +29,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import unquote
 
 ABI = 3  # of the calls between sparse.c and Python; both sides change it together
+SOURCE_SHA256 = "5e3c80ec30bd02d0359379c444c32c8fd20e1c9b566446ea9e69aa14ed21d7a8"  # of the sparse.c that belongs here
 FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-std=gnu11")
 TUNINGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes: some for ARM know only the second
 PATIENCE_S = 60.0  # for all that the compiler is asked
@@ -279,11 +282,36 @@ def _recipe(source: bytes | None, deadline: float) -> Recipe:
     if source is None:
         try:
             source = resources.files("sparcl_core.kernels").joinpath("sparse.c").read_bytes()
-        except OSError as error:
-            raise KernelError("sparse.c is not beside build.py: install the package sparcl-fleet, not its Python files alone") from error
+        except OSError:
+            source = _installed_source()
     compiler, flags = _compiler(), tuple(_words("SPARCL_KERNEL_FLAGS"))
     code, version = _call([*compiler, "--version"], deadline)  # one that knows no --version may still compile
     return Recipe(source, compiler, f"{code}: {version}", flags, _cpu())
+
+
+def _installed_source() -> bytes:
+    """The sparse.c of the installed package, for Python files that were copied without it: Flower's bundles carry no C files.
+
+    Raises:
+        KernelError: if the package is not installed, or its file is another than these Python files were written for.
+    """
+    from importlib.metadata import distributions
+
+    others = []
+    for installed in distributions(name="sparcl-fleet"):
+        places = [Path(str(installed.locate_file("")))]
+        if url := json.loads(installed.read_text("direct_url.json") or "{}").get("url", "").removeprefix("file://"):
+            places.append(Path(unquote(url)))  # of an editable one
+        for file in (place / "sparcl_core" / "kernels" / "sparse.c" for place in places):
+            with suppress(OSError):
+                source = file.read_bytes()
+                if hashlib.sha256(source).hexdigest() == SOURCE_SHA256:
+                    return source
+                others.append(file)
+    if others:
+        told = f"sparse.c is not beside build.py, and the installed one ({others[0]}) is of another version than these Python files"
+        raise KernelError(f"{told}: install the sparcl-fleet that they come from")
+    raise KernelError("sparse.c is not beside build.py, and sparcl-fleet is not installed: install it, not its Python files alone")
 
 
 def _compiler() -> tuple[str, ...]:

@@ -5,13 +5,14 @@ so they are made for each that occurs and kept: a last, smaller batch of an epoc
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparcl_core.kernels.geometry import Part, Shape, backward_parts, forward_part
+from sparcl_core.kernels.geometry import LIMIT, Part, Shape, backward_parts, forward_part
 
 KEPT_SHAPES = 4
 
@@ -44,39 +45,37 @@ class Connections:
 
     Args:
         weight_shape: (outs, channels, kernel rows, kernel columns).
-        places: flat indices of active weights, strictly increasing; None: all are.
+        places: flat indices of active weights, integers of any type, strictly increasing; None: all are.
         vector: floats per vector register.
+        updated: as for `update`.
 
     Raises:
-        ValueError: if a place is out of range or not larger than the one before.
+        ValueError: if a place is no integer, out of range or not larger than the one before.
     """
 
-    def __init__(self, weight_shape: tuple[int, int, int, int], places: np.ndarray | None, vector: int):
-        size = int(np.prod(weight_shape))
+    def __init__(
+        self, weight_shape: tuple[int, int, int, int], places: np.ndarray | None, vector: int, updated: np.ndarray | None = None
+    ):
+        size = math.prod(weight_shape)
         if places is not None:
-            places = np.asarray(places)
-            if places.ndim != 1 or places.dtype.kind not in "iu":
-                raise ValueError(f"places are {places.dtype} of shape {places.shape}: flat indices are integers in one dimension")
-            if places.size and not (places[0] >= 0 and places[-1] < size and (places[1:] > places[:-1]).all()):
-                raise ValueError(f"places must increase strictly from 0 to at most {size - 1}, the last weight of {weight_shape}")
+            places = _increasing("places", "flat indices", places, size, f"weight of {weight_shape}")
             if places.size == size:
                 places = None
-        if size >= 2**31:
+        if size + weight_shape[0] * weight_shape[1] >= LIMIT:  # lists have an end beside their kernel rows
             raise ValueError(f"a layer of {size} weights is too large: offsets have 32 bits")
         self.weight_shape, self.places, self.vector = weight_shape, places, vector
         self.count = size if places is None else places.size
-        self.updated: np.ndarray | None = None  # positions in the vector of weights whose gradient is wanted; None: of all
         self._forward = functools.lru_cache(KEPT_SHAPES)(self._make_forward)
         self._backward = functools.lru_cache(KEPT_SHAPES)(self._make_backward)
         self._gradient = functools.lru_cache(KEPT_SHAPES)(self._make_gradient)
         self._offsets_of = functools.lru_cache(KEPT_SHAPES)(self._make_offsets)
         ends = np.arange(1, weight_shape[0] + 1) * (size // weight_shape[0])
         self._ends = ends if places is None else np.searchsorted(places, ends)  # active weights up to each output channel
+        self.updated: np.ndarray | None = None  # positions in the vector of weights whose gradient is wanted; None: of all
+        self.update(updated)
 
-    def __deepcopy__(self, memo) -> "Connections":
-        made = Connections(self.weight_shape, self.places, self.vector)  # with lists of its own
-        made.updated = self.updated
-        return made
+    def __reduce__(self):  # copies and pickles make lists of their own
+        return Connections, (self.weight_shape, self.places, self.vector, self.updated)
 
     @property
     def density(self) -> float:
@@ -95,15 +94,13 @@ class Connections:
         return self._gradient(self._checked(shape))
 
     def update(self, positions: np.ndarray | None) -> None:
-        """Ask for the gradients of these positions only (strictly increasing); None: of all.
+        """Ask for the gradients of these positions only (integers of any type, strictly increasing); None: of all.
 
         Raises:
-            ValueError: if a position is out of range or not larger than the one before.
+            ValueError: if a position is no integer, out of range or not larger than the one before.
         """
         if positions is not None:
-            in_range = not positions.size or (positions[0] >= 0 and positions[-1] < self.count)
-            if not in_range or not (positions[1:] > positions[:-1]).all():
-                raise ValueError(f"positions must increase strictly from 0 to at most {self.count - 1}, the last active weight")
+            positions = _increasing("positions", "positions in the vector of weights", positions, self.count, "active weight")
             if positions.size == self.count:
                 positions = None
         self.updated = positions
@@ -150,10 +147,19 @@ class Connections:
         return _offsets(part, channels, rows, columns)
 
 
+def _increasing(name: str, what: str, given: np.ndarray, end: int, last: str) -> np.ndarray:
+    """`given` as int64, if it is integers that increase strictly from 0 to below `end`."""
+    given = np.asarray(given)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise ValueError(f"{name} are {given.dtype} of shape {given.shape}: {what} are integers in one dimension")
+    if given.size and not (given[0] >= 0 and given[-1] < end and (given[1:] > given[:-1]).all()):
+        raise ValueError(f"{name} must increase strictly from 0 to at most {end - 1}, the last {last}")
+    return given.astype(np.int64, copy=False)
+
+
 def _offsets(part: Part, channels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     f = part.field
-    if part.packed_floats >= 2**31:
-        raise ValueError(f"a unit of {part.packed_floats} floats is too large: offsets have 32 bits; take a smaller batch")
+    part.struct()  # refuses what has no 32-bit offset
     found = (channels * f["packed_rows"] + rows) * f["row_floats"]
     found += columns % f["stride_w"] * f["phase_floats"] + columns // f["stride_w"] * f["slice"]
     return found.astype(np.int32)

@@ -162,4 +162,13 @@ def _fused_block(block: type) -> type:
             y = self.conv2.behind(self.bn1, y)
             return self.bn2.activate(y, x if self.downsample is None else self.downsample(x))
 
+        def __reduce_ex__(self, protocol):  # pickles name a class by its module, where this one is not
+            return _blank, (block,), self.__dict__
+
     return FusedBlock
+
+
+def _blank(block: type) -> nn.Module:
+    """A fused block before its state."""
+    fused = _fused_block(block)
+    return fused.__new__(fused)

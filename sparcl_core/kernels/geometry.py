@@ -13,6 +13,8 @@ L1_BYTES = 24 * 1024  # of the source that a tile reads: three quarters of a usu
 SHORTEST_LIST = 20  # entries per output channel and block: below, starting a list costs more than cache misses do
 UNIT_ROWS = 4
 SLICE = 32  # samples
+FAR = 4  # a stride of so many kernel heights: bands of several rows would pack mostly what no row reads
+LIMIT = 2**31  # numbers for C are signed and have 32 bits
 
 FIELDS = [
     "batch",
@@ -53,8 +55,11 @@ class Gather(ctypes.Structure):
 class Shape:
     """A convolution of one batch. Pairs are (rows, columns). A linear layer is one of 1x1 on a plane of one place.
 
+    Attributes:
+        stride: no longer than it takes to leave one output place: a longer one is the same convolution, and all that is cut by it longer.
+
     Raises:
-        ValueError: if the kernel does not fit into the padded input.
+        ValueError: if the kernel does not fit into the padded input, or a size cannot be told to C.
     """
 
     batch: int
@@ -70,6 +75,11 @@ class Shape:
             raise ValueError(f"{self}: sizes must be at least 1 and padding at least 0")
         if min(self.out_size) < 1:
             raise ValueError(f"a kernel of {self.kernel} does not fit into an input of {self.size} with padding {self.pad}")
+        padded = [size + 2 * pad for size, pad in zip(self.size, self.pad, strict=True)]
+        if max(self.batch, self.channels, self.outs, *padded) >= LIMIT:
+            raise ValueError(f"{self}: the kernels count samples, channels and padded rows and columns with 32 bits, so up to {LIMIT - 1}")
+        longest = [whole - kernel + 1 for whole, kernel in zip(padded, self.kernel, strict=True)]
+        object.__setattr__(self, "stride", tuple(map(min, self.stride, longest)))
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -97,6 +107,9 @@ class Part:
     field: dict[str, int]
 
     def struct(self) -> Gather:
+        """Raises ValueError if a number has no 32 bits."""
+        if max(self.units, self.packed_floats, *self.field.values()) >= LIMIT:
+            raise ValueError(f"a unit of {self.packed_floats} floats is too large: offsets have 32 bits; take a smaller batch")
         return Gather(**self.field)
 
     @property
@@ -132,15 +145,13 @@ def forward_part(shape: Shape, vector: int, density: float) -> Part:
 
 def backward_parts(shape: Shape, vector: int, density: float) -> tuple[list[Part], bool]:
     """The gathers of the gradient of the input, and whether together they write every place of it."""
-    (rows, columns), parts, is_whole = shape.out_size, [], True
-    for a in range(shape.stride[0]):
-        for b in range(shape.stride[1]):
-            places = [_residue(shape, axis, residue) for axis, residue in enumerate((a, b))]
-            (row0, count_h, taps_h, pad_h), (col0, count_w, taps_w, pad_w) = places
+    (rows, columns), parts = shape.out_size, []
+    # residues that meet a kernel row: with a stride beyond the kernel, input rows of the others have no gradient
+    places = [[_residue(shape, axis, a) for a in range(min(shape.stride[axis], shape.kernel[axis]))] for axis in (0, 1)]
+    is_whole = all(sum(count for _, count, _, _ in of_axis) == size for of_axis, size in zip(places, shape.size, strict=True))
+    for a, (row0, count_h, taps_h, pad_h) in enumerate(places[0]):
+        for b, (col0, count_w, taps_w, pad_w) in enumerate(places[1]):
             if not count_h or not count_w:
-                continue
-            if not taps_h or not taps_w:
-                is_whole = False
                 continue
             field = {
                 "batch": shape.batch, "channels": shape.outs, "height": rows, "width": columns, "outs": shape.channels,
@@ -174,7 +185,7 @@ def _cut(part: Part, vector: int, density: float) -> Part:
     else:
         share = -(-batch // -(-batch // SLICE))
         size = -(-share // vector) * vector
-    unit_rows = min(UNIT_ROWS, f["rows"])
+    unit_rows = min(UNIT_ROWS, f["rows"]) if f["stride_h"] < FAR * kernel_h else 1
     vectors = -(-columns * size // vector)
     tiles = -(-vectors // LONGEST_TILE)
     tile = -(-vectors // tiles)
@@ -186,6 +197,7 @@ def _cut(part: Part, vector: int, density: float) -> Part:
     channels = max(L1_BYTES // per_channel, int(SHORTEST_LIST / entries), 1)
     f.update(
         slice=size, unit_rows=unit_rows, packed_rows=(unit_rows - 1) * f["stride_h"] + kernel_h, phase_floats=phase,
-        row_floats=phase * f["stride_w"], tile=tile, blocks=-(-f["channels"] // min(channels, f["channels"])), kernel_rows=kernel_h,
+        row_floats=phase * min(f["stride_w"], kernel_w),  # no list reads the other phases
+        tile=tile, blocks=-(-f["channels"] // min(channels, f["channels"])), kernel_rows=kernel_h,
     )  # fmt: skip
     return replace(part, field=f)

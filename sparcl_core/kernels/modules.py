@@ -7,6 +7,8 @@ reads it by strides. `convert.py` puts these layers into a model and takes them 
 A sparse layer's `state_dict` is the dense layer's: `weight`, with zeros at inactive places.
 """
 
+import copy
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -113,12 +115,28 @@ class Sparse(nn.Module):
         state_dict = {name: value for name, value in state_dict.items() if name != prefix + "weight"} | {prefix + "values": values}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
+    def __copy__(self) -> "Sparse":
+        """A deep copy: a shallow one would share a vector of weights, and not the places that say which they are."""
+        return copy.deepcopy(self)
+
     def extra_repr(self) -> str:
         return f"{self.weight_shape}, {self.values.numel()} active"
 
 
 class KernelMixin:
-    """A sparse layer that runs on the C kernels. float32 only."""
+    """A sparse layer that runs on the C kernels. float32 only.
+
+    Copies and pickles carry weights and mask; lists are made where they arrive.
+    """
+
+    def __getstate__(self) -> dict:
+        own = {name: value for name, value in self.__dict__.items() if name not in ("connections", "layer")}
+        return own | {"updated": self.connections.updated}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({name: value for name, value in state.items() if name != "updated"})
+        self._connect(self.places.numpy())
+        self.connections.update(state["updated"])
 
     def _connect(self, places: np.ndarray) -> None:
         outs, channels, *kernel = (*self.weight_shape, 1, 1)[:4]
@@ -200,6 +218,9 @@ class MaskedLinear(Sparse):
 class DenseConv2d(nn.Conv2d):
     """A convolution whose weights are all active, on the kernels: between sparse layers it saves two changes of layout."""
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "layer"}  # made again for the machine where a copy arrives
+
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
             return batch_first(Pointwise.apply(batch_last(x), self.weight.flatten(1), self.bias, self.stride))
@@ -215,13 +236,13 @@ class BatchNorm(nn.BatchNorm2d):
 
     def observe(self, x: Tensor) -> Statistics:
         """Statistics of x [C, H, W, B] that the running ones have learnt of (training only)."""
+        count = x[0].numel()
+        if count < 2:
+            raise ValueError(f"batch normalisation needs more than one value per channel in training, got {tuple(x.shape)}")
         found = statistics(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked += 1
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            count = x[0].numel()
-            if count < 2:
-                raise ValueError(f"batch normalisation needs more than one value per channel in training, got {tuple(x.shape)}")
             self.running_mean.lerp_(found.mean, share)
             self.running_var.lerp_(found.variance * (count / (count - 1)), share)
         return found

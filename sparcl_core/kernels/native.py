@@ -5,6 +5,7 @@ threads, and no bit depends on how many they are. Scratch memory belongs to a th
 """
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sparcl_core.kernels.build import backend
 from sparcl_core.kernels.connections import Connections, Lists
-from sparcl_core.kernels.geometry import Shape
+from sparcl_core.kernels.geometry import LIMIT, Shape
 
 _scratch = threading.local()
 
@@ -45,9 +46,12 @@ def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype 
     """The address of `tensor`'s first element, if it is what the kernels expect.
 
     Raises:
-        TypeError: if it is of another type or lies elsewhere than on the CPU.
+        TypeError: if it is no dense tensor, of another type or lies elsewhere than on the CPU.
         ValueError: if it has another shape or is not contiguous.
     """
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        found = tensor.layout if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise TypeError(f"{name} is {found}: the kernels take dense tensors")
     if tensor.dtype != dtype or tensor.device.type != "cpu":
         raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}: the kernels take {dtype} on the CPU")
     if tuple(tensor.shape) != tuple(shape):
@@ -55,6 +59,21 @@ def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype 
     if not tensor.is_contiguous():
         raise ValueError(f"{name} of shape {tuple(shape)} is not contiguous (strides {tensor.stride()}): call .contiguous() first")
     return tensor.data_ptr()
+
+
+def _plane(name: str, x: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """The address of a tensor [channels, rows, columns, batch] of any sizes that C can count.
+
+    Raises:
+        TypeError: as `check`.
+        ValueError: as `check`, and if it has other dimensions, holds nothing, or a row of it has 2**31 values or more.
+    """
+    at = check(name, x, getattr(x, "shape", ()), dtype)
+    if x.dim() != 4 or not x.numel():
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: the kernels take [channels, rows, columns, samples], at least 1 of each")
+    if max(*x.shape, x.shape[2] * x.shape[3]) >= LIMIT:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: the kernels count with 32 bits; take a smaller batch")
+    return at
 
 
 def _optional(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> int | None:
@@ -86,6 +105,13 @@ def deal(count: int, work: Callable[[int, int], None]) -> None:
         future.result()
 
 
+def _made_for_us(connections: Connections) -> None:
+    """Lists for vectors of another length would have C read behind its buffers."""
+    if connections.vector != vector_floats():
+        told = f"connections are made for vectors of {connections.vector} floats: the kernels here have {vector_floats()}"
+        raise ValueError(f"{told}; make them with native.vector_floats()")
+
+
 def _gather(lists: Lists, source: int, pre: tuple, weights: Tensor, bias: int | None, accumulate: bool, out: int) -> None:
     part, vector = lists.part, vector_floats()
     struct, values, call = part.struct(), lists.pick(weights.detach()), _library().sparcl_gather
@@ -111,6 +137,7 @@ def forward(
         bias: [outs] or None.
         pre: (scale, shift), each [channels]: the layer sees max(0, scale * x + shift), which is never stored.
     """
+    _made_for_us(connections)
     source = check("x", x, (shape.channels, *shape.size, shape.batch))
     check("weights", weights, (connections.count,))
     added = _optional("bias", bias, (shape.outs,))
@@ -121,6 +148,7 @@ def forward(
 
 def input_gradient(connections: Connections, shape: Shape, grad: Tensor, weights: Tensor, onto: Tensor | None = None) -> Tensor:
     """Gradient [channels, rows, columns, batch] of the input. `onto`: a tensor of that shape that it is added to, in place."""
+    _made_for_us(connections)
     source = check("grad", grad, (shape.outs, *shape.out_size, shape.batch))
     check("weights", weights, (connections.count,))
     parts, is_whole = connections.backward(shape)
@@ -137,6 +165,7 @@ def input_gradient(connections: Connections, shape: Shape, grad: Tensor, weights
 
 def weight_gradient(connections: Connections, shape: Shape, x: Tensor, grad: Tensor, pre: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Gradient [active weights], computed at `connections.updated` and 0 elsewhere. `x`, `pre`: as in `forward`."""
+    _made_for_us(connections)
     source = check("x", x, (shape.channels, *shape.size, shape.batch))
     above = check("grad", grad, (shape.outs, *shape.out_size, shape.batch))
     before, part, vector = _pre(pre, shape), connections.forward(shape).part, vector_floats()
@@ -158,22 +187,23 @@ def weight_gradient(connections: Connections, shape: Shape, x: Tensor, grad: Ten
 def _pre(pre: tuple[Tensor, Tensor] | None, shape: Shape) -> tuple[int | None, int | None]:
     if pre is None:
         return None, None
-    return check("scale", pre[0], (shape.channels,)), check("shift", pre[1], (shape.channels,))
+    scale, shift = pre
+    return check("scale", scale, (shape.channels,)), check("shift", shift, (shape.channels,))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, each [channels], of x [channels, rows, columns, batch]."""
-    at, (channels, *rest) = check("x", x, x.shape), x.shape
-    mean, variance, floats = x.new_empty(channels), x.new_empty(channels), _product(rest)
-    _over(channels, "sparcl_moments", at, ctypes.c_int64(floats), mean.data_ptr(), variance.data_ptr())
+    at, channels = _plane("x", x), len(x)
+    mean, variance = x.new_empty(channels), x.new_empty(channels)
+    _over(channels, "sparcl_moments", at, ctypes.c_int64(x[0].numel()), mean.data_ptr(), variance.data_ptr())
     return mean, variance
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, other: Tensor | None, is_active: bool) -> Tensor:
     """scale * x + shift (+ other), clipped at zero if `is_active`. x, other: [channels, rows, columns, batch]; scale, shift: [channels]."""
-    at, channels = check("x", x, x.shape), len(x)
+    at, channels = _plane("x", x), len(x)
     numbers = check("scale", scale, (channels,)), check("shift", shift, (channels,))
-    out, floats = torch.empty_like(x), ctypes.c_int64(_product(x.shape[1:]))
+    out, floats = torch.empty_like(x), ctypes.c_int64(x[0].numel())
     added = _optional("other", other, x.shape)
     _over(channels, "sparcl_affine", at, *numbers, added, ctypes.c_int32(is_active), out.data_ptr(), floats)
     return out
@@ -195,18 +225,25 @@ def norm_backward(
         into: gets the gradient of x; may be `grad`.
         other: gets the gradient of the addend, or None.
     """
-    channels = len(x)
-    tensors = [check("grad", grad, x.shape), check("x", x, x.shape), _optional("out", out, x.shape)]
-    tensors += [check("a number per channel", number, (channels,)) for number in numbers]
-    gamma, beta, floats = x.new_empty(channels), x.new_empty(channels), ctypes.c_int64(_product(x.shape[1:]))
+    at, channels = _plane("x", x), len(x)
+    tensors = [check("grad", grad, x.shape), at, _optional("out", out, x.shape)]
+    names = ("scale", "shift", "mean", "inverse")
+    tensors += [check(name, number, (channels,)) for name, number in zip(names, numbers, strict=True)]
+    gamma, beta, floats = x.new_empty(channels), x.new_empty(channels), ctypes.c_int64(x[0].numel())
     results = check("into", into, x.shape), _optional("other", other, x.shape), gamma.data_ptr(), beta.data_ptr()
     _over(channels, "sparcl_norm_backward", *tensors, ctypes.c_int32(is_active), *results, floats)
     return gamma, beta
 
 
 def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: float, is_active: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised x [channels, rows, columns, batch], clipped at zero if `is_active`; mean and 1 / deviation, each [groups, batch]."""
-    at, (channels, rows, columns, batch) = check("x", x, x.shape), x.shape
+    """Normalised x [channels, rows, columns, batch], clipped at zero if `is_active`; mean and 1 / deviation, each [groups, batch].
+
+    `groups` divides the channels. `epsilon`: finite, at least 0.
+    """
+    at, (channels, rows, columns, batch) = _plane("x", x), x.shape
+    _check_groups(groups, channels)
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon is {epsilon}: what is added to a variance is finite and not negative")
     numbers = check("gamma", gamma, (channels,)), check("beta", beta, (channels,))
     out, mean, inverse = torch.empty_like(x), x.new_empty(groups, batch), x.new_empty(groups, batch)
     sizes = [ctypes.c_int32(value) for value in (channels, rows, columns, batch)]
@@ -225,8 +262,9 @@ def group_norm_backward(
     grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, is_active: bool, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, gamma and beta of `group_norm`."""
-    (channels, rows, columns, batch), groups = x.shape, len(mean)
-    inputs = check("grad", grad, x.shape), check("x", x, x.shape), check("gamma", gamma, (channels,)), check("beta", beta, (channels,))
+    at, (channels, rows, columns, batch), groups = _plane("x", x), x.shape, len(mean) if mean.dim() else 0
+    _check_groups(groups, channels)
+    inputs = check("grad", grad, x.shape), at, check("gamma", gamma, (channels,)), check("beta", beta, (channels,))
     held = check("mean", mean, (groups, batch)), check("inverse", inverse, (groups, batch))
     found = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(beta)
     sizes = [ctypes.c_int32(value) for value in (channels, rows, columns, batch)]
@@ -242,9 +280,8 @@ def group_norm_backward(
 
 def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Maximum of size x size windows of x [channels, rows, columns, batch], and which place of its window it is (int8)."""
-    at, (channels, rows, columns, batch) = check("x", x, x.shape), x.shape
-    if not 1 <= size <= min(rows, columns, 11):
-        raise ValueError(f"a window of {size} does not fit into {rows}x{columns} (and 11 is the largest)")
+    at, (channels, rows, columns, batch) = _plane("x", x), x.shape
+    _check_window(size, rows, columns)
     out = x.new_empty(channels, rows // size, columns // size, batch)
     which = torch.empty_like(out, dtype=torch.int8)
     sizes = [ctypes.c_int32(value) for value in (rows, columns, batch, size)]
@@ -255,15 +292,23 @@ def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def max_pool_backward(grad: Tensor, which: Tensor, shape: tuple[int, ...], size: int) -> Tensor:
     """Gradient of x of `shape` of `max_pool`."""
     channels, rows, columns, batch = shape
+    _check_window(size, rows, columns)
     wanted = (channels, rows // size, columns // size, batch)
     inputs = check("grad", grad, wanted), check("which", which, wanted, torch.int8)
+    _plane("grad", grad)
     out, sizes = grad.new_empty(shape), [ctypes.c_int32(value) for value in (rows, columns, batch, size)]
     _over(channels, "sparcl_max_pool_backward", *inputs, *sizes, out.data_ptr())
     return out
 
 
-def _product(sizes) -> int:
-    return int(torch.Size(sizes).numel())
+def _check_groups(groups: int, channels: int) -> None:
+    if not isinstance(groups, int) or groups < 1 or channels % groups:
+        raise ValueError(f"groups is {groups}: a whole number of at least 1 that divides the {channels} channels")
+
+
+def _check_window(size: int, rows: int, columns: int) -> None:
+    if not isinstance(size, int) or not 1 <= size <= min(rows, columns, 11):
+        raise ValueError(f"a window of {size} does not fit into {rows}x{columns} (and 11 is the largest)")
 
 
 def _over(channels: int, name: str, *arguments) -> None:

@@ -30,7 +30,13 @@ class Layer:
 
 
 def batch_last(x: Tensor) -> Tensor:
-    """x [B, C, H, W] or [B, F] as [C, H, W, B] or [F, 1, 1, B]: a view where x lies batch-last already, else a copy."""
+    """x [B, C, H, W] or [B, F] as [C, H, W, B] or [F, 1, 1, B]: a view where x lies batch-last already, else a copy.
+
+    Raises:
+        ValueError: if x has other dimensions.
+    """
+    if x.dim() not in (2, 4):
+        raise ValueError(f"an input of shape {tuple(x.shape)}: the kernels take [batch, channels, rows, columns] or [batch, features]")
     turned = x.permute(1, 2, 3, 0) if x.dim() == 4 else x.t()[:, None, None]
     return turned.contiguous()
 

@@ -48,18 +48,18 @@ typedef struct {
   int32_t out_h, out_w;                            // whole plane of the output, of which
   int32_t row0, row_step, col0, col_step;          // these rows and columns are computed
   int32_t unit_rows;                               // rows of a band
-  int32_t packed_rows, row_floats, phase_floats;   // packed source: [channels][packed_rows][stride_w][phase_floats]
+  int32_t packed_rows, row_floats, phase_floats;   // packed source: [channels][packed_rows][least(stride_w, kernel columns)][phase_floats]
   int32_t tile, blocks;                            // vectors of a tile; blocks of source channels
   int32_t kernel_rows;
 } Gather;
 
 static void pack_row(const Gather *g, const float *from, int n, float a, float b, int is_active, float *row) {
-  const int S = g->slice, columns = g->phase_floats / S;
-  for (int p = 0; p < g->stride_w; p++) {
+  const int S = g->slice, columns = g->phase_floats / S, phases = g->row_floats / g->phase_floats;
+  for (int p = 0; p < phases; p++) {
     float *to = row + p * g->phase_floats;
     int lo = 0, hi = columns; // columns j that exist: 0 <= j * stride + p - pad < width
-    while (lo < hi && lo * g->stride_w + p < g->pad_w) lo++;
-    while (hi > lo && (hi - 1) * g->stride_w + p - g->pad_w >= g->width) hi--;
+    while (lo < hi && (int64_t)lo * g->stride_w + p < g->pad_w) lo++;
+    while (hi > lo && (int64_t)(hi - 1) * g->stride_w + p - g->pad_w >= g->width) hi--;
     memset(to, 0, sizeof(float) * lo * S);
     memset(to + hi * S, 0, sizeof(float) * (g->phase_floats - hi * S));
     const int run = g->stride_w == 1 && S == g->batch ? hi - lo : 1; // columns that lie side by side on both sides

@@ -1,5 +1,7 @@
 """Kernels that are compiled, found, damaged, or not to be had: a library that works or dense products, never a crash."""
 
+import hashlib
+import json
 import os
 import shutil
 import stat
@@ -495,8 +497,51 @@ def test_a_source_that_is_not_right_leaves_nothing(fresh, source, part):
 
 def test_a_source_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **named: [])
     with pytest.warns(RuntimeWarning):
-        assert_dense(load(), "sparse.c is not beside build.py", "install")
+        assert_dense(load(), "sparse.c is not beside build.py, and sparcl-fleet is not installed", "install it")
+
+
+def test_the_source_is_the_one_that_belongs_to_the_python_files():
+    """Whoever changes sparse.c changes this number with it: a bundle of Python files takes no other one."""
+    assert hashlib.sha256((ROOT / "sparcl_core/kernels/sparse.c").read_bytes()).hexdigest() == build.SOURCE_SHA256
+
+
+def installed(folder: Path, source: bytes, *, is_editable: bool) -> Path:
+    """A folder of packages in which sparcl-fleet is installed with this sparse.c, as the installers write it."""
+    packages, project = folder / "packages", folder / "a project"
+    info, root = packages / "sparcl_fleet-0.1.0.dist-info", project if is_editable else packages
+    (root / "sparcl_core" / "kernels").mkdir(parents=True)
+    (root / "sparcl_core" / "kernels" / "sparse.c").write_bytes(source)
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sparcl-fleet\nVersion: 0.1.0\n")
+    (info / "RECORD").write_text("")
+    if is_editable:
+        (info / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
+    return packages
+
+
+@needs_compiler
+@pytest.mark.parametrize("is_editable", [False, True], ids=["installed", "editable"])
+@pytest.mark.parametrize("is_same", [True, False], ids=["same", "other"])
+def test_a_bundle_of_python_files_takes_the_installed_source_if_it_is_the_right_one(fresh, tmp_path, is_editable, is_same):
+    """As under `flwr run`, where the packages' Python files lie in a folder of their own that comes first in the path."""
+    source = (ROOT / "sparcl_core/kernels/sparse.c").read_bytes() if is_same else OTHER
+    bundle, packages = tmp_path / "bundle", installed(tmp_path, source, is_editable=is_editable)
+    for file in (ROOT / "sparcl_core").rglob("*.py"):
+        to = bundle / file.relative_to(ROOT)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, to)
+    code = "import sparcl_core.kernels.build as build; b = build.load(); print(build.__file__, b.library is not None, b.reason, sep='|')"
+    environment = {**os.environ, "PYTHONPATH": f"{bundle}:{packages}"}
+    command = [sys.executable, "-S", "-c", code]  # -S: the environment's own installation stays out
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    where, has_library, reason = done.stdout.strip().split("|")
+    assert Path(where).is_relative_to(bundle) and has_library == str(is_same)
+    if not is_same:
+        assert "is of another version than these Python files: install the sparcl-fleet that they come from" in reason
+        assert "dense products stand in for the sparse kernels" in done.stderr
 
 
 # -- what is asked for

@@ -1,6 +1,7 @@
 """Lists of active weights: each weight once, where the kernels look for it."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -136,11 +137,14 @@ def test_an_update_asks_for_gradients_of_some_weights_only():
     assert connections.updated is None and torch.equal(connections.gradient(SHAPE)[1], whole)
 
 
-def test_a_copy_has_lists_of_its_own():
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_a_copy_has_lists_of_its_own(again):
     connections = Connections(SHAPE.weight_shape, some(SHAPE.weight_shape, 30), 8)
-    other = copy.deepcopy(connections)
+    connections.update(np.array([3]))
+    other = again(connections)
+    assert other.updated.tolist() == [3]
     other.update(np.array([1, 2]))
-    assert other.gradient(SHAPE)[1].numel() == 2 and connections.gradient(SHAPE)[1].numel() == 30
+    assert other.gradient(SHAPE)[1].numel() == 2 and connections.gradient(SHAPE)[1].numel() == 1
 
 
 # -- bad input
@@ -177,6 +181,24 @@ def test_positions_that_do_not_increase_or_are_out_of_range_are_refused(position
     with pytest.raises(ValueError, match="positions must increase strictly from 0 to at most 29, the last active weight"):
         connections.update(np.array(positions))
     assert connections.updated is None
+
+
+@pytest.mark.parametrize("positions", [np.array([0.0, 1.0]), np.ones(30, bool), np.array([[1, 2]])])
+def test_positions_that_are_no_indices_are_refused(positions):
+    connections = Connections(SHAPE.weight_shape, some(SHAPE.weight_shape, 30), 8)
+    with pytest.raises(ValueError, match="positions are .*: positions in the vector of weights are integers in one dimension"):
+        connections.update(positions)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.uint32, np.uint64])
+def test_places_and_positions_may_be_integers_of_any_type(kind):
+    places, wanted = some(SHAPE.weight_shape, 30), Connections(SHAPE.weight_shape, some(SHAPE.weight_shape, 30), 8)
+    connections = Connections(SHAPE.weight_shape, places.astype(kind), 8)
+    for made in (wanted, connections):
+        made.update(np.array([1, 4, 29], kind if made is connections else np.int64))
+    assert connections.updated.dtype == connections.places.dtype == np.int64
+    for found, of_64_bits in zip(connections.gradient(SHAPE), wanted.gradient(SHAPE), strict=True):
+        assert torch.equal(found, of_64_bits)
 
 
 @pytest.mark.parametrize("call", ["forward", "backward", "gradient"])

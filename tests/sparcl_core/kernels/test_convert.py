@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from sparcl_core.kernels import modules, native
@@ -287,6 +289,26 @@ def test_masks_of_a_model_change_between_steps(way):
         for key, layer in sparse_layers(made).items():
             layer.set_mask(after[key])
         masks = after
+
+
+@every_way
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_converted_model_can_be_copied_and_pickled(way, again):
+    """torchvision's own ResNet: ours is made in a function, so that it imports late, and no pickle finds it there."""
+    model = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
+    names = [f"layer{n}.0.conv{m}.weight" for n in (1, 2, 3, 4) for m in (1, 2)]
+    masks = {key: np.random.default_rng(1).random(model.get_parameter(key).shape) < 0.1 for key in names}
+    made = convert(model, masks, choose(masks, way))
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    made(x)
+    other = again(made)
+    assert_same_state(other, made)
+    for one in (made, other):
+        one.train()
+    assert torch.equal(other(x), made(x))
+    if way != "dense":
+        assert type(other.layer1[0]).__name__ == "FusedBlock"
+    assert_same_state(revert(other), revert(made) if again is not copy.copy else other)
 
 
 # -- rare models

@@ -34,7 +34,7 @@ def assert_cut_well(part, vector: int) -> None:
     assert f["tile"] <= vectors
     # the last kernel column's last tile ends in the packed row, the last band's last row is packed
     assert (part.kernel[1] - 1) // f["stride_w"] * f["slice"] + tiles * f["tile"] * vector <= f["phase_floats"]
-    assert f["row_floats"] == f["phase_floats"] * f["stride_w"] and f["phase_floats"] % vector == 0
+    assert f["row_floats"] == f["phase_floats"] * min(f["stride_w"], part.kernel[1]) and f["phase_floats"] % vector == 0
     assert f["packed_rows"] == (f["unit_rows"] - 1) * f["stride_h"] + part.kernel[0]
     columns = f["phase_floats"] // f["slice"]  # whole columns of a phase hold all that the kernel can reach
     assert columns * f["stride_w"] >= (f["cols"] - 1) * f["stride_w"] + part.kernel[1]

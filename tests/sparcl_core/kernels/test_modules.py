@@ -1,6 +1,7 @@
 """Layers one by one: sparse ones and their dense twins under the same tests, and the layers between them."""
 
 import copy
+import pickle
 
 import numpy as np
 import oracles
@@ -251,15 +252,51 @@ def test_the_twin_refuses_a_padding_that_is_not_of_zeros():
         MaskedConv2d(dense, mask_of(dense.weight, 0.3))
 
 
+WAYS_TO_COPY = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda layer: pickle.loads(pickle.dumps(layer))}
+
+
+@both_kinds
+@pytest.mark.parametrize("again", WAYS_TO_COPY.values(), ids=WAYS_TO_COPY)
+def test_a_copy_is_a_layer_of_its_own(kinds, again):
+    for kind, dense, x in ((kinds[0], dense_conv(), normal(3, 6, 8, 8)), (kinds[1], dense_linear(), normal(3, 40))):
+        layer = kind(dense, mask_of(dense.weight, 0.3))
+        layer.set_updated(np.array([0, 1, 2], np.int32))
+        other = again(layer)
+        assert torch.equal(other(x), layer(x))
+        for made in (layer, other):
+            made(x).sum().backward()
+        assert torch.equal(other.values.grad, layer.values.grad)  # also where gradients are wanted
+        before = layer.state_dict()["weight"].clone()
+        other.set_mask(mask_of(dense.weight, 0.1))
+        other.set_updated(np.array([1]))
+        with torch.no_grad():
+            other.values += 1
+        other(x).sum().backward()
+        assert torch.equal(layer.state_dict()["weight"], before) and torch.equal(layer(x), kind(dense, mask_of(dense.weight, 0.3))(x))
+        other.load_state_dict(layer.state_dict())
+        assert not other.state_dict()["weight"][~torch.from_numpy(mask_of(dense.weight, 0.1))].any()
+
+
 @needs_kernels
-def test_a_copy_is_a_layer_of_its_own():
+@pytest.mark.parametrize("shape", [(6, 8, 8), (6,), (1, 2, 6, 8, 8)])
+def test_an_input_of_other_dimensions_is_refused(shape):
+    dense = dense_conv()
+    with pytest.raises(ValueError, match=r"an input of shape .*: the kernels take \[batch, channels, rows, columns\] or"):
+        SparseConv2d(dense, mask_of(dense.weight, 0.3))(normal(*shape))
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_meets_inactive_weights_only_is_never_multiplied(value):
+    """The one difference from a masked dense layer, where 0 x NaN is NaN: kernels skip inactive weights, whatever they would meet."""
     dense, x = dense_conv(), normal(3, 6, 8, 8)
-    layer = SparseConv2d(dense, mask_of(dense.weight, 0.3))
-    other = copy.deepcopy(layer)
-    other.set_updated(np.array([1]))
-    layer(x).sum().backward()
-    other(x).sum().backward()
-    assert other.values.grad[1] == layer.values.grad[1] and other.values.grad.count_nonzero() == 1 < layer.values.grad.count_nonzero()
+    mask = mask_of(dense.weight, 0.3)
+    mask[:, 2] = False
+    x[:, 2, 4, 4] = value
+    clean = x.clone()
+    clean[:, 2, 4, 4] = 0
+    layer, twin = SparseConv2d(dense, mask), MaskedConv2d(dense, mask)
+    assert torch.equal(layer(x), layer(clean)) and twin(x).isnan().any()
 
 
 @pytest.mark.parametrize("kind", [MaskedConv2d, MaskedLinear])

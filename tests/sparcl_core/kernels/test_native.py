@@ -450,7 +450,7 @@ def test_other_kernels_check_their_tensors():
     numbers = (two, two, two, two)
     with pytest.raises(ValueError, match=r"grad has shape \(1, 4, 4, 3\): the layer needs \(2, 4, 4, 3\)"):
         native.norm_backward(x[1:], x, None, numbers, True, x, None)
-    with pytest.raises(ValueError, match=r"a number per channel has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"mean has shape \(3,\)"):
         native.norm_backward(x, x, None, (two, two, three, two), True, x, None)
     for name, tensors in (("out", (x[1:], x, None)), ("into", (None, x[1:], None)), ("other", (None, x, x[1:]))):
         with pytest.raises(ValueError, match=rf"{name} has shape \(1,"):
@@ -469,6 +469,104 @@ def test_other_kernels_check_their_tensors():
 def test_a_window_that_does_not_fit_is_refused(size, plane):
     with pytest.raises(ValueError, match=rf"a window of {size} does not fit into {plane}x24 \(and 11 is the largest\)"):
         native.max_pool(torch.ones(1, plane, 24, 2), size)
+
+
+@pytest.mark.parametrize("groups", [0, -1, 3, 5, 2.0, True + 0.5])
+def test_groups_that_do_not_share_out_the_channels_are_refused(groups):
+    x, four = torch.ones(4, 3, 3, 2), torch.ones(4)
+    with pytest.raises(ValueError, match=f"groups is {groups}: a whole number of at least 1 that divides the 4 channels"):
+        native.group_norm(x, groups, four, four, 1e-5, True)
+
+
+@pytest.mark.parametrize("held", [torch.ones(0, 2), torch.ones(3, 2), torch.tensor(1.0)])
+def test_statistics_of_wrong_groups_are_refused(held):
+    x, four = torch.ones(4, 3, 3, 2), torch.ones(4)
+    with pytest.raises(ValueError, match="groups is [03]: a whole number"):
+        native.group_norm_backward(x, x, four, four, True, held, held)
+
+
+@pytest.mark.parametrize("epsilon", [-1e-5, float("nan"), float("inf")])
+def test_an_epsilon_that_is_no_small_number_is_refused(epsilon):
+    two = torch.ones(2)
+    with pytest.raises(ValueError, match="epsilon is .*: what is added to a variance is finite and not negative"):
+        native.group_norm(torch.ones(2, 3, 3, 2), 1, two, two, epsilon, True)
+
+
+@pytest.mark.parametrize(("size", "plane"), [(0, 4), (5, 4), (12, 20)])
+def test_the_gradient_of_a_window_that_does_not_fit_is_refused(size, plane):
+    with pytest.raises(ValueError, match=rf"a window of {size} does not fit into {plane}x24"):
+        native.max_pool_backward(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2, dtype=torch.int8), (1, plane, 24, 2), size)
+
+
+def test_connections_for_vectors_of_another_length_are_refused():
+    """Their lists would have C read behind its buffers."""
+    connections, weights = Connections(LAYER.weight_shape, None, 2 * native.vector_floats()), GOOD["weights"]
+    message = f"made for vectors of {connections.vector} floats: the kernels here have {native.vector_floats()}"
+    for compute in (
+        lambda: native.forward(connections, LAYER, GOOD["x"], weights, None),
+        lambda: native.input_gradient(connections, LAYER, GOOD["grad"], weights),
+        lambda: native.weight_gradient(connections, LAYER, GOOD["x"], GOOD["grad"]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compute()
+
+
+@pytest.mark.parametrize("stray", [None, np.ones((2, 4, 4, 3), np.float32), torch.ones(2, 4, 4, 3).to_sparse(), [1.0]])
+def test_what_is_no_dense_tensor_is_refused(stray):
+    with pytest.raises(TypeError, match="x is (a NoneType|a ndarray|torch.sparse_coo|a list): the kernels take dense tensors"):
+        native.moments(stray)
+
+
+def test_a_plane_that_c_cannot_count_is_refused():
+    wide = torch.zeros(1).expand(1, 1, 2**16, 2**15)
+    with pytest.raises(ValueError, match="not contiguous|count with 32 bits"):
+        native.max_pool(wide, 1)
+    with pytest.raises(ValueError, match="up to 2147483647"):
+        Shape(1, 1, 1, (1, 1), (1, 1), (2**31, 1), (2**31, 0))
+
+
+sizes = st.integers(0, 5)
+
+
+@given(st.lists(sizes, min_size=0, max_size=5), st.integers(-3, 13), sizes, st.floats(), st.booleans(), st.integers(0, 3))
+def test_whatever_a_kernel_is_given_it_computes_or_refuses(shape, number, count, epsilon, is_active, kind):
+    """Never a signal, never a value from beyond: what is computed has the input's shape and is finite where the arithmetic is."""
+    x, numbers = torch.ones(shape), torch.ones(count)
+    calls = (
+        lambda: native.moments(x),
+        lambda: (native.affine(x, numbers, numbers, x if is_active else None, is_active),),
+        lambda: native.group_norm(x, number, numbers, numbers, epsilon, is_active),
+        lambda: native.max_pool(x, number),
+    )
+    try:
+        found = calls[kind]()
+    except (ValueError, TypeError) as error:
+        assert str(error).count("\n") == 0 and len(str(error)) > 20
+        return
+    assert x.dim() == 4 and x.numel() and found[0].numel()
+    if kind != 2 or epsilon > 1e-30:  # all values are equal: their variance is 0
+        assert all(tensor.isfinite().all() for tensor in found)
+    if kind == 2:
+        back = native.group_norm_backward(x, x, numbers, numbers, is_active, *found[1:])
+        assert back[0].shape == x.shape
+    if kind == 3:
+        assert native.max_pool_backward(*found, tuple(x.shape), number).sum() == found[0].numel()
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "pad"),
+    [
+        ((8, 8), (3, 3), (10**6, 10**6), (1, 1)),
+        ((5, 7), (1, 1), (10**9, 2), (0, 3)),
+        ((1, 1), (2, 1), (10**6, 10**6), (10**6, 10**6)),
+        ((40, 3), (2, 2), (17, 5), (6, 2)),
+    ],
+)
+def test_a_long_stride_is_computed_at_once(size, kernel, stride, pad):
+    """Most input places then meet no kernel place, and nothing may be done for each of them or for each place that is skipped."""
+    case = make_case(Shape(9, 2, 3, size, kernel, stride, pad), 1.0, has_bias=True)
+    assert_as_autograd(case)
+    assert_close(first(case.forward()), F.conv2d(case.x, case.weight, case.bias, stride, pad))  # the shape's own stride may be shorter
 
 
 def test_without_kernels_a_call_says_why(monkeypatch):
