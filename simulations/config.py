@@ -5,10 +5,10 @@ use them. Unknown keys and wrong types are errors that name the key and the near
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ from server.optimizer import ServerOptimizerConfig
 from server.selection import SelectionConfig
 from server.settings import FederationConfig
 from server.tiers import BudgetConfig
-from simulations.errors import ConfigError, WeightsError
+from simulations import bounds
+from simulations.errors import ConfigError, WeightsError, did_you_mean, several
 from simulations.fleet import FleetConfig
+from simulations.mistakes import explain
 from simulations.sections import DataConfig, StreamConfig
+from simulations.tomlfile import check_depth, read_toml
 from sparcl_core import tdm
 from sparcl_core.change import ChangeConfig
 from sparcl_core.ddr import DDRConfig
@@ -37,6 +40,7 @@ from sparcl_core.tdm import TDMConfig
 from sparcl_core.wire import WireConfig
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
+LONGEST_NAME = 100  # bytes; a folder's name has 255, and settings and the seed come behind it
 
 
 @dataclass(frozen=True)
@@ -81,48 +85,63 @@ class Experiment:
     change: ChangeConfig = field(default_factory=ChangeConfig)
 
     def __post_init__(self):
+        if problems := [*self._own(), *bounds.too_large(self)]:
+            raise ValueError("; ".join(problems))
+        if problems := [*self._schedule(), *self._contradictions()]:  # they count with what was checked above
+            raise ValueError("; ".join(problems))
+
+    def _own(self) -> Iterator[str]:
+        """What is wrong with the settings that belong to no section."""
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"name is {self.name!r}: it names the run folder, so take letters, digits, '-', '_' and '.'")
+            yield f"name is {printable(repr(self.name))}: it names the run folder, so take letters, digits, '-', '_' and '.'"
+        if len(self.name.encode(errors="replace")) > LONGEST_NAME:
+            yield f"name has {len(self.name)} characters: it names the run folder, so take at most {LONGEST_NAME} bytes"
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: it must not be negative")
+            yield f"seed is {self.seed}: it must not be negative"
         if not 0 <= self.target < 1:
-            raise ValueError(f"target is {self.target}: an accuracy in [0, 1); 0 reports none")
+            yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
         if self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only")
-        tdm.check(self.method.tdm, self.sparsity, self.federation.task_epochs)
+            yield f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only"
+
+    def _schedule(self) -> Iterator[str]:
+        """What TDM's rules say of sparsity and the length of tasks."""
         federation = self.federation
+        try:
+            tdm.check(self.method.tdm, self.sparsity, federation.task_epochs)
+        except ValueError as error:
+            yield str(error)
+            return
         schedule = tdm.Schedule(self.tdm, self.sparsity, federation.task_epochs, federation.local_epochs)
         if self.tdm.enabled and self.sparsity > 0 and not any(schedule.action(1, s) == "adapt" for s in range(schedule.sessions)):
-            raise ValueError(
+            yield (
                 f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
                 f"{federation.task_epochs} epochs; take shorter rounds, or set tdm.enabled=false"
             )
-        self._check_together()
 
-    def _check_together(self) -> None:
+    def _contradictions(self) -> Iterator[str]:
         """Settings that contradict each other."""
         federation, stream = self.federation, self.stream
         if self.clock.is_buffered and federation.batchnorm != "global":
-            raise ValueError(
+            yield (
                 f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "
                 f"of a round could be asked for their statistics; take global, or clock.mode=sync"
             )
         if self.clock.over_selection and not federation.cohort_size:
-            raise ValueError("clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it")
+            yield "clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it"
         if self.budget.memory == "fit" and federation.mask == "local":
-            raise ValueError("budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared")
+            yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"
         if self.tdm.gradient == "last-step" and federation.mask == "local":
-            raise ValueError(
+            yield (
                 "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was of "
                 "another model; take tdm.gradient=mean, or federation.mask=shared"
             )
         if stream.online and self.ddr.enabled:
-            raise ValueError(
+            yield (
                 "stream.online is true, but ddr.enabled too: data removal judges samples by several passes, and an online stream has one; "
                 "set ddr.enabled=false"
             )
         if stream.online and federation.local_epochs > 1:
-            raise ValueError(
+            yield (
                 f"stream.online is true, but federation.local_epochs is {federation.local_epochs}: a single pass is one epoch; set it to 1"
             )
 
@@ -155,6 +174,9 @@ def available() -> list[str]:
 def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool = True) -> Experiment:
     """The experiment in a file, with `key=value` overrides applied in order.
 
+    Overrides that make tasks shorter make stage lengths of the file (`tdm.stage_epochs`, `ddr.stage_epochs`) shorter in the same
+    proportion, so that a task keeps its stages; one that an override sets stays as it is.
+
     Args:
         name: one of `available()`, or a path to a TOML file.
         overrides: `learner.lr=0.1`; values are TOML, a bare word is a string.
@@ -162,19 +184,18 @@ def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool =
             devices, which are sent their weights.
 
     Raises:
-        ConfigError: if there is no such file, it is no TOML, or a key or value is wrong.
+        ConfigError: if there is no such file, it is no TOML, or keys or values are wrong: all that are, in one message.
     """
-    path = Path(name)
-    if path.suffix != ".toml":
-        path = EXPERIMENTS / f"{name}.toml"
-    try:
-        tree = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"experiment {name!r} is not here; there are {', '.join(available())}, or give a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    tree = _read(name)
+    epochs, problems = _task_epochs(tree), []
     for override in overrides or []:
-        _override(tree, override)
+        try:
+            _override(tree, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    several("", problems)
+    keys = {override.partition("=")[0].strip() for override in overrides or []}
+    _follow(tree, epochs, keys)
     experiment = from_tree(tree)
     return _find_weights(experiment) if finds_weights and experiment.model.weights else experiment
 
@@ -194,10 +215,15 @@ def _find_weights(experiment: Experiment) -> Experiment:
 
 def from_tree(tree: dict[str, Any]) -> Experiment:
     """The experiment in nested dicts."""
+    check_depth(tree, "the experiment")
     try:
-        return _ADAPTER.validate_json(json.dumps(tree, default=str))  # TOML also knows dates
+        text = json.dumps(tree, default=str)  # TOML also knows dates
+    except ValueError as error:
+        raise ConfigError(f"the experiment has a number that is too large: {printable(error)}") from error
+    try:
+        return _ADAPTER.validate_json(text)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
+        raise ConfigError("; ".join(explain(error, Experiment))) from error
 
 
 def to_tree(experiment: Experiment) -> dict[str, Any]:
@@ -226,44 +252,73 @@ def dense_twin(experiment: Experiment) -> Experiment:
     )
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"--set {override!r}: write key=value, for example learner.lr=0.05")
+def left_on(experiment: Experiment) -> list[str]:
+    """What an experiment of sparsity 0 still does that its dense twin does not, in words; of others nothing."""
+    twin, found = dense_twin(experiment), []
+    if experiment.sparsity == 0:
+        if experiment.ddr.enabled:
+            found.append("data removal (ddr)")
+        if (wire := experiment.wire) != twin.wire:
+            found.append(f"{wire.up} updates up and {wire.down} down (wire)")
+    return found
+
+
+def _read(name: str) -> dict[str, Any]:
+    path, here = Path(name), available()
+    if path.suffix != ".toml":
+        if name not in here:
+            if Path(f"{name}.toml").is_file():
+                raise ConfigError(f"experiment {printable(repr(name))} is not here; for the file say {name}.toml")
+            hint = did_you_mean(name, here)
+            raise ConfigError(f"experiment {printable(repr(name))} is not here;{hint} there are {', '.join(here)}, or give a .toml file")
+        path = EXPERIMENTS / f"{name}.toml"
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        return read_toml(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"experiment {name!r} is not here; there are {', '.join(here)}, or give a .toml file") from error
+    except OSError as error:
+        raise ConfigError(f"experiment {name!r} cannot be read: {error.strerror or error}") from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = (part.strip() for part in override.partition("="))
+    shown = printable(repr(override))
+    if not sign or not key:
+        raise ConfigError(f"--set {shown}: write key=value, for example learner.lr=0.05")
+    if not override.isprintable() and any("\ud800" <= char <= "\udfff" for char in override):
+        raise ConfigError(f"--set {shown}: it holds a byte that is not UTF-8")
+    try:
+        found = tomllib.loads(f"value = {text}")
+        value = found["value"] if found.keys() == {"value"} else text
+        check_depth({"value": value}, f"--set {shown}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *parents, last = key.strip().split(".")
+        value = text
+    except ConfigError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"--set {shown}: {key} is no value that we can use: {printable(error)}") from error
+    *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section")
+            raise ConfigError(f"--set {shown}: {parent} is a value, not a section")
     tree[last] = value
 
 
-def _explain(item: dict) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "unexpected_keyword_argument":
-        known = [".".join(key) for key in _keys(Experiment)]
-        near = difflib.get_close_matches(where, known, n=1) or [key for key in known if key.split(".")[-1] == where.split(".")[-1]]
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(_siblings(item['loc']))}"
-        return f"unknown config key {where!r}; {hint}"
-    if item["type"] == "value_error":
-        return f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
-    return f"{where} is {item['input']!r}: {item['msg'].lower()}"
+def _task_epochs(tree: dict[str, Any]) -> int:
+    """K as the tables have it; 0 if they are wrong there."""
+    section, epochs = tree.get("federation", {}), 1
+    for key in ("rounds_per_task", "local_epochs"):
+        value = section.get(key, getattr(FederationConfig, key)) if isinstance(section, dict) else 0
+        epochs *= value if type(value) is int and value > 0 else 0
+    return epochs
 
 
-def _keys(section: type) -> list[tuple[str, ...]]:
-    keys = []
-    for part in dataclasses.fields(section):
-        inner = next((s for s in SECTIONS if s is part.type), None)
-        keys += [(part.name, *key) for key in _keys(inner)] if inner else [(part.name,)]
-    return keys
-
-
-def _siblings(loc: tuple) -> list[str]:
-    section = Experiment
-    for part in loc[:-1]:
-        section = next(f.type for f in dataclasses.fields(section) if f.name == part)
-    return [f.name for f in dataclasses.fields(section)]
+def _follow(tree: dict[str, Any], before: int, overridden: set[str]) -> None:
+    """Shorten stage lengths as tasks of `before` epochs were shortened, in place."""
+    after = _task_epochs(tree)
+    for name in ("tdm", "ddr"):
+        section = tree.get(name)
+        length = section.get("stage_epochs") if isinstance(section, dict) else None
+        if 0 < after < before and type(length) is int and length > 0 and not {name, f"{name}.stage_epochs"} & overridden:
+            section["stage_epochs"] = max(1, length * after // before)

@@ -5,15 +5,16 @@ figures are the fields of `DeviceProfile`. A profile may name a network in `netw
 """
 
 import math
-import tomllib
 from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from simulations.errors import ConfigError
+from simulations.errors import ConfigError, did_you_mean, several
 from simulations.profiles.units import to_si
+from simulations.tomlfile import read_toml
 from sparcl_core.costs import DeviceProfile
+from sparcl_core.foreign import printable
 
 FOLDER = Path(__file__).parent
 NETWORKS = FOLDER / "networks"
@@ -27,7 +28,7 @@ ALTERNATIVES = (("active_w", "j_per_flop"), ("radio_w", "radio_j_per_byte"))
 MAY_BE_ZERO = {field.name for field in fields(DeviceProfile) if field.default == 0} - {"j_per_flop"} | {"radio_j_per_byte"}
 KEYS = ("value", "unit", "source", "date")
 
-Figure = tuple[float, bool]  # its value in SI units, and whether it is an assumption
+Figure = tuple[float | None, bool]  # its value in SI units, None where it is wrong, and whether it is an assumption
 
 
 def available(folder: Path | None = None) -> list[str]:
@@ -43,81 +44,98 @@ def load_profile(name: str) -> tuple[DeviceProfile, list[str]]:
 
     Raises:
         ConfigError: if there is no such profile, it is no TOML, or a figure is missing, unknown, of the wrong type, sign or unit, or
-            without a source; the message names file and figure.
+            without a source. One message names the file and all that is wrong in it.
     """
     path, tree = _read(name, FOLDER, "profile")
-    title, network = _title(path, tree), tree.pop("network", None)
-    figures = _figures(path, tree, FIGURES)
+    problems: list[str] = []
+    title, network = _title(tree, problems), tree.pop("network", None)
     if network is not None:
-        figures = _network(path, network) | figures
+        figures = _network(network, problems) | _figures(tree, FIGURES, problems)
+    else:
+        figures = _figures(tree, FIGURES, problems)
     for first, second in ALTERNATIVES:
         if (first in figures) == (second in figures):
             stated = "both" if first in figures else "neither"
-            raise ConfigError(f"{path.name}: it states {stated} of {first} and {second}; state exactly one of the two")
+            problems.append(f"it states {stated} of {first} and {second}; state exactly one of the two")
         figures.setdefault(first, (0.0, False))
         figures.setdefault(second, (0.0, False))
     if missing := [figure for figure in FIGURES if figure not in figures and figure not in OPTIONAL]:
-        way_out = f" or name a network: {', '.join(available(NETWORKS))}" if missing[0] in NETWORK_FIGURES else ""
-        raise ConfigError(f"{path.name}: {missing[0]} is missing; add [{missing[0]}] with value, source and date{way_out}")
-    values = {figure: value for figure, (value, _) in figures.items()}
+        verb, each = ("are", "each") if len(missing) > 1 else ("is", f"[{missing[0]}]")
+        lacks_network = network is None and not {"down_bits_per_s", "up_bits_per_s", "latency_s"}.isdisjoint(missing)
+        way_out = f" or name a network: {', '.join(available(NETWORKS))}" if lacks_network else ""
+        problems.append(f"{', '.join(missing)} {verb} missing; add {each} with value, source and date{way_out}")
+    several(path.name, problems)
+    values = {figure: value for figure, (value, _) in figures.items() if value is not None}
     return DeviceProfile(title, **values), [figure for figure in FIGURES if figure in figures and figures[figure][1]]
 
 
-def _network(path: Path, name: Any) -> dict[str, Figure]:
-    """The figures of the network that the profile in `path` names."""
+def _network(name: Any, problems: list[str]) -> dict[str, Figure]:
+    """The figures of the network that a profile names."""
     if name not in (known := available(NETWORKS)):
-        raise ConfigError(f"{path.name}: network {name!r} is not here; there are {', '.join(known)}")
+        problems.append(f"network {name!r} is not here;{did_you_mean(name, known)} there are {', '.join(known)}")
+        return dict.fromkeys(NETWORK_FIGURES, (None, False))
     path, tree = _read(name, NETWORKS, "network")
-    _title(path, tree)
-    return _figures(path, tree, NETWORK_FIGURES)
+    own: list[str] = []
+    _title(tree, own)
+    figures = _figures(tree, NETWORK_FIGURES, own)
+    several(path.name, own)
+    return figures
 
 
 def _read(name: str, folder: Path, what: str) -> tuple[Path, dict[str, Any]]:
-    path = Path(name)
+    path, known = Path(name), available(folder)
     if path.suffix != ".toml":
-        if name not in (known := available(folder)):
-            raise ConfigError(f"{what} {name!r} is not here; there are {', '.join(known)}, or give a .toml file")
+        if name not in known:
+            raise ConfigError(f"{what} {name!r} is not here;{did_you_mean(name, known)} there are {', '.join(known)}, or give a .toml file")
         path = folder / f"{name}.toml"
     try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, read_toml(path)
     except OSError as error:
-        raise ConfigError(f"{what} {name!r} cannot be read: {error.strerror}; give one of {', '.join(available(folder))}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        raise ConfigError(f"{what} {name!r} cannot be read: {error.strerror or error}; give one of {', '.join(known)}") from error
 
 
-def _title(path: Path, tree: dict[str, Any]) -> str:
+def _title(tree: dict[str, Any], problems: list[str]) -> str:
     """What people call it; taken out of `tree`."""
     title = tree.pop("name", None)
     if not isinstance(title, str) or not title.strip():
-        raise ConfigError(f"{path.name}: name is {title!r}: it needs a text, what people call it")
+        problems.append(f"name is {title!r}: it needs a text, what people call it")
     return title
 
 
-def _figures(path: Path, tree: dict[str, Any], known: Collection[str]) -> dict[str, Figure]:
-    if unknown := set(tree) - set(known):
-        raise ConfigError(f"{path.name}: unknown figure {min(unknown)!r}; here it may have {', '.join(known)}")
-    return {figure: _figure(path, figure, entry) for figure, entry in tree.items()}
+def _figures(tree: dict[str, Any], known: Collection[str], problems: list[str]) -> dict[str, Figure]:
+    """The figures; of one that is wrong, its value is None and `problems` has a message."""
+    figures: dict[str, Figure] = {}
+    for figure, entry in tree.items():
+        if figure not in known:
+            hint = did_you_mean(figure, known) or f" here it may have {', '.join(known)}"
+            problems.append(f"unknown figure {printable(repr(figure))};{hint}")
+        elif isinstance(entry, dict):
+            figures[figure] = (_value(figure, entry, problems), "assumption" in str(entry.get("source")))
+        else:
+            problems.append(f"{figure} is {printable(repr(entry))}: a figure is a table [{figure}] with value, source and date")
+            figures[figure] = (None, False)
+    return figures
 
 
-def _figure(path: Path, figure: str, entry: Any) -> Figure:
-    where = f"{path.name}: {figure}"
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where} is {entry!r}: a figure is a table [{figure}] with value, source and date")
+def _value(figure: str, entry: dict[str, Any], problems: list[str]) -> float | None:
+    """What `entry` says, in SI units; None if it says it wrongly."""
     if unknown := set(entry) - set(KEYS):
-        raise ConfigError(f"{where} has an unknown key {min(unknown)!r}; a figure has {', '.join(KEYS)}")
-    value, source = entry.get("value"), entry.get("source", "")
-    rule = "not negative" if figure in MAY_BE_ZERO else "above 0"
+        problems.append(f"{figure} has an unknown key {printable(repr(min(unknown)))}; a figure has {', '.join(KEYS)}")
+    source = entry.get("source", "")
+    if not isinstance(source, str) or not source.strip() or ("assumption" not in source and not entry.get("date")):
+        problems.append(f"{figure} has no source with a date; write one, or the word 'assumption' and what it rests on")
+    value, rule = entry.get("value"), "not negative" if figure in MAY_BE_ZERO else "above 0"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{where} is {value!r}: it needs a number {rule}")
+        problems.append(f"{figure} is {printable(repr(value))}: it needs a number {rule}")
+        return None
     try:
         number = to_si(figure, float(value), entry["unit"]) if "unit" in entry else float(value)
     except OverflowError:  # TOML's integers have no end
         number = math.inf
     except ValueError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
+        problems.append(str(error))
+        return None
     if not 0 <= number < math.inf or (number == 0 and figure not in MAY_BE_ZERO):
-        raise ConfigError(f"{where} is {value!r}: it needs a number {rule}, and not inf or nan")
-    if not isinstance(source, str) or not source.strip() or ("assumption" not in source and not entry.get("date")):
-        raise ConfigError(f"{where} has no source with a date; write one, or the word 'assumption' and what it rests on")
-    return number, "assumption" in source
+        problems.append(f"{figure} is {printable(value, 60)}: it needs a number {rule}, and not inf or nan")
+        return None
+    return number

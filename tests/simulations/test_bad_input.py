@@ -53,13 +53,13 @@ def without(figure: str) -> str:
     ("before", "after", "parts"),
     [
         (without("memory_bytes"), "", ("memory_bytes is missing", "add [memory_bytes] with value, source and date")),
-        ('network = "mobile-2020"', "", ("down_bits_per_s is missing", "or name a network: ", "wifi-home")),
+        ('network = "mobile-2020"', "", ("down_bits_per_s, up_bits_per_s, latency_s are missing", "or name a network: ", "wifi-home")),
         ("value = 20\n", "value = -20\n", ("flops_per_s is -20", "a number above 0")),
         ("value = 20\n", "value = inf\n", ("flops_per_s is inf", "not inf or nan")),
         ("value = 20\n", 'value = "20"\n', ("flops_per_s is '20'", "a number above 0")),
         ('unit = "GFLOP/s"', 'unit = "horses"', ("unit 'horses' does not fit flops_per_s", "GFLOP/s", "or none for FLOP/s")),
         ('unit = "GFLOP/s"', 'unit = "W"', ("unit 'W' does not fit flops_per_s",)),
-        ("[flops_per_s]", "[flops]", ("unknown figure 'flops'", "it may have flops_per_s")),
+        ("[flops_per_s]", "[flops]", ("unknown figure 'flops'", "did you mean 'flops_per_s'?", "flops_per_s is missing")),
         ("[flops_per_s]", "[flops_per_s", ("is no TOML",)),
     ],
 )

@@ -1,13 +1,17 @@
 """Experiments: complete, strict, and the same after a trip through a file. Messages name the key, the rule and the way out."""
 
+import dataclasses
 import tomllib
 from dataclasses import replace
 
 import pytest
 import tomli_w
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from worlds import tiny
 
-from simulations.config import ConfigError, available, dense_twin, from_tree, load, to_tree
+from simulations.config import SECTIONS, ConfigError, Experiment, available, dense_twin, from_tree, left_on, load, to_tree
+from sparcl_core import ddr, tdm
 
 
 @pytest.mark.parametrize("name", available())
@@ -38,8 +42,13 @@ def test_overrides_apply_in_order_and_are_toml():
     ("override", "message"),
     [
         ("learner.lrr=0.1", "unknown config key 'learner.lrr'; did you mean 'learner.lr'?"),
-        ("buffer_size=3", "unknown config key 'buffer_size'; did you mean 'clock.buffer_size'?"),
-        ("learnr.lr=0.1", "unknown config key 'learnr'; did you mean 'learner"),
+        ("buffer_size=3", "unknown config key 'buffer_size'; did you mean 'learner.buffer_size' or 'clock.buffer_size'?"),
+        ("lr=0.1", "unknown config key 'lr'; did you mean 'learner.lr' or 'server_optimizer.lr'?"),
+        ("learnr.lr=0.1", "unknown config key 'learnr'; did you mean 'learner'?"),
+        ("training.buffer_share=0.1", "unknown config key 'training'; did you mean 'learner'?"),
+        ("xyzzy.zebra=0.1", "unknown config key 'xyzzy'; known sections: data, stream, model, learner"),
+        ("clock.buffer_share=0.1", "unknown config key 'clock.buffer_share'; did you mean 'learner.buffer_share'?"),
+        ("sparcity=0.1", "unknown config key 'sparcity'; did you mean 'sparsity'?"),
         ("tdm.xyzzy=1", "unknown config key 'tdm.xyzzy'; known keys here: enabled, p_intra"),
         ("zebra=1", "unknown config key 'zebra'; known keys here: name, description, seed"),
         ("learner.lr=fast", "learner.lr is 'fast': input should be a valid number"),
@@ -48,6 +57,8 @@ def test_overrides_apply_in_order_and_are_toml():
         ("ddr.enabled=1", "ddr.enabled is 1: input should be a valid boolean"),
         ("stream.devices='3'", "stream.devices is '3': input should be a valid integer"),
         ("learner.method=ewc", "learner.method is 'ewc': input should be 'sgd', 'er', 'der' or 'derpp'"),
+        ("learner.method=derp", "learner.method is 'derp': input should be 'sgd', 'er', 'der' or 'derpp'; did you mean 'derpp'?"),
+        ("stream.partition=dirichelt", "stream.partition is 'dirichelt': input should be "),
         ("model.sparse=conv2", "model.sparse is 'conv2': input should be a valid array"),
         ("learner=3", "learner is 3: input should be an object"),
         ("learner.lr=inf", "learner.lr is inf: input should be a finite number"),
@@ -66,6 +77,7 @@ def test_overrides_apply_in_order_and_are_toml():
         ("name=a/b", "name is 'a/b': it names the run folder"),
         ("name=..", "name is '..': it names the run folder"),
         ("name=", "name is '': it names the run folder"),
+        ("name=" + 101 * "n", "name has 101 characters: it names the run folder, so take at most 100"),
         ("data.name=parquet", "data: name is 'parquet', but path is empty: set data.path"),
         ("data.folds=1", "data: folds is 1: at least 2"),
         ("data.fold=5", "data: fold is 5: folds are numbered 0 to 4"),
@@ -129,6 +141,178 @@ def test_several_mistakes_are_told_at_once():
     assert "learner.lrr" in str(caught.value) and "seed is 'x'" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (("learner.lrr=1", "learner.method=derp", "clock.mode=sync", "wire.block=-1"), ("'learner.lr'", "'derpp'?", "wire: block is -1")),
+        (("seed=-1", "target=2", "evaluate_every=-1"), ("seed is -1", "target is 2", "evaluate_every is -1")),
+        (
+            ("stream.online=true", "federation.local_epochs=2", "budget.memory=fit", "federation.mask=local"),
+            ("ddr.enabled=false", "single pass", "mask=shared"),
+        ),
+        (("learner.lr", "=3", "seed.first=1"), ("--set 'learner.lr'", "--set '=3'", "--set 'seed.first=1'")),
+    ],
+)
+def test_all_mistakes_of_a_kind_are_told_at_once(overrides, messages):
+    with pytest.raises(ConfigError) as caught:
+        tiny(*(["seed=0"] if overrides[-1].startswith("seed.") else []), *overrides)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_a_misspelt_section_of_a_file_is_a_section(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[learnr]\nlr = 0.1\nbatch_size = 4\n")
+    with pytest.raises(ConfigError, match="unknown config key 'learnr'; did you mean 'learner'[?]$"):
+        load(str(path))
+
+
+def test_a_misspelt_experiment_is_recognised(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="experiment 'split-digit' is not here; did you mean 'split-digits'[?] there are "):
+        load("split-digit")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("seed = 3")
+    for name in ("mine", str(tmp_path / "mine")):
+        with pytest.raises(ConfigError, match="for the file say .*mine.toml"):
+            load(name)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        (tmp_path / "folder.toml").mkdir()
+        load("folder.toml")
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(tmp_path):
+    path, text = tmp_path / "mine.toml", 'description = """a\nb"""\nseed = 3\n[learner]\nlr = 0.5\n'
+    path.write_bytes(text.encode())
+    plain = load(str(path))
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load(str(path)) == plain
+
+
+DEEP = {
+    "lists": "x = " + 100_000 * "[",
+    "closed lists": "x = " + 300 * "[" + 300 * "]",
+    "inline tables": "x = " + 5000 * "{a = " + "1" + 5000 * "}",
+    "dotted keys": f"x{5000 * '.a'} = 1",
+    "tables": f"[x{5000 * '.a'}]",
+    "digits": f"seed = {5000 * '1'}",
+    "hexadecimal digits": f"seed = 0x{5000 * 'f'}",
+}
+
+
+@pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
+def test_a_file_that_is_deep_or_long_is_one_message(tmp_path, text):
+    path = tmp_path / "deep.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(str(path))
+    assert len(str(caught.value)) < 400
+    key, sign, value = text.partition(" = ")
+    with pytest.raises(ConfigError) as caught:
+        tiny(f"{key}={value}" if sign else f"{key[1:-1]}=1")
+    assert len(str(caught.value)) < 1000
+
+
+def test_nothing_behind_a_value_is_dropped():
+    """A line end would begin another setting, which nobody would see."""
+    assert tiny("description='a'\nseed = 7").description == "'a'\nseed = 7"
+    with pytest.raises(ConfigError, match="a byte that is not UTF-8"):
+        tiny("description=\udcff")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("federation.local_epochs=70000", "federation.local_epochs is 70,000: at most 65,535"),
+        ("stream.devices=1000000000", "stream.devices is 1,000,000,000: at most 10,000,000"),
+        ("federation.rounds_per_task=10000000", "federation.rounds_per_task is 10,000,000: at most 1,000,000"),
+        ("stream.cycles=65535", "stream.tasks x stream.cycles is 131,070: a device's stream has at most 65,535 steps"),
+        ("model.hidden=2147483647", "model.width is 8 and model.hidden 2,147,483,647: that is 17,179,869,752 weights"),
+        ("model.width=800000", "weights and more of a cnn, and 268,435,456 is the most"),
+        ("seed=100000000000000000000000", "seed is 100,000,000,000,000,000,000,000: at most 9,223,372,036,854,775,807"),
+        (f"tdm.batches={10**40}", "tdm.batches is above 2^132: at most 2,147,483,647"),
+        ("stream.alpha=1e300", "stream.alpha is 1e+300: at most 1e+09"),
+        ("stream.alpha=1e-300", "stream.alpha is 1e-300: at least 1e-06"),
+        ("clock.start_hour=1e308", "clock.start_hour is 1e+308: at most 1e+07"),
+    ],
+)
+def test_what_is_too_large_is_said_before_anything_is_made(override, message):
+    with pytest.raises(ConfigError) as caught:
+        tiny(override)
+    assert message in str(caught.value)
+
+
+def test_rounds_and_devices_are_bounded_together():
+    many = ("stream.partition=drawn", "stream.samples=5", "stream.devices=1000000")
+    with pytest.raises(ConfigError, match="1,000 rounds of 1,000,000 devices: .* at most 100,000,000; set federation.cohort_size"):
+        tiny(*many, "federation.rounds=1000")
+    assert tiny(*many, "federation.rounds=1000", "federation.cohort_size=100").stream.devices == 1_000_000
+    with pytest.raises(ConfigError, match="stream.devices x stream.tasks x stream.cycles is 2,000,000,000"):
+        tiny(*many, "stream.cycles=1000", "federation.cohort_size=100")
+
+
+NUMBERS = [
+    (key, default)
+    for section in (*SECTIONS, Experiment)
+    for key, default in (
+        (f"{prefix}{part.name}", part.default)
+        for prefix in [next((f"{f.name}." for f in dataclasses.fields(Experiment) if f.type is section), "")]
+        for part in dataclasses.fields(section)
+    )
+    if isinstance(default, int | float) or default is None
+]
+INTEGERS = st.integers(-3, 70_000) | st.sampled_from([2**15, 2**16, 2**31, 2**32, 2**53, 2**63, 2**64, 10**30, 10**400, -(10**400)])
+FLOATS = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0, 1) | st.sampled_from([5e-324, 1e-300, 1e300, 1.7e308])
+
+
+@given(st.dictionaries(st.sampled_from([key for key, _ in NUMBERS]), INTEGERS | FLOATS | st.booleans(), max_size=4))
+@settings(deadline=5000, max_examples=300)
+def test_any_numbers_make_an_experiment_or_one_message(values):
+    """Never anything else, and never for long. What is made survives a file."""
+    tree = to_tree(tiny())
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = tree
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    try:
+        made = from_tree(tree)
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert from_tree(tomllib.loads(tomli_w.dumps(to_tree(made)))) == made
+
+
+# -- tasks that are shorter than the file's
+
+
+@pytest.mark.parametrize("name", available())
+@given(data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_stages_follow_a_task_that_is_made_shorter(name, data):
+    """A task that is long enough for as many stages of an epoch has as many as before, and no stage is longer than it was."""
+    full = load(name)
+    before, rounds = full.federation.task_epochs, full.federation.rounds_per_task
+    length = tdm.stage_length(full.tdm, before)
+    stages = tdm.num_stages(before, length)
+    shorter = data.draw(st.integers(1, rounds))
+    epochs = shorter * full.federation.local_epochs
+    assume(epochs >= max(4, stages) and stages >= 4)
+    made = load(name, [f"federation.rounds_per_task={shorter}"])
+    assert tdm.num_stages(epochs, tdm.stage_length(made.tdm, epochs)) >= stages
+    if ddr.stage_length(full.ddr, before) * epochs >= before:  # else a removal would come more often than once an epoch
+        assert ddr.num_stages(made.ddr, epochs) >= ddr.num_stages(full.ddr, before)
+    assert made.tdm.stage_epochs <= length and (shorter < rounds or made == full)
+
+
+def test_stages_stay_where_they_were_set_or_tasks_grow():
+    assert load("split-digits", ["federation.rounds_per_task=4"]).tdm.stage_epochs == 2
+    assert load("split-digits", ["federation.rounds_per_task=20"]).tdm.stage_epochs == 5
+    assert load("split-digits", ["federation.rounds_per_task=5", "tdm.stage_epochs=1"]).tdm.stage_epochs == 1
+    with pytest.raises(ConfigError, match="TDM needs at least 4"):
+        load("split-digits", ["federation.rounds_per_task=4", "tdm.stage_epochs=5"])
+
+
 def test_a_date_is_text():
     """TOML knows dates, experiments do not: 2024-01-01 is a fine description and no number."""
     assert tiny("description=2024-01-01").description == "2024-01-01"
@@ -159,3 +343,10 @@ def test_a_dense_twin_differs_in_sparsity_only():
     own = {key: getattr(sparse, key) for key in ("name", "sparsity", "tdm", "ddr", "dgm", "wire", "federation")}
     assert replace(dense, **own) == sparse
     assert replace(dense.federation, mask="local") == sparse.federation
+
+
+def test_what_sparsity_0_leaves_on_is_named():
+    assert left_on(load("split-digits")) == []
+    assert left_on(load("split-digits", ["sparsity=0"])) == ["data removal (ddr)", "int6 updates up and int8 down (wire)"]
+    assert left_on(load("split-digits", ["sparsity=0", "ddr.enabled=false"])) == ["int6 updates up and int8 down (wire)"]
+    assert left_on(dense_twin(load("split-digits"))) == []
