@@ -4,17 +4,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from client.config import ClientConfig
 from client.stream import Streams
 from server.fleet import Roster
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
+from simulations.arrangement import check_batches
 from simulations.conditions import make_attendance
 from simulations.config import Experiment
 from simulations.data import Dataset, load_data
 from simulations.evaluate import Evaluator
 from simulations.partition import make_streams
+from sparcl_core.batches import smallest_batch
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.losses import REPLAY_DRAWS
@@ -46,14 +49,17 @@ class World:
 def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Experiment:
     """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
 
-    `data`: if it is loaded already.
+    Layers are timed at the largest batch that a device of this fleet can have.
+
+    Args:
+        data: if it is loaded already.
     """
     if not experiment.sparsity or experiment.kernels.backend:
         return experiment
-    inputs, method = (data or load_data(experiment.data, experiment.seed)).inputs, experiment.method
-    model = build_model(method.model, inputs.shape, inputs.num_classes)
+    data, method = data or load_data(experiment.data, experiment.seed), experiment.method
+    inputs, model = data.inputs, _model(experiment, data)
     is_joint = method.learner.joint_forward and not has_batch_statistics(model)
-    batch = method.learner.batch_size * (1 + is_joint * REPLAY_DRAWS[method.learner.method])
+    batch = min(method.learner.batch_size, _most_samples(experiment, data)) * (1 + is_joint * REPLAY_DRAWS[method.learner.method])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as every device
     try:
@@ -64,10 +70,34 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     return replace(experiment, kernels=chosen)
 
 
+def _most_samples(experiment: Experiment, data: Dataset) -> int:
+    """A number of samples that some device has in a step: all that any has, or `learner.batch_size` if that many are easily seen."""
+    stream, wanted = experiment.stream, experiment.learner.batch_size
+    tasks = 1 if stream.setting == "domain-il" else stream.tasks
+    pieces = experiment.federation.rounds_per_task if stream.online else 1
+    mean = stream.samples if stream.partition == "drawn" else len(data.raw.train_y) / (tasks * stream.devices)
+    return wanted if mean // pieces >= wanted else int(_streams(experiment, data).sizes.max())
+
+
 def make_world(experiment: Experiment) -> World:
-    """Load the data and cut it into streams."""
+    """Load the data and cut it into streams.
+
+    Raises:
+        ConfigError: if the data or the streams are not what the settings need, or the model cannot be trained on them.
+    """
     data = load_data(experiment.data, experiment.seed)
-    return World(experiment, data, make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task))
+    streams = _streams(experiment, data)
+    if (least := smallest_batch(_model(experiment, data), data.inputs.shape)) > 1:
+        check_batches(streams, least)
+    return World(experiment, data, streams)
+
+
+def _streams(experiment: Experiment, data: Dataset) -> Streams:
+    return make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task)
+
+
+def _model(experiment: Experiment, data: Dataset) -> nn.Module:
+    return build_model(experiment.method.model, data.inputs.shape, data.num_classes)
 
 
 def make_roster(streams: Streams) -> Roster:
