@@ -56,6 +56,15 @@ def task_sequences(config: StreamConfig, seed: int) -> np.ndarray:
     return sequences
 
 
+def check_tested(classes: tuple[tuple[int, ...], ...], test_y: np.ndarray) -> None:
+    """Raises ConfigError if there are tasks without test samples: their accuracy would be that of nothing."""
+    if untested := [f"{task} (classes {members})" for task, members in enumerate(classes) if not np.isin(test_y, members).any()]:
+        raise ConfigError(
+            f"no test sample of task {', '.join(untested)}: nobody would know how well it is learned; add samples to the test data, leave "
+            f"these classes out of the training data, or set data.validation=0.1 to test on a share of the training samples"
+        )
+
+
 def check_batches(streams: Streams, least: int) -> None:
     """Every task has a device that can be trained on it; those that have data and cannot are told of in a line of the log.
 

@@ -11,7 +11,7 @@ from client.stream import Streams
 from server.fleet import Roster
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
-from simulations.arrangement import check_batches
+from simulations.arrangement import check_batches, check_tested
 from simulations.conditions import make_attendance
 from simulations.config import Experiment
 from simulations.data import Dataset, load_data
@@ -87,6 +87,7 @@ def make_world(experiment: Experiment) -> World:
     """
     data = load_data(experiment.data, experiment.seed)
     streams = _streams(experiment, data)
+    check_tested(streams.classes, data.raw.test_y)
     if (least := smallest_batch(_model(experiment, data), data.inputs.shape)) > 1:
         check_batches(streams, least)
     return World(experiment, data, streams)
