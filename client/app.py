@@ -26,7 +26,6 @@ from sparcl_core.codec import SparseTensor
 from sparcl_core.footprint import activation_bytes, footprint
 from sparcl_core.learner import Learner
 from sparcl_core.masks import State, count_active
-from sparcl_core.method import REPLAY_DRAWS
 from sparcl_core.protocol import Instruction, Report
 
 
@@ -151,11 +150,10 @@ class _Trainer:
 
     def _measures(self, device: DeviceState, done: devices.Round) -> dict[str, int | float]:
         """What the simulator wants to know of the round; not part of the protocol, and not counted as bytes."""
-        config, learner, session, flops = self.config.method.learner, self.learner, done.session, done.flops
+        learner, session, flops = self.learner, done.session, done.flops
         active = device.model.active if done.update is None else count_active(done.masks)
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
-        draws = REPLAY_DRAWS[config.method]
-        per_forward = config.batch_size * (1 + draws if learner.is_joint else 1)
+        per_forward = learner.samples_per_forward(session.memory.ddr.kept.size)
         needs = footprint(learner.held, active, updated, self._activations, per_forward, device.memory.buffer, federated=True)
         whole = {name: mask.size for name, mask in done.masks.items()}
         return {
@@ -164,6 +162,7 @@ class _Trainer:
             **{f"memory.{key}": value for key, value in asdict(needs).items()},
             "samples": session.samples,
             "replayed": session.replayed,
+            "dropped": session.dropped,
             "steps": session.steps,
             "loss": session.loss,
             "kept": int(np.count_nonzero(session.memory.ddr.kept)),

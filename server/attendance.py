@@ -4,7 +4,7 @@ All of it is a function of the seed, the round, the virtual time, and what the s
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,13 +56,18 @@ class Attendance:
         self.roster = Roster.of([])
 
     def enrol(self, roster: Roster) -> None:
-        """Raises ValueError if the roster has a device that the conditions do not know."""
+        """Take the fleet as known. Samples that are too few for the model to be trained on them count as none.
+
+        Raises:
+            ValueError: if the roster has a device that the conditions do not know.
+        """
         if len(roster) and roster.devices[-1] >= len(self.conditions.hardware):
             raise ValueError(
                 f"device {roster.devices[-1]} is connected, but the experiment has devices 0 to {len(self.conditions.hardware) - 1}: "
                 f"set stream.devices to their number"
             )
-        self.roster = roster
+        least = self.estimates.workload.least
+        self.roster = roster if least == 1 else replace(roster, samples=np.where(roster.samples < least, 0, roster.samples))
 
     def steps(self, server_round: int, time: float) -> np.ndarray:
         """[N] int64 by row of the roster: the step of its stream that each device is at, -1 before the first."""
@@ -144,7 +149,7 @@ class Attendance:
         return bool(np.isfinite(self.conditions.availability.next_on(self.roster.devices, time)).any())
 
     def without_data(self, server_round: int, time: float) -> list[tuple[int, int]]:
-        """(device, step) of those that have begun and could take part, had they data."""
+        """(device, step) of those that have begun and could take part, had they data, or enough of it."""
         steps = self.steps(server_round, time)
         rows = np.flatnonzero((steps >= 0) & (self.samples(steps) == 0) & (self.tiers.of[self.roster.devices] >= 0))
         rows = rows[self.conditions.availability.on(self.roster.devices[rows], time)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.hardware import Hardware
+from sparcl_core.batches import largest_batch
 from sparcl_core.flops import LayerShape, per_sample
 from sparcl_core.footprint import Held, footprint_bytes
 from sparcl_core.masks import num_active
@@ -45,6 +46,7 @@ class Workload:
         moved: activation bytes of one sample.
         input_bytes, classes: of a sample in the buffer.
         is_joint: current data and replay share one forward pass.
+        least: samples that a batch has at least.
     """
 
     method: MethodConfig
@@ -56,6 +58,7 @@ class Workload:
     input_bytes: int
     classes: int
     is_joint: bool
+    least: int = 1
 
     def level(self, sparsity: float) -> Level:
         """The work at `sparsity`, gradient masks as dense as their settings say in proportion."""
@@ -70,15 +73,21 @@ class Workload:
         held = dense + sum(active.values())
         return Level(sparsity, cost.sparse, cost.dense, held, held * 4)
 
-    def memory(self, sparsity: float, buffered: np.ndarray) -> np.ndarray:
-        """Bytes [n] that training needs on devices with buffers of `buffered` [n] samples, as `footprint` counts them."""
+    def memory(self, sparsity: float, buffered: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Bytes [n] that training needs, as `footprint` counts them.
+
+        Args:
+            buffered: [n], samples that the devices' buffers can hold.
+            samples: [n], the most that a device has in a step: no batch is larger.
+        """
         method = self.method
         active = {name: num_active(size, sparsity) for name, size in self.masked.items()}
         draws = REPLAY_DRAWS[method.learner.method] if self.is_joint else 0
-        in_flight = method.learner.batch_size * (1 + draws)
+        in_flight = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch) * (1 + draws)
         itemsize = self.model.itemsize
         per_sample_held = self.input_bytes + 8 + self.classes * itemsize
-        return footprint_bytes(self.model, active, active, self.moved, in_flight) + buffered * per_sample_held
+        fixed = footprint_bytes(self.model, active, active, self.moved, 0)
+        return fixed + self.moved * in_flight + buffered * per_sample_held
 
     @property
     def layer_passes(self) -> int:
@@ -89,8 +98,12 @@ class Workload:
         """Samples that go forward and backward in a round, and steps, [n] each."""
         learner, ddr = self.method.learner, self.method.ddr
         kept = samples * (1 - ddr.remove) if least and ddr.enabled else samples
-        draws = 0 if least else REPLAY_DRAWS[learner.method]
-        return self.epochs * kept * (1 + draws), self.epochs * np.ceil(kept / learner.batch_size)
+        draws, steps = 0 if least else REPLAY_DRAWS[learner.method], np.ceil(kept / learner.batch_size)
+        if least and (learner.last_batch != "keep" or self.least > 1):  # the rest may be dropped, or have no step of its own
+            steps = np.maximum(np.floor(kept / learner.batch_size), np.minimum(steps, 1))
+            if learner.last_batch == "drop":
+                kept = np.minimum(kept, steps * learner.batch_size)
+        return self.epochs * kept * (1 + draws), self.epochs * steps
 
 
 def layer_passes(layers: tuple[LayerShape, ...], method: MethodConfig, is_joint: bool) -> int:

@@ -16,7 +16,7 @@ from sparcl_core.flops import Flops
 from sparcl_core.masks import State
 from sparcl_core.protocol import Report
 
-COUNTS = ("samples", "replayed", "steps", "kept", "active", "updated")
+COUNTS = ("samples", "replayed", "dropped", "steps", "kept", "active", "updated")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Phases: `register` (once, where devices were asked who they are; a simulation kn
 | outcome | of a device that |
 |---|---|
 | `ok` | did it |
-| `sat-out` | has no data for the round: one row a round where all devices take part; where a cohort is drawn, who is not in it has none |
+| `sat-out` | has no data for the round, or too little: one row a round where all take part; of a cohort that is drawn, there are none |
 | `refused` | cannot take part at all, as its memory or its energy budget is too small: one row, when the run begins |
 | `skipped` | was asked and declined: its battery, or its budget of the day |
 | `failed` | raised an error (device or worker), or was cut short: it went offline, failed, or its battery was empty |
@@ -34,7 +34,8 @@ class Row:
     values_bytes to unread_bytes: the row's down_bytes or up_bytes by what they are for, see `sparcl_core.codec.Sizes`.
     `time`: virtual second at which the phase began.
     `loss` and the counts are those of the `train` phase; memory_bytes is what the device needs to train, `active` its
-    active maskable weights, `updated` those that a gradient mask touched, `kept` the task's samples that DDR keeps.
+    active maskable weights, `updated` those that a gradient mask touched, `kept` the task's samples that DDR keeps, `dropped`
+    samples that were left out as they did not fill an epoch's last batch (`learner.last_batch`).
     No column is measured in wall-clock time: the ledger of a repeated run is the same to the byte.
     """
 
@@ -67,6 +68,7 @@ class Row:
     dense_joules: float = 0.0
     samples: int = 0
     replayed: int = 0
+    dropped: int = 0
     steps: int = 0
     kept: int = 0
     active: int = 0

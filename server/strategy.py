@@ -185,8 +185,10 @@ class SparCLStrategy(Strategy):
         if self.is_over:
             return []
         if not self.federation.cohort_size:  # with a cohort drawn, who has no data is no candidate, like most who have: no row
+            least = attendance.estimates.workload.least
+            what = "no data" if least == 1 else f"fewer than {least} samples, the least that the model can be trained on,"
             for device, step in attendance.without_data(server_round, self.now):
-                self.ledger.absent(Where(server_round, step, device, self.now), "sat-out", f"no data for task {step}")
+                self.ledger.absent(Where(server_round, step, device, self.now), "sat-out", f"{what} for task {step}")
         size = math.ceil(round(self.federation.cohort_size * (1 + self.clock.over_selection), 9))
         chosen = attendance.choose(server_round, self.now, size, self.clock.deadline)
         willing = self.willing(server_round, chosen)

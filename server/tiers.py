@@ -76,7 +76,7 @@ def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, buffere
     estimates = Estimates(hardware, workload, tuple(levels), np.zeros(count, np.int64))
     needs_of, joules_of = [], []
     for number, level in enumerate(levels):
-        needs = workload.memory(level.sparsity, buffered)
+        needs = workload.memory(level.sparsity, buffered, samples)
         joules = estimates.joules(devices, samples, level.bytes, level.bytes, np.full(count, number))
         needs_of.append(needs)
         joules_of.append(joules)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from server.estimate import layer_passes
+from simulations.arrangement import check_tested
 from simulations.config import Experiment
 from simulations.data import load_data
 from simulations.evaluate import Evaluator
@@ -53,6 +54,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
     whole = replace(experiment.stream, devices=1, partition="iid", samples=0, online=False, order="same", cycles=1, new_classes_share=1.0)
     streams = make_streams(whole, data, experiment.seed)
+    check_tested(streams.classes, raw.test_y)
     stream = streams[0]
     tasks = [stream.task(number) for number in range(experiment.stream.tasks)]
     profile, _ = load_profile(experiment.profile)

@@ -1,5 +1,7 @@
 """Which task a device meets when: the order of tasks, recurring tasks, devices without new classes, single-pass pieces, domains."""
 
+import logging
+
 import numpy as np
 
 from client.arrange import ArrangedStreams
@@ -8,6 +10,8 @@ from simulations.errors import ConfigError
 from simulations.sections import StreamConfig
 from sparcl_core.domains import Domains
 from sparcl_core.seeding import generator
+
+log = logging.getLogger(__name__)
 
 
 def arranged(
@@ -50,6 +54,40 @@ def task_sequences(config: StreamConfig, seed: int) -> np.ndarray:
         stays = generator(seed, "new-classes").permutation(config.devices) >= count
         sequences = np.where(stays[:, None], sequences[:, :1], sequences)
     return sequences
+
+
+def check_tested(classes: tuple[tuple[int, ...], ...], test_y: np.ndarray) -> None:
+    """Raises ConfigError if there are tasks without test samples: their accuracy would be that of nothing."""
+    if untested := [f"{task} (classes {members})" for task, members in enumerate(classes) if not np.isin(test_y, members).any()]:
+        raise ConfigError(
+            f"no test sample of task {', '.join(untested)}: nobody would know how well it is learned; add samples to the test data, leave "
+            f"these classes out of the training data, or set data.validation=0.1 to test on a share of the training samples"
+        )
+
+
+def check_batches(streams: Streams, least: int) -> None:
+    """Every task has a device that can be trained on it; those that have data and cannot are told of in a line of the log.
+
+    Args:
+        least: samples that a batch must have, see `sparcl_core.batches`.
+
+    Raises:
+        ConfigError: naming the first task that no device can be trained on.
+    """
+    sizes, order = streams.sizes, streams.order
+    what = f"BatchNorm on images of {streams.x.shape[2]}x{streams.x.shape[3]} needs {least} samples at once"
+    for task, members in enumerate(streams.classes):
+        if (own := sizes[order == task]).any() and (own < least).all():
+            raise ConfigError(
+                f"task {task} (classes {members}) has at most {own.max()} sample on every device, and {what}; "
+                f"take fewer devices, or a net without BatchNorm (model.name=cnn)"
+            )
+    few = (sizes > 0) & (sizes < least)
+    if few.any():
+        log.warning(
+            "%d of %d devices sit out steps of their stream, %d steps in all: they have a single sample there, and %s",
+            np.count_nonzero(few.any(axis=1)), len(streams), np.count_nonzero(few), what,
+        )  # fmt: skip
 
 
 def check_data(streams: Streams) -> None:

@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from client.config import ClientConfig
 from client.stream import Streams
 from server.fleet import Roster
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
+from simulations.arrangement import check_batches, check_tested
 from simulations.conditions import make_attendance
 from simulations.config import Experiment
 from simulations.data import Dataset, load_data
@@ -18,7 +20,7 @@ from simulations.partition import make_streams
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.method import REPLAY_DRAWS
-from sparcl_core.models import build_model, has_batch_statistics, sparse_names
+from sparcl_core.models import build_model, has_batch_statistics, smallest_batch, sparse_names
 from sparcl_core.solo import start_model
 
 
@@ -46,7 +48,10 @@ class World:
 def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Experiment:
     """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
 
-    `data`: if it is loaded already.
+    Layers are timed at the largest batch that a device of this fleet can have.
+
+    Args:
+        data: if it is loaded already.
 
     Raises:
         ValueError: if the weights to start from do not fit the model: nothing has begun yet.
@@ -56,10 +61,10 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
         start_model(Learner(experiment.method, data.inputs, 1, experiment.seed), experiment.method, experiment.seed)
     if not experiment.sparsity or experiment.kernels.backend:
         return experiment
-    inputs, method = (data or load_data(experiment.data, experiment.seed)).inputs, experiment.method
-    model = build_model(method.model, inputs.shape, inputs.num_classes)
+    data, method = data or load_data(experiment.data, experiment.seed), experiment.method
+    inputs, model = data.inputs, _model(experiment, data)
     is_joint = method.learner.joint_forward and not has_batch_statistics(model)
-    batch = method.learner.batch_size * (1 + is_joint * REPLAY_DRAWS[method.learner.method])
+    batch = min(method.learner.batch_size, _most_samples(experiment, data)) * (1 + is_joint * REPLAY_DRAWS[method.learner.method])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as every device
     try:
@@ -70,10 +75,35 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     return replace(experiment, kernels=chosen)
 
 
+def _most_samples(experiment: Experiment, data: Dataset) -> int:
+    """A number of samples that some device has in a step: all that any has, or `learner.batch_size` if that many are easily seen."""
+    stream, wanted = experiment.stream, experiment.learner.batch_size
+    tasks = 1 if stream.setting == "domain-il" else stream.tasks
+    pieces = experiment.federation.rounds_per_task if stream.online else 1
+    mean = stream.samples if stream.partition == "drawn" else len(data.raw.train_y) / (tasks * stream.devices)
+    return wanted if mean // pieces >= wanted else int(_streams(experiment, data).sizes.max())
+
+
 def make_world(experiment: Experiment) -> World:
-    """Load the data and cut it into streams."""
+    """Load the data and cut it into streams.
+
+    Raises:
+        ConfigError: if the data or the streams are not what the settings need, or the model cannot be trained on them.
+    """
     data = load_data(experiment.data, experiment.seed)
-    return World(experiment, data, make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task))
+    streams = _streams(experiment, data)
+    check_tested(streams.classes, data.raw.test_y)
+    if (least := smallest_batch(_model(experiment, data), data.inputs.shape)) > 1:
+        check_batches(streams, least)
+    return World(experiment, data, streams)
+
+
+def _streams(experiment: Experiment, data: Dataset) -> Streams:
+    return make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task)
+
+
+def _model(experiment: Experiment, data: Dataset) -> nn.Module:
+    return build_model(experiment.method.model, data.inputs.shape, data.num_classes)
 
 
 def make_roster(streams: Streams) -> Roster:

@@ -41,7 +41,7 @@ def make_attendance(experiment: Experiment, streams: Streams, learner: Learner) 
     sizes, moved = streams.sizes, activation_bytes(learner.model, learner.inputs.shape)
     masked = {name: learner.layout.size(name) for name in learner.layout.shapes if name in learner.layout.masked}
     pixels = int(np.prod(learner.inputs.shape))
-    model = (learner.layers, learner.held, masked, moved, pixels, learner.inputs.num_classes, learner.is_joint)
+    model = (learner.layers, learner.held, masked, moved, pixels, learner.inputs.num_classes, learner.is_joint, learner.least)
     workload = Workload(e.method, e.federation.local_epochs, *model)
     buffered, most = _per_device(sizes, e)
     tiers = assign(e.budget, workload, hardware, buffered, most)

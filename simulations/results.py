@@ -4,7 +4,7 @@
     environment.json     versions, machine, engine, seconds
     rounds.parquet       one row per round: virtual time, devices, samples, accuracy so far, how far the devices' masks lie apart
     accuracy.parquet     one row per (scenario, after task, task)
-    classes.parquet      one row per (evaluated round, scenario, task, true class): accuracy
+    classes.parquet      one row per (evaluated round, scenario, task, true class): its label in the data, accuracy
     devices.parquet      one row per device: its profile, what it paid, how its rounds ended, what the model is worth to it
     ledger.parquet       one row per device, round and phase
     wall.parquet         measured seconds per device and round, all and of training alone (CPU time); with environment.json the only
@@ -230,7 +230,7 @@ def _round_columns(result: Result) -> dict[str, list]:
 
 
 def _class_columns(result: Result) -> dict[str, np.ndarray]:
-    """Where the test data has no sample of a class in a task, there is no row."""
+    """Where the test data has no sample of a class in a task, there is no row. `label` is what the data calls the class."""
     found = [record for record in result.rounds if record.by_class is not None]
     curve = np.stack([record.by_class for record in found])  # [E, 2, T, C]
     points, scenarios, tasks, classes = np.nonzero(~np.isnan(curve))
@@ -239,6 +239,7 @@ def _class_columns(result: Result) -> dict[str, np.ndarray]:
         "scenario": np.array(SCENARIOS, dtype=object)[scenarios],
         "task": tasks,
         "class": classes,
+        "label": np.array(result.world.data.labels or range(curve.shape[3]))[classes],
         "accuracy": curve[points, scenarios, tasks, classes],
     }
 

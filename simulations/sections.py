@@ -11,8 +11,9 @@ class DataConfig:
 
     Attributes:
         name: `digits` (scikit-learn's 8x8 digits, built in) or `parquet` (a folder with train.parquet and test.parquet).
-        path: folder of `parquet`.
-        image_column, label_column: columns of `parquet`; images as struct(bytes, path) or bytes, labels as integers.
+        path: folder of `parquet`; see `simulations.hub` for how the files may be laid out in it.
+        image_column, label_column: columns of `parquet`; images as struct(bytes, path) or bytes, labels as integers. Where the files do not
+            have the default, the usual other name is taken (image; labels, fine_label), and a line says so.
         id_column: column of train.parquet that says whose sample it is, integers or text; for stream.partition=natural, else empty.
         folds: digits have no test split of their own: this many stratified folds, one of which is the test set.
         fold: which; None takes seed mod folds, so that seeds 0 to folds - 1 cover all samples.

@@ -18,6 +18,7 @@ import torch
 from simulations.build import choose_kernels
 from simulations.config import Experiment
 from simulations.data import Dataset, Raw
+from simulations.sections import StreamConfig
 from sparcl_core import buffer as rehearsal
 from sparcl_core import ddr
 from sparcl_core.ddr import DDRConfig
@@ -81,8 +82,9 @@ class Workload:
         inputs = InputSpec(point.shape, CLASSES, (127.5,) * channels, (64.0,) * channels)
         learns = LearnerConfig(point.method, lr=LR, batch_size=point.batch, buffer_size=2 * point.batch)
         experiment = Experiment(
-            sparsity=point.sparsity, model=point.model, learner=learns, tdm=TDMConfig(enabled=False), ddr=DDRConfig(enabled=False)
-        )
+            sparsity=point.sparsity, model=point.model, learner=learns, tdm=TDMConfig(enabled=False), ddr=DDRConfig(enabled=False),
+            stream=StreamConfig(tasks=1, devices=1),
+        )  # fmt: skip
         method = choose_kernels(experiment, Dataset(Raw(x, y, x[:0], y[:0]), inputs)).method
         self.point, self.learner = point, Learner(method, inputs, 1, SEED)
         self.moved_per_sample = activation_bytes(self.learner.model, point.shape)

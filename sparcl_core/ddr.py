@@ -118,18 +118,19 @@ def is_due(state: DDRState, config: DDRConfig, epoch: int, epochs: int) -> bool:
     return epoch >= (state.stages + 1) * stage_length(config, epochs) and bool((state.passes[state.kept] > 0).all())
 
 
-def remove(state: DDRState, labels: np.ndarray, batch_size: int, config: DDRConfig, epochs: int) -> DDRState:
+def remove(state: DDRState, labels: np.ndarray, batch_size: int, config: DDRConfig, epochs: int, least: int = 1) -> DDRState:
     """The state after one removal stage, statistics reset.
 
     Args:
         labels: [N] classes of the task's samples.
         batch_size: samples per batch, for the protected rest.
         epochs: K, the task's epochs.
+        least: samples without which the model cannot be trained, see `models.smallest_batch`.
     """
     size = state.kept.size
     done, stages = state.stages + 1, num_stages(config, epochs)
     target_removed = math.floor(config.remove * size * done / stages + 1e-9)
-    floor = min(batch_size, math.ceil(size / 4))
+    floor = max(min(batch_size, math.ceil(size / 4)), least)
     count = min(target_removed - int(np.count_nonzero(~state.kept)), int(np.count_nonzero(state.kept)) - floor)
 
     candidates = np.flatnonzero(state.kept)

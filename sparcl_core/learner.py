@@ -11,6 +11,7 @@ Differences from the released code: replay starts as soon as the buffer holds so
 second task); augmentation draws per sample; NumPy and torch randomness both have addresses.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from sparcl_core import buffer as rehearsal
 from sparcl_core import ddr as data_removal
 from sparcl_core import dgm as gradient_masking
+from sparcl_core.batches import batch_sizes, cut, largest_batch
 from sparcl_core.buffer import Buffer
 from sparcl_core.ddr import DDRState
 from sparcl_core.flops import Flops, dense_forward, layer_shapes, paper_flops, per_sample, sizes
@@ -32,18 +34,43 @@ from sparcl_core.kernels.convert import convert, sparse_layers, trainable
 from sparcl_core.losses import Replay, current_term, draw_term, single_head
 from sparcl_core.masks import Masks, State, count_active, num_active
 from sparcl_core.method import REPLAY_DRAWS, MethodConfig
-from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, make_layout, read_state
+from sparcl_core.models import (
+    DTYPES,
+    build_model,
+    collect_statistics,
+    has_batch_statistics,
+    load_state_,
+    make_layout,
+    read_state,
+    smallest_batch,
+)
 from sparcl_core.seeding import generator
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task on one device: x [N, C, H, W] uint8, y [N] int64, the classes of the task, its number from 0."""
+    """One task on one device: x [N, C, H, W] uint8, y [N] int64, the classes of the task, its number from 0.
+
+    Raises:
+        ValueError: if the arrays are of other kinds or lengths, or there is no sample.
+    """
 
     x: np.ndarray
     y: np.ndarray
     classes: tuple[int, ...]
     task: int
+
+    def __post_init__(self):
+        where = f"task {self.task} of this device"
+        if self.x.dtype != np.uint8 or self.x.ndim != 4:
+            raise ValueError(
+                f"{where} has images of {self.x.dtype} {list(self.x.shape)}: [samples, channels, height, width] of uint8 are needed; "
+                f"scale other pixels to 0 to 255, and none may be missing or infinite"
+            )
+        if not np.issubdtype(self.y.dtype, np.integer) or self.y.shape != self.x.shape[:1] or not len(self.y):
+            raise ValueError(
+                f"{where} has {len(self.x)} images and labels of {self.y.dtype} {list(self.y.shape)}: one integer for each, and one sample"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +99,7 @@ class Session:
         memory: what the device keeps.
         flops: what was computed; `dense_flops`: what the dense twin would have computed, no DDR, same schedule.
         samples: current-task samples processed, replay not counted (n_k). `replayed`: replay samples processed.
+        dropped: current-task samples left out, as they did not fill the last batch of an epoch (`last_batch = "drop"`).
         steps: optimiser steps.
         loss: mean training loss over the steps.
         updated: union of the gradient masks drawn, per sparse tensor; only there can weights have moved.
@@ -84,6 +112,7 @@ class Session:
     dense_flops: Flops
     samples: int
     replayed: int
+    dropped: int
     steps: int
     loss: float
     updated: Masks
@@ -96,6 +125,10 @@ class Learner:
     Attributes:
         model: the dense model until the first device with masks comes, from then on a sparse one (`kernels.convert`).
         held, layers, layout: of the dense model.
+        least: samples that a batch must have, see `models.smallest_batch`.
+
+    Raises:
+        ValueError: if `learner.batch_size` is below `least`.
     """
 
     def __init__(self, method: MethodConfig, inputs: InputSpec, task_epochs: int, seed: int):
@@ -110,6 +143,13 @@ class Learner:
         self.layout = make_layout(self.model, method)
         self.held = Held.of(self.model)
         self.is_joint = self.config.joint_forward and not has_batch_statistics(self.model)
+        self.least = smallest_batch(self.model, inputs.shape)
+        if self.config.batch_size < self.least:
+            raise ValueError(
+                f"learner.batch_size is {self.config.batch_size}: BatchNorm of {method.model.name} on images of {inputs.shape[1]}x"
+                f"{inputs.shape[2]} sees one value per channel of a sample, so a batch needs at least {self.least}; "
+                f"take more, or a net without BatchNorm (model.name=cnn)"
+            )
         masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
         self.choices = choices(method.kernels, masked, self.dtype) if masked else {}
 
@@ -133,8 +173,10 @@ class Learner:
             device: the device's number, part of every random address.
 
         Raises:
-            FloatingPointError: if a weight is not finite afterwards.
+            ValueError: if `data` is not for this model, or too little for it.
+            FloatingPointError: if the loss of a step, or a weight afterwards, is not finite.
         """
+        self._check(data, int(np.count_nonzero(memory.ddr.kept)))
         self._bring(state, masks)
         own = replace(memory, buffer=rehearsal.copy(memory.buffer), ddr=data_removal.copy(memory.ddr))
         run = _Run(self, masks, data, own, device)
@@ -142,9 +184,7 @@ class Learner:
             run.epoch()
         for name, value in self._tensors().items():
             if not value.isfinite().all():
-                raise FloatingPointError(
-                    f"training diverged: {name} is not finite after {run.steps} steps; lower learner.lr ({self.config.lr})"
-                )
+                raise run.diverged(f"{name} is not finite, the last loss was {run.loss:.4g}")
         return run.session(self._read())
 
     def importance(self, state: State, masks: Masks, data: TaskData, memory: Memory, device: int) -> tuple[dict[str, np.ndarray], Flops]:
@@ -152,13 +192,17 @@ class Learner:
 
         Gradients are means over `tdm.batches` batches of the data that DDR keeps (0: all of it), each beside its replay
         draws, taken before the absolute value. Neither the weights nor `memory` change.
+
+        Raises:
+            ValueError: as `train`.
+            FloatingPointError: if a gradient is not finite.
         """
+        self._check(data, int(np.count_nonzero(memory.ddr.kept)))
         self._bring(state, masks)
         address = (device, data.task, memory.epochs)
         kept = np.flatnonzero(memory.ddr.kept)
         order = kept[generator(self.seed, "importance", *address).permutation(kept.size)]
-        size = self.config.batch_size
-        batches = [order[i : i + size] for i in range(0, order.size, size)][: self.tdm.batches or None]
+        batches = cut(order, self.batch_sizes(order.size))[: self.tdm.batches or None]
         rng, used = generator(self.seed, "importance-replay", *address), sum(map(len, batches))
         parameters = [self._parameters[name] for name in masks]
         current = [torch.zeros_like(parameter) for parameter in parameters]
@@ -174,7 +218,12 @@ class Learner:
                 samples += part.samples
         scores = {}
         for number, name in enumerate(masks):
-            scores[name] = self._spread(name, combine(self.tdm, current[number], replay[number] if replay else None), np.float64)
+            score = combine(self.tdm, current[number], replay[number] if replay else None)
+            if not score.isfinite().all():
+                raise FloatingPointError(
+                    f"training diverged in task {data.task}: gradients of {name} are not finite; lower learner.lr ({self.config.lr:g})"
+                )
+            scores[name] = self._spread(name, score, np.float64)
         active = count_active(masks)
         cost = per_sample(self.layers, active, active)
         return scores, Flops(importance=(cost.sparse + cost.dense) * samples, masks=3 * sum(active.values()), samples=samples)
@@ -189,14 +238,20 @@ class Learner:
         """Mean cross-entropy over all classes of `state` on the first samples of `data`, which lie in random order, and what that cost.
 
         At most `batches` batches; statistics of BatchNorm are those of the batch, as in training. Nothing changes.
+
+        Raises:
+            ValueError: as `train`.
+            FloatingPointError: if the loss is not finite.
         """
+        self._check(data, len(data.y))
         self._bring(state, masks)
-        size, total, count = self.config.batch_size, 0.0, min(len(data.y), batches * self.config.batch_size)
+        total, count = 0.0, min(len(data.y), batches * self.config.batch_size)
         with torch.no_grad():
-            for begin in range(0, count, size):
-                own = slice(begin, min(begin + size, count))
+            for own in cut(np.arange(count), batch_sizes(count, self.config.batch_size, self.least)):
                 logits = self.model(normalise(torch.from_numpy(data.x[own]), self.inputs, self.dtype))
-                total += float(current_term(logits, torch.from_numpy(data.y[own]))) * (own.stop - own.start)
+                total += float(current_term(logits, torch.from_numpy(data.y[own]))) * len(own)
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the model that came has a loss of {total} on this device's data: it diverged in the rounds before")
         active = count_active(masks)
         return total / count, Flops(statistics=per_sample(self.layers, active, active).forward * count)
 
@@ -205,7 +260,11 @@ class Learner:
 
         Returns:
             Mean and variance per statistics tensor, averaged over batches; how many samples they rest on; and what that cost.
+
+        Raises:
+            ValueError: as `train`.
         """
+        self._check(data, int(np.count_nonzero(memory.ddr.kept)) + len(memory.buffer))
         self._bring(state, masks)
         x = np.concatenate([data.x[memory.ddr.kept], memory.buffer.x[: len(memory.buffer)]])
         batches = np.array_split(x, max(1, len(x) // self.config.batch_size))
@@ -213,6 +272,34 @@ class Learner:
         own = {name: value for name, value in self._read().items() if name in self.layout.statistics}
         active = count_active(masks)
         return own, len(x), Flops(statistics=per_sample(self.layers, active, active).forward * len(x))
+
+    def batch_sizes(self, count: int) -> list[int]:
+        """Samples of each batch of an epoch over `count` samples."""
+        return batch_sizes(count, self.config.batch_size, self.least, self.config.last_batch)
+
+    def samples_per_forward(self, samples: int) -> int:
+        """The most samples whose activations are alive at once on a device with `samples` in a task."""
+        largest = int(largest_batch(np.int64(samples), self.config.batch_size, self.least, self.config.last_batch))
+        return largest * (1 + REPLAY_DRAWS[self.config.method] if self.is_joint else 1)
+
+    def draw_size(self, batch: int, held: int) -> int:
+        """Samples that each replay draw beside a batch has, from a buffer that holds `held`; 0 while these are too few for the model."""
+        return min(batch, held) if held >= self.least else 0
+
+    def _check(self, data: TaskData, count: int) -> None:
+        """`count`: samples of a pass."""
+        if data.x.shape[1:] != tuple(self.inputs.shape) or max(data.classes) >= self.inputs.num_classes or min(data.classes) < 0:
+            raise ValueError(
+                f"the model is for images of {tuple(self.inputs.shape)} in classes 0 to {self.inputs.num_classes - 1}: task {data.task} of "
+                f"this device has {tuple(data.x.shape[1:])} and classes {tuple(data.classes)}"
+            )
+        if not (known := np.isin(data.y, data.classes)).all():
+            raise ValueError(f"task {data.task} of this device has label {data.y[~known][0]}, which is none of its classes {data.classes}")
+        if 0 < count < self.least:
+            raise ValueError(
+                f"this device has {count} sample to train on in task {data.task}: BatchNorm on images of this size needs {self.least} at "
+                f"once; give it more data, or take a net without BatchNorm (model.name=cnn)"
+            )
 
     def _bring(self, state: State, masks: Masks) -> None:
         """Let the model be `state` over `masks`, in training mode, every gradient wanted."""
@@ -246,8 +333,8 @@ class Learner:
     def _draws(self, indices: np.ndarray, buffer: Buffer, rng: np.random.Generator, second_task: bool) -> list[np.ndarray]:
         """Which samples of the buffer are replayed beside a batch, per draw."""
         replays = second_task or self.config.replay_from == "first-sample"
-        count = REPLAY_DRAWS[self.config.method] if replays and len(buffer) else 0
-        return [rehearsal.draw(buffer, len(indices), rng) for _ in range(count)]
+        size = self.draw_size(len(indices), len(buffer)) if replays else 0
+        return [rehearsal.draw(buffer, size, rng) for _ in range(REPLAY_DRAWS[self.config.method] if size else 0)]
 
     def _parts(
         self, data: TaskData, indices: np.ndarray, buffer: Buffer, draws: list[np.ndarray], rng: np.random.Generator
@@ -318,8 +405,8 @@ class _Run:
         self.gradients: dict[str, Tensor] = {}  # of the last step, where they are wanted
         self.cost = self.full_cost = per_sample(learner.layers, self.active, self.active)
         self.flops, self.dense_flops = Flops(), Flops()
-        self.steps = self.samples = self.replayed = 0
-        self.total_loss = 0.0
+        self.steps = self.samples = self.replayed = self.dropped = 0
+        self.total_loss = self.loss = 0.0
         self.names = list(learner._parameters)
         self.parameters = list(learner._parameters.values())
         if not learner.draws_gradient_masks:
@@ -329,14 +416,16 @@ class _Run:
         """One pass over the data that DDR keeps, and the dense twin's counts for the same epoch."""
         learner, size = self.learner, self.learner.config.batch_size
         if data_removal.is_due(self.ddr, learner.ddr, self.epochs_done, learner.task_epochs):
-            self.ddr = data_removal.remove(self.ddr, self.data.y, size, learner.ddr, learner.task_epochs)
+            self.ddr = data_removal.remove(self.ddr, self.data.y, size, learner.ddr, learner.task_epochs, learner.least)
         address = (self.device, self.data.task, self.epochs_done)
         kept = np.flatnonzero(self.ddr.kept)
         order = kept[generator(learner.seed, "batches", *address).permutation(kept.size)]
         step_rng = generator(learner.seed, "step", *address)
         offer_rng = generator(learner.seed, "reservoir", *address)
-        for start in range(0, order.size, size):
-            self.step(order[start : start + size], step_rng, offer_rng)
+        sizes = learner.batch_sizes(order.size)
+        for batch in cut(order, sizes):
+            self.step(batch, step_rng, offer_rng)
+        self.dropped += order.size - sum(sizes)
         self.epochs_done += 1
         self._count_twin()
 
@@ -360,6 +449,8 @@ class _Run:
             if part.logits is not None:
                 logits, judged = part.logits, part.seen if learner.ddr.judged_by == "seen-classes" else part.logits
                 right = judged.argmax(1).numpy() == data.y[indices]
+        if not math.isfinite(loss):
+            raise self.diverged(f"the loss is {loss}")
         num_replayed = sum(map(len, draws))
         if draw_now:
             merged = gradients if current is None else current
@@ -384,6 +475,11 @@ class _Run:
         self.samples += len(indices)
         self.replayed += num_replayed
         self.total_loss += loss
+        self.loss = loss
+
+    def diverged(self, what: str) -> FloatingPointError:
+        where = f"task {self.data.task}, local epoch {self.epochs_done}, step {self.steps} of the round"
+        return FloatingPointError(f"training diverged in {where}: {what}; lower learner.lr ({self.learner.config.lr:g})")
 
     def _add_gradients(self, part: "_Part", found: list[Tensor] | None) -> list[Tensor]:
         gradients = list(torch.autograd.grad(part.loss, self.parameters, retain_graph=part.shares_graph))
@@ -397,7 +493,8 @@ class _Run:
         updated, importance = {name: spread(name, self.union[name], bool) for name in self.masks}, None
         if self.gradients:
             importance = {name: spread(name, combine(self.learner.tdm, self.gradients[name], None), np.float64) for name in self.masks}
-        return Session(state, memory, self.flops, self.dense_flops, self.samples, self.replayed, self.steps, loss, updated, importance)
+        counts = (self.samples, self.replayed, self.dropped, self.steps)
+        return Session(state, memory, self.flops, self.dense_flops, *counts, loss, updated, importance)
 
     def _want(self, masks: dict[str, Tensor] | None) -> None:
         """Which weight gradients are computed from now on: those of `masks`, or all."""
@@ -425,11 +522,8 @@ class _Run:
         whole = sizes(self.masks)
         cost, forward = per_sample(learner.layers, whole, whole), dense_forward(learner.layers)
         replays = self.data.task > 0 or learner.config.replay_from == "first-sample"
-        left, size = self.ddr.kept.size, learner.config.batch_size
-        while left > 0:
-            batch = min(size, left)
-            held = min(batch, self.buffer.capacity, self.twin_offered) if replays else 0
-            replayed = REPLAY_DRAWS[learner.config.method] * held
+        for batch in learner.batch_sizes(self.ddr.kept.size):
+            held = min(self.buffer.capacity, self.twin_offered) if replays else 0
+            replayed = REPLAY_DRAWS[learner.config.method] * learner.draw_size(batch, held)
             self.dense_flops += cost.step(batch + replayed) + Flops(paper=paper_flops(forward, batch, replayed))
             self.twin_offered += batch
-            left -= batch

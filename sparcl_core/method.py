@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sparcl_core import dgm as gradient_masking
+from sparcl_core.batches import LastBatch
 from sparcl_core.ddr import DDRConfig
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.tdm import TDMConfig
@@ -97,6 +98,9 @@ class LearnerConfig:
         buffer_share: buffer capacity as a share of the device's whole stream, rounded up; used where buffer_size is 0.
         buffer_size: buffer capacity in samples.
         augment: none, crop, or crop-flip.
+        last_batch: what becomes of an epoch's samples that do not fill its last batch: `keep`, a smaller batch of their own; `join`, they
+            join the batch before it; `drop`, they are left out of this epoch, and counted. Where the net cannot be trained on the single
+            sample that is left (BatchNorm over 1x1, see `sparcl_core.batches`), `keep` joins it, too.
         joint_forward: current data and replay draws run in one forward pass where the model allows it (no BatchNorm);
             the same mathematics, fewer calls, more activation memory.
     """
@@ -112,6 +116,7 @@ class LearnerConfig:
     buffer_share: float = 0.1
     buffer_size: int = 0
     augment: Augmentation = "none"
+    last_batch: LastBatch = "keep"
     joint_forward: bool = True
 
     def __post_init__(self):
@@ -121,6 +126,8 @@ class LearnerConfig:
             raise ValueError(f"batch_size is {self.batch_size}: a batch holds at least 1 sample")
         if not 0 <= self.buffer_share <= 1 or self.buffer_size < 0:
             raise ValueError(f"buffer_share is {self.buffer_share} and buffer_size {self.buffer_size}: take [0, 1] and >= 0")
+        if self.last_batch not in ("keep", "join", "drop"):
+            raise ValueError(f"last_batch is {self.last_batch!r}: choose keep, join or drop")
         for name in ("alpha", "beta", "replay_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: a loss weight may not be negative")

@@ -126,7 +126,7 @@ def test_memory_is_that_of_the_ledger_but_for_what_nobody_knows_before(overrides
     strategy = play(world)
     work, e = strategy.attendance.estimates.workload, world.experiment
     buffered = np.array([e.learner.buffer_capacity(total) for total in world.streams.sizes.sum(axis=1).tolist()])
-    needs = work.memory(e.sparsity, buffered)
+    needs = work.memory(e.sparsity, buffered, world.streams.sizes.max(axis=1))
     itemsize = work.model.itemsize
     for row in strategy.ledger.rows:
         if row.phase == "train":

@@ -33,7 +33,7 @@ def hardware(**figures) -> Hardware:
 
 
 def needs(sparsity: float) -> int:
-    return int(WORK.memory(sparsity, np.array([6]))[0])
+    return int(WORK.memory(sparsity, np.array([6]), np.array([60]))[0])
 
 
 def assigned(config: BudgetConfig, fleet: Hardware):

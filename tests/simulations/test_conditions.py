@@ -104,8 +104,8 @@ def test_a_device_with_more_samples_needs_more_memory(tmp_path):
 
     def needs(settings: tuple[str, ...]) -> float:
         learner = tiny(*settings, *share).learner
-        capacity = learner.buffer_capacity(2 * int(settings[1].split("=")[1]))
-        return float(whole.memory(0.9, np.array([capacity]))[0])
+        samples = int(settings[1].split("=")[1])
+        return float(whole.memory(0.9, np.array([learner.buffer_capacity(2 * samples)]), np.array([samples]))[0])
 
     assert needs(few) < needs(many)
     fleet = toy_fleet(tmp_path, 3, memory_bytes=[(needs(few) + needs(many)) / 2] * 3)
