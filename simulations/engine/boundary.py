@@ -65,7 +65,7 @@ def handle(
             return Handled(answer, _packed(_detach_state, context.state, f"{where}, stage state"))
         except BaseException as error:
             code = error.code if type(error) is _Refused else APP_RAISED
-            failure = reply_to(request, error=Error(code, _reason(error, where)))
+            failure = reply_to(request, error=Error(code, reason_of(error, where)))
             return Handled(detach_message(failure), None, lacked_memory(error))
 
 
@@ -145,7 +145,7 @@ def _detach_state(state: object) -> Parcel:
     return detach_records(state)
 
 
-def _reason(error: BaseException, where: str) -> str:
+def reason_of(error: BaseException, where: str) -> str:
     """Of an ordinary exception its own text, which says where if the app has taken care of that."""
     try:
         if isinstance(error, Exception):
