@@ -7,12 +7,13 @@ once per process, when the first message or the run arrives. docs/flower.md has 
 import json
 import logging
 import time
+import traceback
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -21,6 +22,8 @@ from server.strategy import FleetError
 from simulations.build import World, make_evaluator, make_strategy, make_world
 from simulations.config import load
 from simulations.devices import client_app as make_client_app
+from simulations.engine.adapter import APP_RAISED
+from simulations.engine.boundary import reason_of
 from simulations.run import accuracy_matrix
 from sparcl_core.metrics import scores
 
@@ -33,17 +36,17 @@ server_app = ServerApp()
 
 @client_app.query()
 def describe(message: Message, context: Context) -> Message:
-    return _client(*_names(context))(message, context)
+    return _answer(message, context)
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    return _client(*_names(context))(message, context)
+    return _answer(message, context)
 
 
 @client_app.query("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
-    return _client(*_names(context))(message, context)
+    return _answer(message, context)
 
 
 @server_app.main()
@@ -92,6 +95,16 @@ def overrides(text: str) -> list[str]:
     """`KEY=VALUE` settings of one string: parted by semicolons if it has any, else by spaces."""
     parts = text.split(";") if ";" in text else text.split()
     return [part.strip() for part in parts if part.strip()]
+
+
+def _answer(message: Message, context: Context) -> Message:
+    """The ClientApp's, or an error whose reason is the one of our own engines; Flower's would be its class around text of any length."""
+    try:
+        return _client(*_names(context))(message, context)
+    except Exception as error:
+        reason = reason_of(error, f"node {context.node_id}")
+        log.error("%s\n%s", reason, "".join(traceback.format_tb(error.__traceback__)))  # the error's own text is bounded in the reason
+        return Message(Error(APP_RAISED, reason), reply_to=message)
 
 
 def _names(context: Context) -> tuple[str, str]:

@@ -56,21 +56,27 @@ def number_message(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def copy_metadata(metadata: Metadata, **changes: object) -> Metadata:
+    """The same with these changes, by the names of Metadata's own arguments; `copy.copy` and Metadata's checks take ten times as long."""
+    copied = Metadata.__new__(Metadata)
+    vars(copied).update(vars(metadata))
+    vars(copied).update({f"_{name}": value for name, value in changes.items()})
+    return copied
+
+
 def reply_to(request: Metadata, *, content: RecordDict | None = None, error: Error | None = None, ttl: float | None = None) -> Message:
     """The reply to the message with this metadata, from the node that it went to. Its id follows from the message's, so that a run that
     is resumed has the same ones. `ttl`: as long as it is valid, if the message allows that."""
     now = time.time()
     left = request.created_at + request.ttl - now
-    metadata = Metadata(
-        run_id=request.run_id,
+    metadata = copy_metadata(
+        request,
         message_id=_reply_id(request.message_id),
         src_node_id=request.dst_node_id,
         dst_node_id=request.src_node_id,
         reply_to_message_id=request.message_id,
-        group_id=request.group_id,
         created_at=now,
         ttl=left if ttl is None else min(ttl, left),
-        message_type=request.message_type,
         src_task_id=request.dst_task_id,
         dst_task_id=request.src_task_id,
     )

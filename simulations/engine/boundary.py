@@ -4,19 +4,33 @@ A reply's identity is the engine's, whoever the app says that it is. Only what i
 raises while the app runs, above all the user's Ctrl-C.
 """
 
-import copy
 import errno
 import reprlib
 import signal
 import sys
 import threading
+import traceback
+from _signal import getsignal  # as in signal, but without an enum made of every answer, which takes longer than all else here
+from _signal import signal as set_signal
 from dataclasses import dataclass
 
-from simulations.engine.adapter import APP_RAISED, RUN_ID, ClientApp, Context, Error, ErrorCode, Message, Metadata, RecordDict, reply_to
+from simulations.engine.adapter import (
+    APP_RAISED,
+    RUN_ID,
+    ClientApp,
+    Context,
+    Error,
+    ErrorCode,
+    Message,
+    Metadata,
+    RecordDict,
+    copy_metadata,
+    reply_to,
+)
 from simulations.engine.parcel import Parcel, attach_message, attach_records, detach_message, detach_records
 from sparcl_core.foreign import printable
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ def handle(
         limit_bytes: a reply of more bytes is refused.
     """
     received = attach_message(message)
-    request, where = copy.copy(received.metadata), f"device {node_config['partition-id']}"  # the app may write into what it receives
+    request, where = copy_metadata(received.metadata), f"device {node_config['partition-id']}"  # the app may write into what it receives
     with _Signals():
         try:
             kept = attach_records(state) if state else RecordDict()
@@ -65,7 +79,7 @@ def handle(
             return Handled(answer, _packed(_detach_state, context.state, f"{where}, stage state"))
         except BaseException as error:
             code = error.code if type(error) is _Refused else APP_RAISED
-            failure = reply_to(request, error=Error(code, _reason(error, where)))
+            failure = reply_to(request, error=Error(code, reason_of(error, where)))
             return Handled(detach_message(failure), None, lacked_memory(error))
 
 
@@ -78,6 +92,18 @@ def opened(answer: Parcel, request: Metadata, device: int, limit_bytes: int | No
     except Exception as error:
         reason = str(error) if type(error) is _Refused else f"{where}, stage reply: it cannot be read: {_said(error)}"
         return reply_to(request, error=Error(APP_RAISED, reason))
+
+
+def sendable(error: BaseException) -> Exception:
+    """The error itself if it can leave its process with all that led to it, else one that says the same: Ray ends a worker whose error has
+    a lone surrogate in its text, and one that wants to exit."""
+    try:
+        "".join(traceback.format_exception(error)).encode()
+        if isinstance(error, Exception):
+            return error
+    except BaseException:  # its text, or that of a cause, cannot be had
+        pass
+    return RuntimeError(f"{type(error).__name__}: {_said(error)}")
 
 
 def expect_size(num_bytes: int, limit_bytes: int | None, where: str) -> None:
@@ -145,7 +171,7 @@ def _detach_state(state: object) -> Parcel:
     return detach_records(state)
 
 
-def _reason(error: BaseException, where: str) -> str:
+def reason_of(error: BaseException, where: str) -> str:
     """Of an ordinary exception its own text, which says where if the app has taken care of that."""
     try:
         if isinstance(error, Exception):
@@ -181,13 +207,13 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            if callable(before := signal.getsignal(number)):
+            if callable(before := getsignal(number)):
                 self._before[number] = before
-                signal.signal(number, self._heard)
+                set_signal(number, self._heard)
 
     def __exit__(self, *_) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            set_signal(number, before)
         if self._raised is not None:
             raise self._raised
 

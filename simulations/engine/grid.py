@@ -8,7 +8,6 @@ As on Flower's own Grid, a message lives for its `ttl`: what is not answered by 
 `stream`, which is ours, waits as long as it takes, so that a run's result does not depend on how fast the machine is.
 """
 
-import copy
 import logging
 import math
 import time
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from simulations.engine.adapter import RUN_ID, ErrorCode, Metadata, Run, identify_process, number_message, unavailable
+from simulations.engine.adapter import RUN_ID, ErrorCode, Metadata, Run, copy_metadata, identify_process, number_message, unavailable
 from simulations.engine.boundary import opened
 from simulations.engine.manifest import Manifest
 from simulations.engine.parcel import Parcel, detach_message
@@ -204,7 +203,7 @@ class EngineGrid(Grid):
         for index, message in enumerate(prepared):
             number = f"{exchanges[0]}-{index}"  # the ledger counts its bytes: it must be the same when a run is resumed
             number_message(message, number)
-            node, request = message.metadata.dst_node_id, copy.copy(message.metadata)
+            node, request = message.metadata.dst_node_id, copy_metadata(message.metadata)
             if not 1 <= node <= self.num_devices:
                 strangers.append(node)
                 continue

@@ -63,6 +63,7 @@ class Slot:
         in_flight: what it was given and has not answered, the first one being worked on.
         since: when the first one's turn began.
         process: which one it is, once it has made an app.
+        stillborn: how many were lost in a row before that.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Slot:
     in_flight: deque[tuple[ObjectRef, list[Job]]] = field(default_factory=deque)
     since: float = 0.0
     process: ProcessOnNode | None = None
+    stillborn: int = 0
 
 
 class Pool:

@@ -21,10 +21,12 @@ from simulations.engine.queue import Queue
 from simulations.engine.replicas import heal, open_store
 from simulations.engine.store import StateStore
 from simulations.engine.worker import Order
+from sparcl_core.foreign import printable
 
 log = logging.getLogger(__name__)
 IN_FLIGHT = 2  # the next message is there when a worker is done, so that it need not wait for the driver
 START_PATIENCE_S = 300.0
+STILLBORN = 4  # a process that is lost so many times in a row before it has made an app will not make it
 
 
 class RayGrid(EngineGrid):
@@ -163,12 +165,15 @@ class RayGrid(EngineGrid):
 
     def _started(self, slot: Slot) -> None:
         try:
-            slot.process = ray.get(slot.starting)
+            slot.process, slot.stillborn = ray.get(slot.starting), 0
         except ray.exceptions.RayTaskError as error:
             raise EngineError(f"a worker cannot start: {_last_line(error)}") from error
         except ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
                 raise EngineError(f"a worker cannot start: {_last_line(error)}") from error
+            slot.stillborn += 1
+            if slot.stillborn == STILLBORN:
+                raise EngineError(f"a worker cannot start: its process {_what_happened(error)}, {STILLBORN} times in a row") from error
             self._lost(slot, _what_happened(error), [], [])
             return
         slot.starting = None
@@ -249,7 +254,7 @@ def _jobs(in_flight) -> list[Job]:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
 def _what_happened(error: ray.exceptions.RayError) -> str:

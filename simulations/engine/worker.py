@@ -9,7 +9,7 @@ import ray
 from ray import ObjectRef
 
 from simulations.engine.adapter import AppFactory, identify_process
-from simulations.engine.boundary import handle
+from simulations.engine.boundary import handle, sendable
 from simulations.engine.cache import StateCache
 from simulations.engine.files import Files
 from simulations.engine.parcel import Parcel
@@ -53,7 +53,13 @@ class Worker:
         self, make_app: AppFactory, run_config: dict, files: Files, cache_bytes: int, reply_limit_bytes: int | None, *args
     ) -> ProcessOnNode:
         """Make the app; `args` come from Ray's store, where all workers of a node read the same copy. Returns which process this is."""
-        self._app, self._run_config, self._reply_limit_bytes = make_app(*args), run_config, reply_limit_bytes
+        try:
+            self._app = make_app(*args)
+        except BaseException as error:
+            if (told := sendable(error)) is error:
+                raise
+            raise told from None
+        self._run_config, self._reply_limit_bytes = run_config, reply_limit_bytes
         self._files, self._states = files, StateCache(StateStore(files), cache_bytes)
         return this_process()
 

@@ -435,6 +435,32 @@ def test_an_app_that_cannot_be_made_ends_the_run_at_once(four_cores):
         grid.close()
 
 
+def app_of_surrogates() -> ClientApp:
+    raise ValueError("so\ud800rry")
+
+
+def app_that_exits() -> ClientApp:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("make_app", "message"),
+    [
+        (app_of_surrogates, "a worker cannot start: RuntimeError: ValueError: so\ufffdrry"),
+        (app_that_exits, "a worker cannot start: its process was lost, 4 times in a row"),
+        (sys.exit, "a worker cannot start: RuntimeError: SystemExit:"),
+    ],
+)
+def test_nor_does_one_whose_making_ends_its_process_or_cannot_be_told(four_cores, make_app, message):
+    grid = RayGrid(make_app, (), 4, workers=1)
+    try:
+        with pytest.raises(EngineError, match=f"^{message}$") as caught:
+            grid.send_and_receive(orders("", ""))
+        assert str(caught.value).isprintable()
+    finally:
+        grid.close()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

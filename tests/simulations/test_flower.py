@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_files, get_filtered_fab_paths
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import LoadClientAppError
@@ -17,7 +17,7 @@ from flwr.supercore.object_ref import load_app
 from worlds import TINY, tiny_world
 
 from server.strategy import FleetError
-from simulations.engine.adapter import RUN_ID
+from simulations.engine.adapter import RUN_ID, identify_process
 from simulations.engine.inline import InlineGrid
 from simulations.flower import overrides
 from simulations.run import run_world
@@ -75,6 +75,21 @@ def test_a_run_has_the_result_of_our_own_command(project, tmp_path, caplog):
     rounds = [message.partition(",")[0] for message in caplog.messages if message.startswith("round ")]
     assert rounds == [f"round {record.round}" for record in own.rounds]
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("error", [ValueError("\x1b[31mso\ud800rry" + "y" * 10_000), KeyError()])
+def test_a_device_that_fails_says_so_in_one_printable_line(project, monkeypatch, caplog, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("simulations.flower._client", lambda *_: fail)
+    _, app = load_apps(project)
+    context = Context(RUN_ID, 7, {}, RecordDict(), get_fused_config_from_dir(ROOT, parse_config_args(["patience-seconds=0"])))
+    identify_process()
+    for kind in ("query", "train", "query.calibrate"):
+        reply = app(Message(RecordDict(), 7, kind), context)
+        assert reply.has_error() and reply.error.reason.isprintable() and len(reply.error.reason) <= 500
+        assert reply.error.reason.startswith(("so\ufffdrry", "KeyError")) and "in fail" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("nodes", [2, 4])
