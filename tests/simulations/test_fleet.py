@@ -213,7 +213,7 @@ def test_one_energy_instead_of_the_other(write):
         ("profile\nphone\n", r"has 1 rows, stream.devices is 2: there must be one row per device"),
         ("profile\nphone\nphone\nphone\n", "has 3 rows, stream.devices is 2"),
         ('profile\n"phone\n', "cannot be read .* CSV file in UTF-8"),
-        ("profile,idle_w\nphone,low\ntoaster,1\n\nphone\ntoaster,", "line 2: idle_w.*; line 3: profile .*; line 5: 1 of 2 .*; line 6: prof"),
+        ("profile,idle_w\nphone,low\ntoaster,1\n\nphone\ntoaster,", "line 2: idle_w.*; line 3: profile .*; line 5: 1 of 2 .*; line 6: p"),
     ],
 )
 def test_a_file_that_is_wrong(write, text, message):
