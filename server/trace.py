@@ -1,12 +1,13 @@
 """When devices are there by a recorded trace: a CSV file with the columns device,on,off, see `read_trace`."""
 
-import csv
 import math
 from pathlib import Path
 
 import numpy as np
 
 from server.presence import Availability, each
+from server.table import read_table
+from sparcl_core.foreign import printable
 
 COLUMNS = ("device", "on", "off")
 
@@ -77,51 +78,46 @@ def read_trace(path: str | Path, devices: int) -> Trace:
     a device stand in the order of time; devices may alternate. Devices without a row are never there.
 
     Raises:
-        ValueError: names the file and the line, if the file cannot be read, has no such columns or no rows; if something is no
+        ValueError: names the file and its lines, if the file cannot be read, has no such columns or no rows; if something is no
             number, or a device is not of this fleet; if a trace goes back in time.
     """
-    rows: list[tuple[int, float, float]] = []
-    ended: dict[int, float] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise ValueError(f"{path}, line 1: no column {', '.join(missing)}; the first line of a trace is {','.join(COLUMNS)}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                device, on, off = _window(row, where, devices)
-                if on < ended.get(device, -math.inf):
-                    raise ValueError(
-                        f"{where}: device {device} comes at {on:g} s, and its window before ends at {ended[device]:g} s: "
-                        f"a trace must not go back in time; sort it by on, and merge windows that overlap"
-                    )
-                ended[device] = off
-                rows.append((device, on, off))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"trace {path} cannot be read ({why}); it must be a CSV file with the columns {','.join(COLUMNS)}") from error
-    if not rows:
+    table, ended, windows = read_table(path, "trace", f"the columns {','.join(COLUMNS)}"), {}, []
+    if missing := [name for name in COLUMNS if name not in table.header]:
+        has = f"; it has {printable(', '.join(table.header))}" if table.header else ""
+        raise ValueError(f"{path}, line 1: no column {', '.join(missing)}; the first line of a trace is {','.join(COLUMNS)}{has}")
+    for number, cells in table.rows:
+        with table.line(number):
+            device, on, off = _window(cells, devices)
+            if on < ended.get(device, -math.inf):
+                raise ValueError(
+                    f"device {device} comes at {on:g} s, and its window before ends at {ended[device]:g} s: "
+                    f"a trace must not go back in time; sort it by on, and merge windows that overlap"
+                )
+            ended[device] = off
+            windows.append((device, on, off))
+    table.check()
+    if not windows:
         raise ValueError(f"{path}, line 2: no rows, so no device would ever be there; write a line device,on,off for every window")
-    device, on, off = zip(*rows, strict=True)
+    device, on, off = zip(*windows, strict=True)
     return Trace(np.array(device, np.int64), np.array(on, np.float64), np.array(off, np.float64))
 
 
-def _window(row: dict[str, str | None], where: str, devices: int) -> tuple[int, float, float]:
-    device = _number(row, "device", int, where)
+def _window(cells: dict[str, str], devices: int) -> tuple[int, float, float]:
+    device = _number(cells, "device", int)
     if not 0 <= device < devices:
-        raise ValueError(f"{where}: device is {device}: the fleet has devices 0 to {devices - 1}; drop the row, or take more devices")
-    on, off = _number(row, "on", float, where), _number(row, "off", float, where)
+        raise ValueError(f"device is {device}: the fleet has devices 0 to {devices - 1}; drop the row, or take more devices")
+    on, off = _number(cells, "on", float), _number(cells, "off", float)
     if not math.isfinite(on) or math.isnan(off):
-        raise ValueError(f"{where}: a window from {on} to {off} s: write seconds; off may be inf, for a device that stays")
+        raise ValueError(f"a window from {on} to {off} s: write seconds; off may be inf, for a device that stays")
     if off <= on:
-        raise ValueError(f"{where}: off is {off:g} s and on is {on:g} s: a window must end after it begins; drop the row, or swap them")
+        raise ValueError(f"off is {off:g} s and on is {on:g} s: a window must end after it begins; drop the row, or swap them")
     return device, on, off
 
 
-def _number(row: dict[str, str | None], column: str, kind: type, where: str):
-    text = row[column]
+def _number(cells: dict[str, str], column: str, kind: type):
+    text = cells[column]
     try:
         return kind(text)
-    except (TypeError, ValueError):
-        shown = "missing" if text is None else repr(text)
-        raise ValueError(f"{where}: {column} is {shown}: write {'a whole number' if kind is int else 'a number of seconds'}") from None
+    except ValueError:
+        what = "a whole number" if kind is int else "a number of seconds"
+        raise ValueError(f"{column} is {printable(text)!r}: write {what}") from None

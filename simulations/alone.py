@@ -10,6 +10,7 @@ from server.estimate import layer_passes
 from simulations.arrangement import check_tested
 from simulations.config import Experiment
 from simulations.data import load_data
+from simulations.errors import ConfigError
 from simulations.evaluate import Evaluator
 from simulations.partition import make_streams
 from simulations.profiles import load_profile
@@ -49,6 +50,9 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
 
     Args:
         observe: told of every session, with the accuracy [2, T] at the end of a task (else None).
+
+    Raises:
+        ConfigError: if the data is not what the settings need, or training diverges.
     """
     data = load_data(experiment.data, experiment.seed)
     raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
@@ -74,6 +78,8 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     try:
         fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0]).accuracy
         progress = train_stream(method, data.inputs, tasks, epochs, experiment.seed, session_done)
+    except FloatingPointError as error:
+        raise ConfigError(str(error)) from error
     finally:
         torch.set_num_threads(threads)
     moved = activation_bytes(evaluate.learner.model, data.inputs.shape)

@@ -6,18 +6,18 @@ exp(sigma z_d) times as fast as its profile says, z_d standard normal: log-norma
 faster. The network has a draw of its own. z_d depends on the seed and d alone, not on the size of the fleet.
 """
 
-import csv
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from server.hardware import Hardware
+from server.table import Table, read_table
 from simulations.errors import ConfigError
 from simulations.profiles import ALTERNATIVES, FIGURES, MAY_BE_ZERO, load_profile
 from sparcl_core.costs import DeviceProfile
+from sparcl_core.foreign import printable
 from sparcl_core.seeding import generator
 
 COMPUTE = ("flops_per_s", "moved_bytes_per_s")
@@ -127,47 +127,43 @@ def read_fleet(file: str, devices: int) -> tuple[Loaded, np.ndarray, dict[str, n
         ConfigError: with file and line, if a column, profile or number is wrong, or there is not one row per device.
     """
     try:
-        with Path(file).open(newline="", encoding="utf-8-sig") as lines:
-            return _read_rows(file, csv.reader(lines, strict=True), devices)
-    except OSError as error:
-        raise ConfigError(f"fleet.file {file!r} cannot be read: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"fleet.file {file} is no CSV in UTF-8: {error}") from error
+        table = read_table(file, "fleet.file", "a column 'profile' and a row for each device")
+        return _read_rows(table, devices)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
-def _read_rows(file: str, rows, devices: int) -> tuple[Loaded, np.ndarray, dict[str, np.ndarray]]:
-    header = [column.strip() for column in next(rows, [])]
+def _read_rows(table: Table, devices: int) -> tuple[Loaded, np.ndarray, dict[str, np.ndarray]]:
+    file, header = table.path, table.header
     if "profile" not in header:
         raise ConfigError(f"{file}, line 1: there is no column 'profile'; the first line names the columns: profile, and figures")
-    for position, column in enumerate(header):
-        if column in header[:position]:
-            raise ConfigError(f"{file}, line 1: there are two columns {column!r}; leave one out")
-        if column not in ("profile", *FIGURES):
-            raise ConfigError(f"{file}, line 1: unknown column {column!r}; beside profile there may be {', '.join(FIGURES)}")
-    loaded, number, kind = {}, {}, []
+    if unknown := [column for column in header if column not in ("profile", *FIGURES)]:
+        names = ", ".join(repr(printable(column)) for column in unknown)
+        raise ConfigError(f"{file}, line 1: unknown column {names}; beside profile there may be {', '.join(FIGURES)}")
+    loaded, number, kind, wrong = {}, {}, [], {}
     own = {column: [] for column in header if column != "profile"}
-    for row in rows:
-        if not any(cell.strip() for cell in row):
-            continue
-        where = f"{file}, line {rows.line_num}"
-        if len(row) != len(header):
-            raise ConfigError(f"{where}: {len(row)} of {len(header)} cells; leave those empty that the profile decides")
-        cells = {column: cell.strip() for column, cell in zip(header, row, strict=True)}
-        name = cells.pop("profile")
-        if name not in loaded:
-            try:
-                loaded[name], number[name] = load_profile(name), len(number)
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from error
-        kind.append(number[name])
-        for figure, value in _own_figures(where, cells, loaded[name][0]).items():
-            own[figure].append(value)
+    for line, cells in table.rows:
+        with table.line(line):
+            name = cells.pop("profile")
+            if name not in loaded and name not in wrong:
+                try:
+                    loaded[name], number[name] = load_profile(name), len(number)
+                except ConfigError as error:
+                    wrong[name] = error
+            if name in wrong:
+                raise wrong[name]
+            for figure, value in _own_figures(cells, loaded[name][0]).items():
+                own[figure].append(value)
+            kind.append(number[name])
+    table.check()
     if len(kind) != devices:
         raise ConfigError(f"{file} has {len(kind)} rows, stream.devices is {devices}: there must be one row per device")
     return loaded, np.array(kind, np.int64), {figure: np.array(values, np.float64) for figure, values in own.items()}
 
 
-def _own_figures(where: str, cells: dict[str, str], profile: DeviceProfile) -> dict[str, float]:
+def _own_figures(cells: dict[str, str], profile: DeviceProfile) -> dict[str, float]:
     """The numbers in a row; NaN for an empty cell."""
     either = {figure for pair in ALTERNATIVES for figure in pair}
     numbers = {}
@@ -175,15 +171,15 @@ def _own_figures(where: str, cells: dict[str, str], profile: DeviceProfile) -> d
         try:
             numbers[figure] = float(cell) if cell else math.nan
         except ValueError as error:
-            raise ConfigError(f"{where}: {figure} is {cell!r}: it needs a number in SI units, or nothing for the profile's") from error
+            raise ConfigError(f"{figure} is {cell!r}: it needs a number in SI units, or nothing for the profile's") from error
         may_be_zero = figure in MAY_BE_ZERO or figure in either
         if cell and (not 0 <= numbers[figure] < math.inf or (numbers[figure] == 0 and not may_be_zero)):
-            raise ConfigError(f"{where}: {figure} is {cell}: it must be finite and {'not negative' if may_be_zero else 'above 0'}")
+            raise ConfigError(f"{figure} is {cell}: it must be finite and {'not negative' if may_be_zero else 'above 0'}")
     for pair in ALTERNATIVES if either & set(cells) else ():
         values = [getattr(profile, figure) if math.isnan(numbers.get(figure, math.nan)) else numbers[figure] for figure in pair]
         if all(values) or (pair == ("active_w", "j_per_flop") and not any(values)):
             raise ConfigError(
-                f"{where}: {pair[0]} is {values[0]:g} and {pair[1]} {values[1]:g} with what profile {profile.name!r} says: "
+                f"{pair[0]} is {values[0]:g} and {pair[1]} {values[1]:g} with what profile {profile.name!r} says: "
                 f"a device has one of the two; set the other to 0"
             )
     return numbers

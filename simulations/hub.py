@@ -5,6 +5,7 @@
     train/0000.parquet, test/0000.parquet                          likewise
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     Raises:
         ConfigError: if they are not there, there are several of them, or shards are missing.
     """
-    shown = f"{folder}" if folder.is_absolute() else f"{folder} (that is {folder.absolute()})"
+    shown = f"{folder}" if folder.is_absolute() else f"{folder} (that is {os.path.abspath(folder)})"
     if not folder.is_dir():
         what = "is a file: give the folder that it lies in" if folder.is_file() else "is not there"
         raise ConfigError(f"data.path: cannot read {shown}: it {what}; {LAYOUT}; {WHERE}")

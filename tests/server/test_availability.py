@@ -294,7 +294,7 @@ def written(tmp_path, text: str):
 
 def test_a_trace_by_hand(tmp_path):
     """Device 0: 10 to 30 (two windows that touch) and 50 to 60; device 2 from 5 on; device 1 has no row. Columns in any order."""
-    path = written(tmp_path, "\ufeffoff,device,on,charger\n20,0,10,yes\ninf,2,5,no\n30,0,20,yes\n\n60.5,0, 50,no\n")
+    path = written(tmp_path, "\ufeff off , device,on ,charger,,\n20,0,10,yes\ninf,2,5,no\n ,,\n30,0,20 ,yes\n\n60.5,0, 50,no,,\n,,,,,\n")
     rule, devices = make_availability(AvailabilityConfig(kind="trace", trace=str(path)), 3, 0), np.arange(3)
     inf = np.inf
     for time, until, next_on, gone in [
@@ -320,7 +320,7 @@ def test_a_trace_by_hand(tmp_path):
         ("device,on,off\n-1,1,2\n", "line 2: device is -1: the fleet has"),
         ("device,on,off\n0.5,1,2\n", "line 2: device is '0.5': write a whole number"),
         ("device,on,off\n0,soon,2\n", "line 2: on is 'soon': write a number of seconds"),
-        ("device,on,off\n0,1\n", "line 2: off is missing: write a number of seconds"),
+        ("device,on,off\n0,1\n", "line 2: 2 of 3 cells, and a row needs one for each column"),
         ("device,on,off\n0,nan,2\n", "line 2: a window from nan to 2.0 s: write seconds; off may be inf"),
         ("device,on,off\n0,-inf,2\n", "line 2: a window from -inf to 2.0 s"),
         ("device,on,off\n0,1,2\n0,9,9\n", "line 3: off is 9 s and on is 9 s: a window must end after it begins"),
@@ -328,6 +328,10 @@ def test_a_trace_by_hand(tmp_path):
             "device,on,off\n0,1,2\n1,5,6\n0,1.5,9\n",
             "line 4: device 0 comes at 1.5 s, and its window before ends at 2 s: a trace must not go back",
         ),
+        ("device,on,off\n0,5,inf\n9,1,2\n\n0,x,2\n", "trace.csv, line 3: device is 9: .*; line 5: on is 'x': write a number of seconds$"),
+        ("device,on,off\n0,1,2,5\n", "line 2: 4 of 3 cells"),
+        ("device,on,on,off\n0,1,2,5\n", "line 1: there are two columns 'on'; leave one out"),
+        ("device;on;off\n0;1;2\n", "line 1: no column device, on, off; .*; it has device;on;off"),
         ("device,on,off\n0,5,inf\n0,7,9\n", "line 3: device 0 comes at 7 s, and its window before ends at inf s"),
     ],
 )
@@ -337,7 +341,7 @@ def test_a_trace_that_cannot_be_is_refused_with_file_and_line(tmp_path, text, me
 
 
 def test_a_trace_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ValueError, match="none.csv cannot be read .*No such file.*columns device,on,off"):
+    with pytest.raises(ValueError, match="none.csv cannot be read .*No such file.*the columns device,on,off"):
         read_trace(tmp_path / "none.csv", 3)
     (tmp_path / "bytes.csv").write_bytes(b"device,on,off\n\xff\xfe\n")
     with pytest.raises(ValueError, match="bytes.csv cannot be read"):

@@ -180,7 +180,8 @@ def test_a_spread_leaves_alone_what_a_device_states(write):
 
 
 def test_a_file_as_a_spreadsheet_writes_it(write):
-    loaded, kind, own = read_fleet(write("\ufeffprofile,idle_w\r\nphone,0.1\r\n"), 1)
+    """A byte order mark, blanks around cells, and rows and columns of nothing behind the table."""
+    loaded, kind, own = read_fleet(write("\ufeff\r\n profile , idle_w ,,\r\nphone, 0.1,,\r\n , ,\r\n,,,\r\n"), 1)
     assert list(loaded) == ["phone"] and kind.tolist() == [0] and own["idle_w"].tolist() == [0.1]
 
 
@@ -211,7 +212,8 @@ def test_one_energy_instead_of_the_other(write):
         ("profile,radio_w\nphone,1\n", "line 2: radio_w is 1 and radio_j_per_byte 5.2e-06"),
         ("profile\nphone\n", r"has 1 rows, stream.devices is 2: there must be one row per device"),
         ("profile\nphone\nphone\nphone\n", "has 3 rows, stream.devices is 2"),
-        ('profile\n"phone\n', "is no CSV in UTF-8"),
+        ('profile\n"phone\n', "cannot be read .* CSV file in UTF-8"),
+        ("profile,idle_w\nphone,low\ntoaster,1\n\nphone\ntoaster,", "line 2: idle_w.*; line 3: profile .*; line 5: 1 of 2 .*; line 6: p"),
     ],
 )
 def test_a_file_that_is_wrong(write, text, message):
@@ -221,8 +223,8 @@ def test_a_file_that_is_wrong(write, text, message):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="fleet.file .*none.csv' cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"fleet.file .*none.csv cannot be read \(No such file.*; it must be a CSV file .* 'profile'"):
         make(2, file=str(tmp_path / "none.csv"))
     (tmp_path / "latin.csv").write_bytes(b"profile\ncaf\xe9\n")
-    with pytest.raises(ConfigError, match="latin.csv is no CSV in UTF-8"):
+    with pytest.raises(ConfigError, match=r"fleet.file .*latin.csv cannot be read \('utf-8' codec"):
         make(2, file=str(tmp_path / "latin.csv"))

@@ -7,6 +7,7 @@ import pytest
 from worlds import BATCHNORM, play, tiny, tiny_world
 
 from simulations import build
+from simulations.alone import train_one
 from simulations.errors import ConfigError
 
 ONE_ROUND = ("federation.rounds_per_task=1", "federation.local_epochs=2", "tdm.enabled=false")
@@ -44,6 +45,17 @@ def test_a_device_with_a_single_sample_sits_out_where_batchnorm_needs_two(caplog
 def test_a_task_that_no_device_can_be_trained_on_is_refused_before_anything_is_trained():
     with pytest.raises(ConfigError, match=r"task 0 .* has at most 1 sample on every device, and BatchNorm .* needs 2 .*model\.name=cnn"):
         tiny_world(*BATCHNORM, "stream.partition=drawn", "stream.samples=1")
+
+
+def test_a_learning_rate_that_is_too_large_is_blamed_by_device_task_and_epoch():
+    """One device in a fleet of three is a row, and the run goes on; alone it is one message."""
+    where = "training diverged in task 0, local epoch 0, step 4 of the round: the loss is nan; lower learner.lr (10)"
+    rows = [row for row in play(tiny_world("learner.lr=10.0")).ledger.rows if row.outcome != "ok"]
+    assert [(row.outcome, row.reason) for row in rows] == [
+        ("failed", f"device {rows[0].device}, round 1, stage train: FloatingPointError: {where}")
+    ]
+    with pytest.raises(ConfigError, match=r"^training diverged in task 0, local epoch 0, step 1 .* lower learner.lr \(1e\+30\)$"):
+        train_one(tiny("learner.lr=1e30"), lambda *told: None)
 
 
 @pytest.mark.parametrize(
