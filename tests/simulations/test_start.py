@@ -61,7 +61,7 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
         ("run", "--set", "fleet.mix.phon=1"): "did you mean 'phone'?",
         ("run", "--set", "fleet.file=fleet.csv"): "fleet.csv has 1 rows",
         ("run", "--set", "fleet.file=nowhere.csv"): "nowhere.csv' cannot be read",
-        ("run", "--set", "availability.kind=trace", "--set", "availability.trace=trace.csv"): "availability: trace.csv, line 1: no column off",
+        ("run", "--set", "availability.kind=trace", "--set", "availability.trace=trace.csv"): "availability: trace.csv, line 1: no column",
         ("run", "--set", "availability.kind=trace", "--set", "availability.trace=no.csv"): "trace no.csv cannot be read",
         ("run", "--set", "data.name=parquet", "--set", "data.path=nowhere"): "data.path: cannot read 'nowhere': there is no such folder",
         ("run", "--set", "data.name=parquet", "--set", "data.path=file"): "it is no folder",
@@ -184,10 +184,14 @@ def test_a_long_name_is_cut_and_still_differs():
 
 # -- the dense twin as the run
 
+SHORT = ("--set", "stream.tasks=1", "--set", "federation.rounds_per_task=1", "--set", "tdm.enabled=false")
+
 
 def test_dense_runs_the_dense_twin_itself(tmp_path):
-    result = CliRunner().invoke(app, ["run", str(TINY), "--engine", "inline", "--dense", "--out", str(tmp_path), "--set", "stream.tasks=1"])
-    assert result.exit_code == 0, result.output
-    summary = json.loads((tmp_path / "tiny-dense-tasks1-seed0" / "summary.json").read_text())
-    assert summary["sparsity"] == 0 and summary["savings"]["flops"] == 1 and "stay on" not in result.stdout
-    assert load(str(tmp_path / "tiny-dense-tasks1-seed0" / "config.toml")) == dense_twin(tiny("stream.tasks=1"))
+    result = CliRunner().invoke(app, ["run", str(TINY), "--engine", "inline", "--dense", "--out", str(tmp_path), *SHORT])
+    assert result.exit_code == 0 and "stay on" not in result.stdout, result.output
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "tiny-dense-tasks1-rounds_per_task1-tdm.enabled-false-seed0"
+    assert load(str(folder / "config.toml")) == dense_twin(tiny(*SHORT[1::2]))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sparsity"] == 0 and summary["savings"]["flops"] == 1
