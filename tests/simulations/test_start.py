@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 from worlds import TINY, tiny
@@ -184,14 +186,35 @@ def test_a_long_name_is_cut_and_still_differs():
 
 # -- the dense twin as the run
 
-SHORT = ("--set", "stream.tasks=1", "--set", "federation.rounds_per_task=1", "--set", "tdm.enabled=false")
+
+@pytest.mark.parametrize(("command", "name"), [("run", "tiny-dense"), ("train-one", "tiny-dense-alone")])
+def test_dense_runs_the_dense_twin_itself(tmp_path, monkeypatch, command, name):
+    seen = []
+
+    def stop(what, *_, **__):
+        seen.append(getattr(what, "experiment", what))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.run.run_world", stop)
+    monkeypatch.setattr("simulations.alone.train_one", stop)
+    options = ["--engine", "inline"] if command == "run" else []
+    result = CliRunner().invoke(app, [command, str(TINY), *options, "--dense", "--out", str(tmp_path), "--seed", "2"])
+    assert result.exit_code == 130 and result.stdout.startswith(f"{name}: starting PyTorch\n") and "stay on" not in result.stdout
+    assert seen == [replace(dense_twin(tiny("seed=2")), name=name)]
 
 
-def test_dense_runs_the_dense_twin_itself(tmp_path):
-    result = CliRunner().invoke(app, ["run", str(TINY), "--engine", "inline", "--dense", "--out", str(tmp_path), *SHORT])
-    assert result.exit_code == 0 and "stay on" not in result.stdout, result.output
-    (folder,) = tmp_path.iterdir()
-    assert folder.name == "tiny-dense-tasks1-rounds_per_task1-tdm.enabled-false-seed0"
-    assert load(str(folder / "config.toml")) == dense_twin(tiny(*SHORT[1::2]))
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["sparsity"] == 0 and summary["savings"]["flops"] == 1
+# -- the smoke test
+
+
+def test_the_smoke_test_goes_through_every_mechanism(tmp_path):
+    """In seconds: masks grow with the second task and shrink back, data is removed, gradients are masked, and all is in integers."""
+    result = CliRunner().invoke(app, ["run", "smoke", "--engine", "inline", "--out", str(tmp_path), "--set", "learner.batch_size=16"])
+    assert result.exit_code == 0, result.output
+    rows = pq.read_table(tmp_path / "smoke-batch_size16-seed0" / "ledger.parquet").to_pylist()
+    assert {row["outcome"] for row in rows} == {"ok"}
+    trained = [row for row in rows if row["phase"] == "train"]
+    active, kept = ({row["round"]: row[key] for row in trained if row["device"] == 1} for key in ("active", "kept"))
+    assert active[5] > active[4] == active[6] and kept[2] < kept[1] and kept[6] < kept[5]
+    assert all(0 < row["updated"] < row["active"] for row in trained) and any(row["masks_bytes"] for row in rows)
+    summary = json.loads((tmp_path / "smoke-batch_size16-seed0" / "summary.json").read_text())
+    assert summary["accuracy"]["class-il"]["average"] > 0.6 and summary["savings"]["up_bytes"] > 20
