@@ -3,14 +3,11 @@
 What takes long to import is imported where it is needed: Ray's processes start while this one imports PyTorch.
 """
 
-import logging
 import os
-import sys
 import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,18 +16,18 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
+
+from simulations import telling
+from simulations.telling import complain, console, errors, hide, one_message, say
 
 if TYPE_CHECKING:
     from simulations.config import Experiment
     from simulations.engine.pool import Pool
     from simulations.run import Result
+    from simulations.stopping import Stops
     from simulations.unfinished import Unfinished
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 
 class Engine(StrEnum):
@@ -44,11 +41,32 @@ class Backbone(StrEnum):
     resnet18 = "resnet18"
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Options of the Ray engine; their meaning: `simulations.engine.pool.EngineOptions`, which has its fields in the same order."""
+
+    workers: int
+    address: str
+    gpus_per_worker: float
+    cache_mb: int
+    device_timeout_s: float
+    tries: int
+
+    def problems(self, engine: str) -> Iterator[str]:
+        from simulations import preflight
+
+        amounts = {"gpus_per_worker": self.gpus_per_worker, "device_timeout_s": self.device_timeout_s}
+        yield from preflight.engine_options(engine, self.address, self.workers, **amounts)
+        if engine == "ray":
+            yield from preflight.cluster_address(self.address)
+
+
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment's name (`sparcl list`), or a TOML file.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an unfinished run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. learner.lr=0.05.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the run; default: the experiment's own.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run folder goes.")]
+DenseOption = Annotated[bool, typer.Option("--dense", help="Run the dense twin itself: no sparsity of any kind, fp32 on the wire.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Ray workers; 0: one per core. The result does not depend on it.")]
 AddressOption = Annotated[str, typer.Option(metavar="auto|HOST:PORT", help="A running Ray cluster; default: a Ray of its own.")]
@@ -59,7 +77,7 @@ TriesOption = Annotated[int, typer.Option(min=1, help="How often a device is tri
 
 
 @app.callback()
-def main() -> None:
+def about() -> None:
     """SparCL Fleet: fleets of edge devices that learn continually, with sparse training, through Flower on Ray."""
 
 
@@ -70,6 +88,7 @@ def run(
     seed: SeedOption = None,
     engine: Annotated[Engine, typer.Option(help="ray: worker processes; inline: one process, for a debugger.")] = Engine.ray,
     workers: WorkersOption = 0,
+    dense: DenseOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also run the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
     ray_address: AddressOption = "",
@@ -81,13 +100,22 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run an experiment: a fleet of devices learns a task stream."""
-    settings = (workers, ray_address, gpus_per_worker, cache, device_timeout, tries)
-    with _one_message(debug), _workers(engine.value, *settings) as pool:
-        from simulations.unfinished import How, new_run
+    options = Workers(workers, ray_address, gpus_per_worker, cache, device_timeout, tries)
+    with one_message(debug) as stops:
+        from simulations import preflight
 
-        resolved = _choose(_resolve(experiment, set_, seed))
-        with new_run(out, resolved, How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)) as run:
-            _carry_out(run, pool)
+        hide(store)
+        resolved = _resolve(experiment, set_, seed, dense, baseline)
+        here = (preflight.output_folder(out), preflight.store_url(store), options.problems(engine.value))
+        preflight.expect(preflight.experiment_files(resolved), *here)
+        _start(resolved, engine.value)
+        with _workers(engine.value, options, stops) as pool:
+            from simulations.naming import run_name
+            from simulations.unfinished import How, new_run
+
+            how = How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)
+            with new_run(out, _choose(resolved), how, run_name(resolved, set_ or [])) as unfinished:
+                _carry_out(unfinished, pool)
 
 
 @app.command()
@@ -102,37 +130,61 @@ def resume(
     debug: DebugOption = False,
 ) -> None:
     """Go on with a run that was interrupted: its result is the same to the bit as without."""
-    with _one_message(debug):
+    options = Workers(workers, ray_address, gpus_per_worker, cache, device_timeout, tries)
+    with one_message(debug) as stops:
+        from simulations import preflight
+
+        engine, address = preflight.engine_of(run)
+        options = replace(options, address=ray_address or address)
+        preflight.expect(preflight.run_folder(run), options.problems(engine))
+        say(f"{run}: going on, starting PyTorch")
         from simulations.unfinished import open_run
 
         with open_run(run) as unfinished:
             how = unfinished.how
-            address = ray_address or how.address
-            settings = (workers, address, gpus_per_worker, cache, device_timeout, tries)
-            unfinished.how = replace(how, address=address)
-            with _workers(how.engine, *settings) as pool:
+            hide(how.store)
+            unfinished.how = replace(how, address=options.address)
+            with _workers(how.engine, options, stops) as pool:
                 _carry_out(unfinished, pool)
 
 
 @app.command()
 def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption = False) -> None:
     """Give an unfinished run up: remove its folder and its device states, also those that a cluster holds."""
-    with _one_message(debug):
+    with one_message(debug):
+        from simulations import preflight
+
+        address = ray_address or preflight.engine_of(run)[1]
+        preflight.expect(preflight.run_folder(run), preflight.cluster_address(address))
         from simulations.unfinished import give_up, open_run
 
         with open_run(run) as unfinished:
-            if address := ray_address or unfinished.how.address:
+            hide(unfinished.how.store)
+            if address:
                 from simulations.engine import cluster
 
                 cluster.attach(address)
             give_up(unfinished)
-        console.print(f"{run} is " + ("whole, and stays" if run.exists() else "removed"), soft_wrap=True)
+        say(f"{run} is " + ("whole, and stays" if run.exists() else "removed"))
 
 
-def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> "Experiment":
-    from simulations.config import load
+def _resolve(experiment: str, overrides: list[str] | None, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
+    from simulations.config import dense_twin, load
+    from simulations.errors import ConfigError
 
-    return load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    if dense and baseline:
+        raise ConfigError("--dense runs the dense twin alone, and --baseline runs it beside the experiment: leave one out")
+    resolved = load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    return dense_twin(resolved) if dense else resolved
+
+
+def _start(experiment: "Experiment", engine: str) -> None:
+    """The first line, before what takes seconds: that all is well so far, and what is going on."""
+    from simulations.config import left_on
+
+    say(f"{experiment.name}: starting {'Ray and ' if engine == 'ray' else ''}PyTorch")
+    if parts := left_on(experiment):
+        say(f"sparsity is 0, but {' and '.join(parts)} stay on; --dense runs the dense twin")
 
 
 def _choose(experiment: "Experiment") -> "Experiment":
@@ -142,14 +194,12 @@ def _choose(experiment: "Experiment") -> "Experiment":
     chosen = choose_kernels(experiment)
     wants = experiment.sparsity and experiment.kernels.mode != "dense" and os.environ.get("SPARCL_KERNELS") != "dense"
     if wants and backend().library is None:
-        errors.print(f"warning: masks act on dense tensors, which saves no time: {backend().reason}", soft_wrap=True, markup=False)
+        complain(f"warning: masks act on dense tensors, which saves no time: {backend().reason}")
     return chosen
 
 
 @contextmanager
-def _workers(
-    engine: str, workers: int, address: str, gpus_per_worker: float, cache_mb: int, device_timeout_s: float, tries: int
-) -> Iterator["Pool | None"]:
+def _workers(engine: str, options: Workers, stops: "Stops") -> Iterator["Pool | None"]:
     """Ray's worker processes, which import what they need while this process does the same."""
     if engine == "inline":
         yield None
@@ -159,10 +209,10 @@ def _workers(
     try:
         from simulations.engine.pool import EngineOptions, Pool
 
-        options = EngineOptions(workers, address, gpus_per_worker, cache_mb, device_timeout_s, tries)
-        pool = Pool(options, warm=("simulations.devices",))
+        pool = Pool(EngineOptions(**vars(options)), warm=("simulations.devices",))
     finally:
         importing.join()
+    stops.arm()  # Ray has set a handler of its own
     try:
         yield pool
     finally:
@@ -181,7 +231,7 @@ def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
 
     if run.is_whole:  # it was stopped while it cleaned up
         run.finish()
-        console.print(f"run folder: {run.folder}", soft_wrap=True)
+        say(f"run folder: {run.folder}")
         return
     experiment, baseline = run.experiment, run.how.baseline
     fleet = make_hardware(experiment.fleet, experiment.profile, experiment.stream.devices, experiment.seed)
@@ -200,7 +250,7 @@ def _twin(run: "Unfinished", experiment: "Experiment", pool: "Pool | None") -> "
     try:
         return _watch(run, "twin", experiment, pool, "dense twin")
     except FleetError as error:
-        errors.print(f"the dense twin cannot be run: {error}", soft_wrap=True, markup=False)
+        complain(f"the dense twin cannot be run: {error}")
         return None
 
 
@@ -211,7 +261,8 @@ def _show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:
     if made_of := bytes_by_kind(summary):
         console.print(made_of)
     console.print(footnote(summary, assumed))
-    console.print(f"\nrun folder: {folder}", soft_wrap=True)
+    console.print()
+    say(f"run folder: {folder}")
 
 
 def _watch(run: "Unfinished", part: str, experiment: "Experiment", pool: "Pool | None", title: str) -> "Result":
@@ -230,17 +281,24 @@ def train_one(
     experiment: ExperimentArgument = "split-digits",
     set_: SetOption = None,
     seed: SeedOption = None,
+    dense: DenseOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also train the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
     debug: DebugOption = False,
 ) -> None:
     """Train a single device that sees all data: the paper's own setting, without Flower or Ray."""
-    with _one_message(debug):
-        resolved = _choose(_resolve(experiment, set_, seed))
-        _train_one(replace(resolved, name=f"{resolved.name}-alone"), baseline, out)
+    with one_message(debug):
+        from simulations import preflight
+        from simulations.naming import run_name
+
+        resolved = _resolve(experiment, set_, seed, dense, baseline)
+        preflight.expect(preflight.experiment_files(resolved), preflight.output_folder(out))
+        alone = replace(resolved, name=f"{resolved.name}-alone")
+        _start(alone, "inline")
+        _train_one(_choose(alone), baseline, out, run_name(alone, set_ or []))
 
 
-def _train_one(experiment: "Experiment", baseline: bool, out: Path) -> None:
+def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -> None:
     from simulations.alone import train_one as train
     from simulations.config import dense_twin
     from simulations.profiles import load_profile
@@ -253,9 +311,9 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path) -> None:
         line = f"task {progress.task}  epoch {progress.epoch}/{epochs}  loss {progress.loss:.3f}"
         if accuracy is not None:
             line += "  Class-IL {:.1%}  Task-IL {:.1%}".format(*accuracy[:, : progress.task + 1].mean(1))
-        console.print(line, soft_wrap=True)
+        say(line)
 
-    with new_folder(out, f"{experiment.name}-seed{experiment.seed}") as (folder, final):
+    with new_folder(out, name) as (folder, final):
         result = train(experiment, observe)
         twin = train(dense_twin(experiment), observe) if baseline else None
         summary = write_solo(folder, result, twin)
@@ -270,33 +328,40 @@ def reproduce(
     debug: DebugOption = False,
 ) -> None:
     """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
-    with _one_message(debug):
+    with one_message(debug):
+        from simulations import preflight
         from simulations.reproduce import load_claim, markdown, run_claim
-        from simulations.results import new_folder, write_claim
 
         loaded = load_claim(claim)
         total, count = len(loaded.rows) * len(loaded.seeds), 0
+        rows = [(row, loaded.experiment_of(row, seed)) for row in loaded.rows for seed in loaded.seeds]
+        wrong = (f"row {row.name}: {problem}" for row, experiment in rows for problem in preflight.experiment_files(experiment))
+        preflight.expect(wrong, preflight.output_folder(out))
+        say(f"{loaded.name}: starting {total} runs of {len(loaded.rows)} rows")
+        from simulations.results import new_folder, write_claim
 
         def done(row: str, seed: int, summary: dict) -> None:
             nonlocal count
             count += 1
             accuracy = summary["accuracy"]["class-il"]["average"]
-            console.print(f"{count}/{total}  {row}  seed {seed}  Class-IL {accuracy:.1%}", soft_wrap=True)
+            say(f"{count}/{total}  {row}  seed {seed}  Class-IL {accuracy:.1%}")
 
-        with new_folder(out, f"claim-{claim}") as (folder, final):
-            results = run_claim(loaded, processes, done)
+        with new_folder(out, f"claim-{loaded.name}") as (folder, final):
+            results = run_claim(loaded, min(processes or os.cpu_count() or 1, total), done)
             table = markdown(loaded, results)
             write_claim(folder, table, results)
-        console.print(f"\n{table}\n\nfolder: {final}", soft_wrap=True, markup=False)
+        console.print(f"\n{table}\n", soft_wrap=True, markup=False)
+        say(f"folder: {final}")
 
 
 @app.command("list")
 def list_experiments() -> None:
     """The experiments that come with the project."""
-    from simulations.config import available, load
+    with one_message(debug=False):
+        from simulations.config import available, load
 
-    for name in available():
-        console.print(f"{name:24} {load(name).description}", soft_wrap=True)
+        for name in available():
+            say(f"{name:24} {load(name).description}")
 
 
 @app.command()
@@ -305,7 +370,7 @@ def doctor(
     debug: DebugOption = False,
 ) -> None:
     """What a run finds on this machine: versions, processor, and the sparse kernels; without a compiler these are dense products."""
-    with _one_message(debug):
+    with one_message(debug):
         from simulations.doctor import examine, table
 
         rows, works = examine(rebuild)
@@ -333,62 +398,36 @@ def calibrate(
         "latency_s": (latency_ms, 1e-3),
     }  # fmt: skip
     given = {key: value * unit for key, (value, unit) in options.items() if value is not None}
-    with _one_message(debug):
-        from simulations.calibrate import calibrate, default_name, new_profile, table, write
+    with one_message(debug):
+        from simulations import preflight
+        from simulations.profiles import new_profile
 
-        path = out or Path(default_name())
-        with new_profile(path) as file:
+        preflight.expect(preflight.figures(given))
+        with ExitStack() as stack:
+            file = stack.enter_context(new_profile(out)) if out else None  # before PyTorch and the kernels are there
+            from simulations.calibrate import calibrate, default_name, table, write
+
+            path = out or Path(default_name())
+            file = file or stack.enter_context(new_profile(path))
             with errors.status("starting") as status:
                 found = calibrate([*(model or (Backbone.cnn, Backbone.resnet18))], quick, name, given, observe=status.update)
             write(file, found)
         console.print(table(found), soft_wrap=True, markup=False)
         assumed = [key for key, figure in found.figures.items() if figure.source.startswith("assumption")]
+        console.print()
         if assumed:
-            console.print(f"\nnot measured, so assumed: {', '.join(assumed)}", soft_wrap=True)
+            say(f"not measured, so assumed: {', '.join(assumed)}")
         if found.no_power:
-            console.print(f"no power was read: {found.no_power}", soft_wrap=True, markup=False)
-        console.print(f"\nprofile: {path}", soft_wrap=True, markup=False)
+            say(f"no power was read: {found.no_power}")
+        console.print()
+        say(f"profile: {path}")
 
 
-@contextmanager
-def _one_message(debug: bool) -> Iterator[None]:
-    """Bad input ends with exit code 2 and one message; anything else too, but then it points to --debug."""
-    warnings.filterwarnings("ignore")
-    handler = RichHandler(console=errors, show_path=False, show_time=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    try:
-        try:
-            yield
-        finally:
-            _stop_ray()
-    except KeyboardInterrupt as interrupt:
-        errors.print(_what_is_left(interrupt) or "interrupted; nothing was written", soft_wrap=True, markup=False)
-        raise typer.Exit(130) from None
-    except (SystemExit, typer.Exit):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        text = str(error) if isinstance(error, _known()) else f"{type(error).__name__}: {error} (--debug shows where)"
-        left = _what_is_left(error)
-        errors.print(f"error: {text}" + (f"\n{left}" if left else ""), soft_wrap=True, markup=False)
-        raise typer.Exit(2) from None
-
-
-def _what_is_left(error: BaseException) -> str:
-    return "\n".join(getattr(error, "__notes__", ()))
-
-
-def _known() -> tuple[type[Exception], ...]:
-    """Errors that speak for themselves. If a module was not needed until now, the error is none of its own."""
-    modules = {"server.strategy": "FleetError", "simulations.engine.adapter": "EngineError", "sparcl_core.kernels.build": "KernelError"}
-    return (ValueError, *(getattr(sys.modules[module], name) for module, name in modules.items() if module in sys.modules))
-
-
-def _stop_ray() -> None:
-    if cluster := sys.modules.get("simulations.engine.cluster"):
-        cluster.stop_ray()
+def main() -> None:
+    """The command: what `sparcl` and `python -m simulations` run."""
+    telling.is_process = True
+    app()
 
 
 if __name__ == "__main__":
-    app()
+    main()

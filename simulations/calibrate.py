@@ -13,8 +13,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -25,6 +24,7 @@ import tomli_w
 import torch
 from scipy.optimize import nnls
 
+from simulations import preflight
 from simulations.environment import processor
 from simulations.errors import ConfigError
 from simulations.power import SYSFS, battery_joules, find_meter, mean_watts
@@ -121,9 +121,7 @@ def calibrate(
         ValueError: as `fit`.
     """
     given = given or {}
-    for key, value in given.items():
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{key} is {value:g}: it needs a finite number above 0")
+    preflight.expect(preflight.figures(given))
     if backend().library is None:
         raise ConfigError(f"no sparse kernels here, so that sparsity saves no time and has no rate: {backend().reason}")
     today = date.today().isoformat()
@@ -180,29 +178,6 @@ def table(calibration: Calibration) -> str:
         seconds = (1000 * one.seconds / one.flops.steps, 1000 * fitted / one.flops.steps, 100 * (fitted / one.seconds - 1))
         lines.append("{:<12} {:<6} {:>5} {:>8.2f} {:>6} {:>12.2f} {:>11.2f} {:>+7.1f}%".format(*cells, *seconds))
     return "\n".join(lines)
-
-
-@contextmanager
-def new_profile(path: Path) -> Iterator[IO[str]]:
-    """A new file for a profile, open from before the measurements on, so that they are not lost to a wrong path; gone if they fail.
-
-    Raises:
-        ConfigError: if it is no TOML file, is there already, or cannot be written.
-    """
-    if path.suffix != ".toml":
-        raise ConfigError(f"--out is {path}: a profile is a TOML file, so take {path.with_suffix('.toml')}")
-    try:
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise ConfigError(f"{path} is there already: remove it, or take another --out") from None
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; take another --out") from None
-    try:
-        with file:
-            yield file
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def write(file: IO[str], calibration: Calibration) -> None:

@@ -1,10 +1,11 @@
-"""What a run would find here: versions, processor, and the kernels with the reason for them."""
+"""What a run would find here: versions, processor, compiled modules, and the kernels with the reason for them."""
 
 import os
 import platform
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
 
+from simulations import bytecode
 from simulations.environment import processor
 from sparcl_core.kernels.build import Backend, KernelError, choose
 
@@ -27,6 +28,7 @@ def examine(rebuild: bool = False) -> tuple[list[tuple[str, str]], bool]:
         *((name, _version(name)) for name in ("torch", "flwr", "ray")),
         ("cpu", f"{processor()}, {platform.machine()}"),
         ("threads", f"{_threads()} of PyTorch, on {_cores()} of {os.cpu_count()} cores"),
+        ("bytecode", bytecode.state()),
         ("kernels", kernels.name),
         ("reason", kernels.reason),
         ("compiler", kernels.compiler or "none"),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from simulations.config import ConfigError, Experiment, dense_twin, load
 
@@ -75,6 +74,8 @@ def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
     differences = np.asarray(values) - np.asarray(reference)
     if len(differences) < 2:
         return float(differences.mean()), float("nan")
+    from scipy import stats  # imported late: it takes half a second, and a misspelt claim needs none of it
+
     half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
     return float(differences.mean()), float(half)
 

@@ -138,13 +138,15 @@ class Unfinished:
 
 
 @contextmanager
-def new_run(parent: Path, experiment: Experiment, how: How) -> Iterator[Unfinished]:
-    """A new run's folder, `parent/NAME-seedN[-K]`. If the block fails before a round was trained, nothing is left of it.
+def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> Iterator[Unfinished]:
+    """A new run's folder, `parent/NAME[-K]`. If the block fails before a round was trained, nothing is left of it.
+
+    `name`: empty for that of the experiment and the seed.
 
     Raises:
         ConfigError: if the folder cannot be written.
     """
-    folder = claim_folder(parent, f"{experiment.name}-seed{experiment.seed}")
+    folder = claim_folder(parent, name or f"{experiment.name}-seed{experiment.seed}")
     store = how.store
     if store and is_local(store):  # a run may be resumed from another folder
         store = os.path.abspath(os.path.expanduser(store))

@@ -5,10 +5,11 @@ figures are the fields of `DeviceProfile`. A profile may name a network in `netw
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from simulations.errors import ConfigError, did_you_mean, several
 from simulations.profiles.units import to_si
@@ -139,3 +140,26 @@ def _value(figure: str, entry: dict[str, Any], problems: list[str]) -> float | N
         problems.append(f"{figure} is {printable(value, 60)}: it needs a number {rule}, and not inf or nan")
         return None
     return number
+
+
+@contextmanager
+def new_profile(path: Path) -> Iterator[IO[str]]:
+    """A new file for a profile, open from before the measurements on, so that they are not lost to a wrong path; gone if they fail.
+
+    Raises:
+        ConfigError: if it is no TOML file, is there already, or cannot be written.
+    """
+    if path.suffix != ".toml":
+        raise ConfigError(f"--out is {path}: a profile is a TOML file, so take {path.with_suffix('.toml')}")
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already: remove it, or take another --out") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; take another --out") from None
+    try:
+        with file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from simulations import calibrate as calibration
 from simulations import sessions
 from simulations.__main__ import app
-from simulations.calibrate import Calibration, Figure, calibrate, default_name, fit, memory_bytes, new_profile, predicted, table, write
+from simulations.calibrate import Calibration, Figure, calibrate, default_name, fit, memory_bytes, predicted, table, write
 from simulations.errors import ConfigError
-from simulations.profiles import load_profile
+from simulations.profiles import load_profile, new_profile
 from simulations.sessions import BACKBONES, Measured, Point, Workload, grid, measure
 from sparcl_core.costs import Cost, DeviceProfile, compute_cost
 from sparcl_core.flops import Flops

@@ -1,15 +1,20 @@
 """`sparcl doctor`: what is here, in 80 columns; without a compiler it is still a working state."""
 
+import importlib.util
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from simulations import bytecode
 from simulations.__main__ import app
 from simulations.doctor import table
 from sparcl_core.kernels import build
 
-LABELS = ["python", "torch", "flwr", "ray", "cpu", "threads", "kernels", "reason", "compiler", "cache", "library"]
+LABELS = ["python", "torch", "flwr", "ray", "cpu", "threads", "bytecode", "kernels", "reason", "compiler", "cache", "library"]
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +102,35 @@ def test_the_table_has_80_columns_and_breaks_no_path():
     assert lines[0] == "python      3.11" and lines[-1] == "x           y" and f"cache       {path}" in lines
     assert all(len(line) <= 80 for line in lines if path not in line)
     assert [label for line in lines if (label := line[:12].strip())] == ["python", "reason", "cache", "x"]
+
+
+def test_it_says_where_processes_compile_everything_again(tmp_path, monkeypatch, small):
+    """Of two packages one is compiled. Whether Python may write it is what the variable says."""
+    for name in ("quick", "slow"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(bytecode, "PACKAGES", ("quick", "slow", "not_installed"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    importlib.import_module("quick")
+    assert bytecode.lacking() == ["slow"] and "the first import writes it" in doctor()["bytecode"]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    told = doctor()["bytecode"]
+    assert told.startswith("none of slow, and PYTHONDONTWRITEBYTECODE is set")
+    assert "`env -u PYTHONDONTWRITEBYTECODE python -m simulations.bytecode` once" in told
+    monkeypatch.setattr(bytecode, "PACKAGES", ("quick",))
+    assert doctor()["bytecode"].startswith("there")
+
+
+def test_bytecode_is_written_at_the_end_of_the_set_up():
+    """And what it imports is there to be imported."""
+    root = Path(__file__).parents[2]
+    told = subprocess.run(["make", "-n", "-B", ".venv/.ready"], cwd=root, capture_output=True, text=True, check=True).stdout
+    *_, last, stamp = told.splitlines()
+    assert last == "env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m simulations.bytecode" and stamp == "touch .venv/.ready"
+    ours = [module for module in bytecode.MODULES if module.startswith("simulations.")]
+    assert ours and all(importlib.util.find_spec(module) for module in ours)
+    assert all(importlib.util.find_spec(module.partition(".")[0]) for module in bytecode.MODULES)
+    refused = subprocess.run(
+        [sys.executable, "-m", "simulations.bytecode"], capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    assert refused.returncode == 1 and "env -u PYTHONDONTWRITEBYTECODE" in refused.stderr

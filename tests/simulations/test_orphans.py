@@ -50,7 +50,9 @@ def sparcl(mark: str, *arguments, stop: tuple[int, int] | None = None) -> subpro
         said.append(line)
         if stop and line.startswith(f"round {stop[1]}/"):
             assert processes_of(mark) != []  # else the count at the end would prove nothing
-            run.send_signal(stop[0])
+            for _ in range(3 if stop[0] == signal.SIGINT else 1):  # people press Ctrl-C more than once
+                run.send_signal(stop[0])
+                time.sleep(0.05)
             stop = None
     return subprocess.CompletedProcess(run.args, run.wait(), "".join(said), run.stderr.read())
 

@@ -8,7 +8,7 @@ from simulations.config import EXPERIMENTS, available, load
 from simulations.results import write_run
 from simulations.run import Result, run_world
 
-SCENARIOS = [name for name in available() if not name.startswith("split-")]
+SCENARIOS = [name for name in available() if not name.startswith(("split-", "smoke"))]
 TABLES = ("ledger.parquet", "devices.parquet", "classes.parquet", "rounds.parquet")
 SMALL = (
     "stream.devices=12", "stream.tasks=2", "stream.samples=8", "federation.rounds=5", "federation.rounds_per_task=4",
