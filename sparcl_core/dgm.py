@@ -5,6 +5,10 @@ Gradient importance CGI(w): `merged` (default) |dL/dw| of the whole loss at the 
 among the active ones is kept. q = gradient sparsity >= s; q = s keeps every active weight, so the mechanism is then idle.
 The mask is re-drawn every `interval` steps (30 in the released code) and at the start of every training session.
 
+Differences from the released code: counts are exact. The code keeps what lies above a percentile of the importances, so equal ones (all
+zeros, say) are kept or left out together, and active weights with a gradient of exactly 0 are never in its mask; it also drops the last,
+smaller batch.
+
 Where the mask is reused, weight gradients outside it need not be computed at all: that is the saving.
 """
 

@@ -91,7 +91,7 @@ class LearnerConfig:
         batch_size: samples per step, and per buffer draw (mammoth's minibatch_size).
         alpha: weight of the distillation term of der and derpp.
         beta: weight of the replayed cross-entropy of derpp.
-        replay_weight: weight of the replayed cross-entropy of er.
+        replay_weight: weight of the replayed cross-entropy of er. mammoth's steps are those of weight 1 and half of its lr, see `losses`.
         single_head: the current term sees the current task's classes only (SparCL's use_cl_mask).
         replay_from: `first-sample`, or `second-task` as in the released code.
         buffer_share: buffer capacity as a share of the device's whole stream, rounded up; used where buffer_size is 0.
