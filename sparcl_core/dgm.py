@@ -12,6 +12,7 @@ smaller batch.
 Where the mask is reused, weight gradients outside it need not be computed at all: that is the saving.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -46,8 +47,8 @@ class DGMConfig:
             raise ValueError(f"keep is {self.keep}: the share of active weights that is updated must be in (0, 1]")
         if self.interval < 1:
             raise ValueError(f"interval is {self.interval}: the gradient mask is drawn every interval >= 1 steps")
-        if self.alpha < 0 or self.beta < 0:
-            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: neither may be negative")
+        if not 0 <= self.alpha < math.inf or not 0 <= self.beta < math.inf:
+            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: both must be finite, and neither may be negative")
 
 
 def gradient_sparsity(config: DGMConfig, weight_sparsity: float) -> float:

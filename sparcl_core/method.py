@@ -3,6 +3,8 @@
 Imports no PyTorch, so that settings are checked before its seconds of import.
 """
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,6 +49,11 @@ class ModelConfig:
     def __post_init__(self):
         if not self.weights and (self.weights_sha256 or self.classifier != "read"):
             raise ValueError("weights is empty: classifier and weights_sha256 say how its file is read; name one, or leave them out")
+        for pattern in self.sparse:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"sparse has {pattern!r}, which is no regular expression: {error}") from error
         if self.width < 1 or self.hidden < 1:
             raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
         if self.name == "cnn" and self.width % 8:
@@ -115,15 +122,15 @@ class LearnerConfig:
     joint_forward: bool = True
 
     def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}: the learning rate must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}: the learning rate must be above 0 and finite")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: a batch holds at least 1 sample")
         if not 0 <= self.buffer_share <= 1 or self.buffer_size < 0:
             raise ValueError(f"buffer_share is {self.buffer_share} and buffer_size {self.buffer_size}: take [0, 1] and >= 0")
         for name in ("alpha", "beta", "replay_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight may not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight must be finite and may not be negative")
 
     def buffer_capacity(self, stream_samples: int) -> int:
         """Buffer capacity of a device whose stream has `stream_samples` samples; 0 for sgd."""

@@ -64,8 +64,8 @@ class TDMConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share of a layer, in [0, 1)")
         if self.stage_epochs < 0 or self.batches < 0:
             raise ValueError(f"stage_epochs is {self.stage_epochs}, batches {self.batches}: neither may be negative")
-        if self.alpha < 0 or self.beta < 0:
-            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: neither may be negative")
+        if not 0 <= self.alpha < math.inf or not 0 <= self.beta < math.inf:
+            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: both must be finite, and neither may be negative")
 
 
 def exchanged_share(value: float | None, sparsity: float) -> float:
