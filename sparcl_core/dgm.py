@@ -5,9 +5,14 @@ Gradient importance CGI(w): `merged` (default) |dL/dw| of the whole loss at the 
 among the active ones is kept. q = gradient sparsity >= s; q = s keeps every active weight, so the mechanism is then idle.
 The mask is re-drawn every `interval` steps (30 in the released code) and at the start of every training session.
 
+Differences from the released code: counts are exact. The code keeps what lies above a percentile of the importances, so equal ones (all
+zeros, say) are kept or left out together, and active weights with a gradient of exactly 0 are never in its mask; it also drops the last,
+smaller batch.
+
 Where the mask is reused, weight gradients outside it need not be computed at all: that is the saving.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -42,8 +47,8 @@ class DGMConfig:
             raise ValueError(f"keep is {self.keep}: the share of active weights that is updated must be in (0, 1]")
         if self.interval < 1:
             raise ValueError(f"interval is {self.interval}: the gradient mask is drawn every interval >= 1 steps")
-        if self.alpha < 0 or self.beta < 0:
-            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: neither may be negative")
+        if not 0 <= self.alpha < math.inf or not 0 <= self.beta < math.inf:
+            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: both must be finite, and neither may be negative")
 
 
 def gradient_sparsity(config: DGMConfig, weight_sparsity: float) -> float:

@@ -6,6 +6,10 @@ x, y: current batch; B1, B2: independent buffer draws of the same size (smaller 
 - DER++  (Buzzega et al. 2020):  CE(f(x), y) + alpha * MSE(f(B1.x), B1.logits) + beta * CE(f(B2.x), B2.y)
 Each term is a mean over its own batch; MSE is a mean over batch and classes. `sgd` is the first term alone.
 
+mammoth's ER takes one mean over the joined batch of n current and m replayed samples: n / (n + m) of ours with weight m / n. So for
+draws as large as the batch, weight 1 and half of mammoth's learning rate take mammoth's steps; with mammoth's own rate, ours are twice
+as long.
+
 Single-head masking (the released SparCL code's `use_cl_mask`): the first term sees the logits of the current task's classes
 only, all others are -inf. Plain DER++ does not do this; it moves Class-IL accuracy by ten points and more.
 """

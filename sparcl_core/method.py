@@ -3,6 +3,8 @@
 Imports no PyTorch, so that settings are checked before its seconds of import.
 """
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,6 +50,11 @@ class ModelConfig:
     def __post_init__(self):
         if not self.weights and (self.weights_sha256 or self.classifier != "read"):
             raise ValueError("weights is empty: classifier and weights_sha256 say how its file is read; name one, or leave them out")
+        for pattern in self.sparse:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"sparse has {pattern!r}, which is no regular expression: {error}") from error
         if self.width < 1 or self.hidden < 1:
             raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
         if self.name == "cnn" and self.width % 8:
@@ -92,7 +99,7 @@ class LearnerConfig:
         batch_size: samples per step, and per buffer draw (mammoth's minibatch_size).
         alpha: weight of the distillation term of der and derpp.
         beta: weight of the replayed cross-entropy of derpp.
-        replay_weight: weight of the replayed cross-entropy of er.
+        replay_weight: weight of the replayed cross-entropy of er. mammoth's steps are those of weight 1 and half of its lr, see `losses`.
         single_head: the current term sees the current task's classes only (SparCL's use_cl_mask).
         replay_from: `first-sample`, or `second-task` as in the released code.
         buffer_share: buffer capacity as a share of the device's whole stream, rounded up; used where buffer_size is 0.
@@ -120,8 +127,8 @@ class LearnerConfig:
     joint_forward: bool = True
 
     def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}: the learning rate must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}: the learning rate must be above 0 and finite")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: a batch holds at least 1 sample")
         if not 0 <= self.buffer_share <= 1 or self.buffer_size < 0:
@@ -129,8 +136,8 @@ class LearnerConfig:
         if self.last_batch not in ("keep", "join", "drop"):
             raise ValueError(f"last_batch is {self.last_batch!r}: choose keep, join or drop")
         for name in ("alpha", "beta", "replay_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight may not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight must be finite and may not be negative")
 
     def buffer_capacity(self, stream_samples: int) -> int:
         """Buffer capacity of a device whose stream has `stream_samples` samples; 0 for sgd."""

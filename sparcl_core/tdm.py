@@ -10,6 +10,10 @@ Importance of an active weight, CWI = |w| + I, where I is computed by `sparcl_co
 - `merged` (released code, default): I = alpha * |dL/dw|, L the whole loss, alpha = 0.5;
 - `two-term` (paper): I = alpha * |dL~(D_t)/dw| + beta * |dL(B)/dw|.
 
+Differences from the released code: the first task grows nothing at its start, where the code grows p_inter there, too; the gradient is an
+unmasked mean over `batches` batches, computed for the purpose, where the code takes what the last batch of the epoch before has left after
+gradient masking (`gradient`).
+
 p_inter and p_intra are shares of the layer, as in the released code (0.01 at s = 0.75). A weight that was dropped in an
 update may be grown back in the same update: growth draws from all weights that are inactive after the drop.
 """
@@ -60,8 +64,8 @@ class TDMConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share of a layer, in [0, 1)")
         if self.stage_epochs < 0 or self.batches < 0:
             raise ValueError(f"stage_epochs is {self.stage_epochs}, batches {self.batches}: neither may be negative")
-        if self.alpha < 0 or self.beta < 0:
-            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: neither may be negative")
+        if not 0 <= self.alpha < math.inf or not 0 <= self.beta < math.inf:
+            raise ValueError(f"alpha is {self.alpha}, beta {self.beta}: both must be finite, and neither may be negative")
 
 
 def exchanged_share(value: float | None, sparsity: float) -> float:

@@ -1,7 +1,7 @@
 """A normal model becomes a sparse one, and back. No weight is lost, and `state_dict` has the dense model's names and shapes."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,13 +26,18 @@ def convert(model: nn.Module, masks: Mapping[str, np.ndarray], choices: Mapping[
             "bf16": that in bfloat16.
 
     Raises:
-        ValueError: if a name is no weight of a convolution or linear layer, or the kernels cannot do a layer.
+        ValueError: if a name is no weight of a convolution or linear layer, or the kernels cannot do a layer; the model is then as it was.
     """
+    known, made = dict(model.named_modules()), {}
     for name, mask in masks.items():
-        layer = model.get_submodule(name[:-PREFIX_OF_WEIGHT]) if name.endswith(".weight") else None
+        layer = known.get(name[:-PREFIX_OF_WEIGHT]) if name.endswith(".weight") else None
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise ValueError(f"{name} is no weight of a convolution or linear layer: only these can be sparse")
-        model.set_submodule(name[:-PREFIX_OF_WEIGHT], make_layer(layer, mask, choices[name]))
+        if name not in choices:
+            raise ValueError(f"{name} has a mask and no choice: choose one of {', '.join(get_args(Choice))} for each of masks")
+        made[name[:-PREFIX_OF_WEIGHT]] = make_layer(layer, mask, choices[name])
+    for name, layer in made.items():  # all or none: a model that is refused is as it was
+        model.set_submodule(name, layer)
     if "sparse" in choices.values():
         for module in list(model.modules()):
             _retype(module)
@@ -45,8 +50,10 @@ def make_layer(layer: nn.Conv2d | nn.Linear, mask: np.ndarray, choice: Choice) -
     """A sparse layer with `layer`'s weights at `mask` that runs as chosen.
 
     Raises:
-        ValueError: if the kernels cannot do it.
+        ValueError: if the kernels cannot do it, or there is no such choice.
     """
+    if choice not in get_args(Choice):
+        raise ValueError(f"the choice for {layer} is {choice!r}: take {', '.join(get_args(Choice))}")
     is_conv = isinstance(layer, nn.Conv2d)
     if choice == "sparse":
         if layer.weight.dtype != torch.float32:

@@ -62,6 +62,9 @@ class Sparse(nn.Module):
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Make `mask` (bool, the weight's shape) the layer's mask; a weight that stays keeps its value, a new one is 0."""
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
+            found = f"{mask.dtype} numbers" if isinstance(mask, np.ndarray) else f"a {type(mask).__name__}"
+            raise ValueError(f"the mask is {found}: take a NumPy array of bool, as `weight.numpy() != 0` gives")
         if mask.shape != self.weight_shape:
             raise ValueError(f"the mask has shape {mask.shape}: the weight's is {self.weight_shape}")
         self.set_updated(None)

@@ -89,6 +89,7 @@ def test_overrides_apply_in_order_and_are_toml():
         ("stream.samples=-5", "stream: samples is -5: partition 'dirichlet' cuts up all data"),
         ("stream.alpha=0.0", "stream: alpha is 0.0: the concentration"),
         ("learner.lr=0.0", "learner: lr is 0.0: the learning rate must be above 0"),
+        ("model.sparse=['fc(']", "model: sparse has 'fc(', which is no regular expression: missing ), unterminated subpattern"),
         ("model.width=12", "model: width is 12: the cnn normalises over 8 groups"),
         ("federation.up_values=f32", "unknown config key 'federation.up_values'; "),
         ("federation.mask=own", "federation.mask is 'own': input should be 'shared' or 'local'"),
@@ -133,6 +134,19 @@ def test_every_setting_of_wire_aggregation_and_server_is_reachable():
     for section in ("wire", "aggregation", "server_optimizer"):
         assert {key.split(".")[1] for key in NEW_SETTINGS if key.startswith(f"{section}.")} == vars(getattr(experiment, section)).keys()
     assert from_tree(tomllib.loads(tomli_w.dumps(to_tree(experiment)))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("tdm.importance=two-term", "tdm: gradient is 'last-step', but importance 'two-term'"),
+        ("federation.mask=local", "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round"),
+    ],
+)
+def test_the_gradient_of_the_last_step_goes_with_one_merged_term_and_shared_masks(other, message):
+    with pytest.raises(ConfigError) as caught:
+        tiny("tdm.gradient=last-step", other)
+    assert str(caught.value).startswith(message)
 
 
 def test_several_mistakes_are_told_at_once():

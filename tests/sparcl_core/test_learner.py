@@ -202,6 +202,59 @@ def test_one_step_equals_the_slow_reference(method, single_head, importance, joi
     assert (done.steps, done.samples, done.replayed) == (1, 16, {"sgd": 0, "er": 6, "der": 6, "derpp": 12}[method])
 
 
+def test_an_er_step_at_half_the_rate_is_mammoths():
+    # 6 samples and 6 replayed: the mean over the 12 is half of the sum of two means, so its gradient at lr 0.1 is that of the sum at 0.05
+    config = tiny_method("cnn", 0.0, "float64", method="er", single_head=False, batch_size=6, lr=0.05)
+    learner, state, masks, memory = start(config, 6)
+    old, task = tiny_tasks(2, samples=6)
+    memory = learner.begin_task(with_samples(memory, old), 6)
+    done = learner.train(state, masks, task, memory, 1, device=0)
+    model = build_model(config.model, INPUTS.shape, INPUTS.num_classes)
+    load_state_(model, state)
+    x, y = (torch.from_numpy(np.concatenate(pair)) for pair in ((task.x, memory.buffer.x), (task.y, memory.buffer.y)))
+    F.cross_entropy(model((x.double() - 128) / 64), y).backward()
+    for name, parameter in model.named_parameters():
+        assert np.allclose(done.state[name], state[name] - 0.1 * parameter.grad.numpy(), rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("single_head", [True, False])
+def test_what_judges_a_sample_for_data_removal_is_a_setting(single_head):
+    # a classifier that says class 0 of any sample, by its bias, is right over all classes only where the task's first class is 0
+    wrong = {}
+    for judged_by in ("seen-classes", "all-classes"):
+        config = replace(tiny_method("mlp", single_head=single_head, batch_size=40, lr=1e-9), ddr=DDRConfig(judged_by=judged_by))
+        learner, state, masks, memory = start(config)
+        task = tiny_tasks()[1]  # classes 2 and 3, in turn
+        state["classifier.weight"][...] = 0
+        state["classifier.bias"][...] = [9.0, 0.0, 3.0, 1.0]
+        wrong[judged_by] = learner.train(state, masks, task, learner.begin_task(memory, 40), 1, device=0).memory.ddr.misses.tolist()
+    assert wrong["all-classes"] == [1] * 40
+    assert wrong["seen-classes"] == ([0, 1] * 20 if single_head else [1] * 40)
+
+
+def test_the_gradient_that_a_session_leaves_is_that_of_its_last_step_behind_its_gradient_mask():
+    config = tiny_method("cnn", 0.75, "float64", batch_size=40)
+    config = replace(config, tdm=TDMConfig(gradient="last-step", alpha=0.7), dgm=DGMConfig(keep=0.5, interval=1))
+    learner, state, masks, memory = start(config)
+    task = tiny_tasks()[1]
+    memory = learner.begin_task(memory, 40)
+    first = learner.train(state, masks, task, memory, 2, device=0)
+    before = learner.train(state, masks, task, memory, 1, device=0)
+    last = learner.train(before.state, masks, task, before.memory, 1, device=0)
+    for name, mask in masks.items():
+        moved = np.abs(before.state[name] - last.state[name]) / 0.05  # a step is lr times the masked gradient
+        assert np.allclose(last.importance[name], 0.7 * moved, rtol=1e-6, atol=1e-12)
+        assert np.array_equal(last.importance[name] > 0, last.updated[name]) and not last.importance[name][~mask].any()
+        assert np.allclose(first.importance[name], last.importance[name], rtol=1e-9, atol=1e-12)
+    importance, cost = learner.importance_after(last, masks, task, device=0)
+    assert importance is last.importance and cost.importance == 0
+    mean = replace(config, tdm=TDMConfig(alpha=0.7))
+    other = start(mean)[0]
+    done = other.train(state, masks, task, memory, 2, device=0)
+    assert done.importance is None and other.importance_after(done, masks, task, device=0)[1].importance > 0
+    assert_same(done.state, first.state)  # what is left behind changes nothing of the training
+
+
 @pytest.mark.parametrize("method", ["er", "derpp"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.75])

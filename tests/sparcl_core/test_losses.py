@@ -44,6 +44,19 @@ def test_a_term_is_a_mean_over_its_own_batch():
     assert replay_term("er", [one], 1.0, 0.0).item() == pytest.approx(replay_term("er", [three], 1.0, 0.0).item())
 
 
+@given(st.integers(1, 6), st.integers(1, 6), st.data())
+def test_the_weight_and_rate_that_make_er_mammoths(current, replayed, data):
+    """mammoth: one mean over the joined batch, (n CE + m CE') / (n + m), which is n / (n + m) of CE + (m / n) CE'."""
+    rows = data.draw(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=current + replayed, max_size=current + replayed))
+    logits, labels = torch.tensor(rows, dtype=torch.float64), torch.tensor([i % 3 for i in range(current + replayed)])
+    joined = torch.nn.functional.cross_entropy(logits, labels)
+    held = Replay(logits[current:], labels[current:], logits[current:])
+    ours = current_term(logits[:current], labels[:current]) + replay_term("er", [held], replayed / current, 0.0)
+    assert (current / (current + replayed) * ours).item() == pytest.approx(joined.item(), rel=1e-12)
+    if current == replayed:
+        assert ours.item() == pytest.approx(2 * joined.item(), rel=1e-12)
+
+
 def test_distillation_is_a_mean_over_batch_and_classes():
     # squares 1, 4, 0, 0, 0, 9 over 2 samples x 3 classes: 14 / 6; alpha = 0.3 -> 0.7
     drawn = Replay(torch.tensor([[1.0, 2, 0], [0, 0, 3]]), torch.tensor([0, 0]), torch.zeros(2, 3))

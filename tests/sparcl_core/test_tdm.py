@@ -260,6 +260,8 @@ def test_the_default_shares_are_used_in_updates():
         ({"batches": -2}, "batches -2.*negative"),
         ({"alpha": -0.5}, "alpha is -0.5.*negative"),
         ({"beta": -1}, "beta -1.*negative"),
+        ({"alpha": float("nan")}, "alpha is nan.*finite"),
+        ({"gradient": "last-step", "importance": "two-term"}, "gradient is 'last-step', but importance 'two-term': .*take merged"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

@@ -348,6 +348,26 @@ def test_weights_lie_in_memory_as_they_did(way):
 # -- bad input
 
 
+@pytest.mark.parametrize(
+    ("masks", "choices", "message"),
+    [
+        ({"fc.weight": "good", "nowhere.weight": "good"}, {}, "nowhere.weight is no weight of a convolution or linear layer"),
+        ({"conv2.weight": "good", "fc.weight": "good"}, {"conv2.weight": "dense"}, "fc.weight has a mask and no choice: choose one"),
+        ({"fc.weight": "good"}, {"fc.weight": "sprase"}, "'sprase': take sparse, dense, bf16"),
+        ({"conv2.weight": "good", "fc.weight": "numbers"}, {}, "the mask is float32 numbers: take a NumPy array of bool"),
+        ({"conv2.weight": "good", "fc.weight": "tensor"}, {}, "the mask is a Tensor: take a NumPy array of bool"),
+    ],
+)
+def test_a_model_that_is_refused_is_as_it_was(masks, choices, message):
+    model, good = start("cnn")
+    kinds = {"good": lambda mask: mask, "numbers": lambda mask: mask.astype(np.float32), "tensor": torch.from_numpy}
+    given = {name: kinds[kind](good.get(name, good["fc.weight"])) for name, kind in masks.items()}
+    before, state = repr(model), read_state(model)
+    with pytest.raises(ValueError, match=message):
+        convert(model, given, choices or dict.fromkeys(given, "dense"))
+    assert repr(model) == before and all(np.array_equal(read_state(model)[name], value) for name, value in state.items())
+
+
 def test_what_is_no_weight_is_refused():
     model, masks = start("cnn")
     for name in ("norm1.weight", "classifier.bias", "conv1"):
