@@ -125,8 +125,8 @@ def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption
                 from simulations.engine import cluster
 
                 cluster.attach(address)
-            give_up(unfinished)
-        console.print(f"{run} is " + ("whole, and stays" if run.exists() else "removed"), soft_wrap=True)
+            said = give_up(unfinished)
+        console.print(said, soft_wrap=True, markup=False)
 
 
 def _resolve(experiment: str, overrides: list[str] | None, seed: int | None) -> "Experiment":

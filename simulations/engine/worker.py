@@ -11,7 +11,6 @@ from ray import ObjectRef
 
 from simulations.engine.adapter import AppFactory, handle, identify_process
 from simulations.engine.cache import StateCache
-from simulations.engine.files import Files
 from simulations.engine.parcel import Parcel, attach_message, attach_records, detach_message, detach_records
 from simulations.engine.store import StateStore
 
@@ -48,15 +47,14 @@ class Worker:
             importlib.import_module(name)
         self._fetched: dict[str, tuple[int, bytes]] = {}
 
-    def setup(self, make_app: AppFactory, run_config: dict, files: Files, cache_bytes: int, *args) -> None:
+    def setup(self, make_app: AppFactory, run_config: dict, store: StateStore, cache_bytes: int, *args) -> None:
         """Make the app; `args` come from Ray's store, where all workers of a node read the same copy."""
         self._app, self._run_config = make_app(*args), run_config
-        self._files, self._states = files, StateCache(StateStore(files), cache_bytes)
+        self._states = StateCache(store, cache_bytes)
 
-    def use(self, files: Files) -> None:
+    def use(self, store: StateStore) -> None:
         """From now on device states are kept there."""
-        self._files = files
-        self._states.use(StateStore(files))
+        self._states.use(store)
 
     def work(self, orders: list[Order]) -> tuple[list[Done], float, list[int]]:
         """Handle messages one after the other, up to the first that lacks memory. New states are in the store when this returns.
@@ -69,7 +67,7 @@ class Worker:
             done.append(self._handle(order))
             if done[-1].out_of_memory:
                 break
-        return done, time.perf_counter() - started, list(getattr(self._files, "lost", ()))
+        return done, time.perf_counter() - started, list(getattr(self._states.store.files, "lost", ()))
 
     def _handle(self, order: Order) -> Done:
         message = attach_message(Parcel(order.shell, tuple(self._fetch(ref, order.exchange) for ref in order.blobs)))

@@ -126,7 +126,7 @@ def test_dropped_states_are_gone_and_others_stay(store):
     store.put(2, 1, Parcel(b"", (OTHER,)))
     store.drop([(1, 1), (9, 9)], [digest(OTHER), "00" * 16])
     assert store.get(1, 2) == STATE
-    with pytest.raises(StateLost, match="device 1 after exchange 1 .* it is not there; resume"):
+    with pytest.raises(StateLost, match="device 1 after exchange 1 .* it is not there$"):
         store.get(1, 1)
     with pytest.raises(StateLost, match=f"device 2 .* refers to blob {digest(OTHER)}, which is not there"):
         store.get(2, 1)
@@ -141,7 +141,7 @@ def test_only_what_is_wanted_is_kept(store):
         for exchange in (1, 2):
             store.put(device, exchange, Parcel(b"%d" % exchange, (MODEL, OTHER)))
     store.files.write("states/01/1-3.0123456789abcdef.tmp", b"half")
-    store.files.write("blobs/ab/abcd.0123456789abcdef.tmp", b"half")
+    store.files.write(f"blobs/ab/{'ab' * 16}.0123456789abcdef.tmp", b"half")
     store.keep_only({(1, 2), (2, 1), (3, 3)}, {digest(MODEL)})
     assert list(everything(store)) == [f"blobs/{digest(MODEL)[:2]}/{digest(MODEL)}", "states/01/1-2", "states/02/2-1"]
     store.keep_only(set(), set())
@@ -191,7 +191,6 @@ def test_a_state_cut_off_anywhere_is_lost(store):
     damaged(store, key, whole + b"\0")
     error = str(damaged(store, key, whole[:-1]))
     assert error.startswith(f"the state of device 5 after exchange 6 is lost from the store {store.files.url}: its file has ")
-    assert error.endswith("; resume from another checkpoint, or start the run again")
     store.files.write(key, whole)
     assert store.get(5, 6).blobs == (b"small", MODEL)
 
@@ -213,7 +212,7 @@ def test_another_format_says_so(store):
     store.put(5, 6, STATE)
     data = bytearray(store.files.read("states/05/5-6"))
     data[3] = 9
-    assert "its file has format version 9, this program reads 1" in str(damaged(store, "states/05/5-6", bytes(data)))
+    assert "its file has format version 9, this program reads 2" in str(damaged(store, "states/05/5-6", bytes(data)))
 
 
 @pytest.mark.parametrize("content", [b"", MODEL[:-1], MODEL[:-1] + b"x", MODEL + b"x"], ids=["empty", "short", "changed", "long"])
