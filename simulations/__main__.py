@@ -264,7 +264,7 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path) -> None:
 
 @app.command()
 def reproduce(
-    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A published table: split-digits, masks or wire.")] = "split-digits",
+    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A published table, e.g. masks, or a TOML file.")] = "split-digits",
     processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one per core.")] = 0,
     out: OutOption = Path("runs"),
     debug: DebugOption = False,
@@ -283,7 +283,7 @@ def reproduce(
             accuracy = summary["accuracy"]["class-il"]["average"]
             console.print(f"{count}/{total}  {row}  seed {seed}  Class-IL {accuracy:.1%}", soft_wrap=True)
 
-        with new_folder(out, f"claim-{claim}") as (folder, final):
+        with new_folder(out, f"claim-{loaded.name}") as (folder, final):
             results = run_claim(loaded, processes, done)
             table = markdown(loaded, results)
             write_claim(folder, table, results)

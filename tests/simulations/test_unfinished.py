@@ -8,6 +8,7 @@ import pickle
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import traceback
@@ -358,7 +359,7 @@ def start(out: Path, how: How = INLINE, rounds: int = 0) -> Path:
 def message(*parts: str, of: type[Exception] = ConfigError):
     """What a person reads when it goes wrong."""
     with pytest.raises(of) as raised:
-        yield
+        yield raised
     for part in parts:
         assert part in str(raised.value)
 
@@ -704,6 +705,33 @@ def test_two_damaged_checkpoints_are_said_to_be_that(tmp_path):
     for state in folder.glob("checkpoint/run/state-*.safetensors"):
         state.write_bytes(state.read_bytes()[:-1])
     assert_lost(folder, "neither of the last two checkpoints is whole", "state-2.safetensors: ", "state-1.safetensors: ", "truncated")
+
+
+# -- passwords in a store's URL
+
+
+@pytest.mark.parametrize("url", ["memory://me:geheim@host", "memory://host"])
+def test_a_password_is_for_the_owner_of_the_run_alone(tmp_path, url):
+    """Resuming needs it; nobody else reads it, and no message says it."""
+    has_one = "geheim" in url
+    before = os.umask(0o022)
+    try:
+        folder = start(tmp_path, How("inline", False, url), rounds=1)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.is_file()}
+    assert modes == {"run.json": 0o600 if has_one else 0o644, "config.toml": 0o644}
+    text = (folder / "run.json").read_text()
+    for damage in (text.replace("inline", "spark"), text.replace('"baseline": false', '"baseline": 3'), text[:-9]):
+        (folder / "run.json").write_text(damage)
+        with message("cannot be used") as said, open_run(folder):
+            pytest.fail("the block must not run")
+        assert "geheim" not in str(said.value)
+    (folder / "run.json").write_text(text)
+    with open_run(folder) as run:
+        assert run.how.store == url and "geheim" not in repr(run.how)
+        give_up(run)
+    assert not folder.exists()
 
 
 # -- whose it is
