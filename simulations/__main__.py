@@ -164,8 +164,8 @@ def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption
                 from simulations.engine import cluster
 
                 cluster.attach(address)
-            give_up(unfinished)
-        say(f"{run} is " + ("whole, and stays" if run.exists() else "removed"))
+            said = give_up(unfinished)
+        say(said)
 
 
 def _resolve(experiment: str, overrides: list[str] | None, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
@@ -322,7 +322,7 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -
 
 @app.command()
 def reproduce(
-    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A published table: split-digits, masks or wire.")] = "split-digits",
+    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A published table, e.g. masks, or a TOML file.")] = "split-digits",
     processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one per core.")] = 0,
     out: OutOption = Path("runs"),
     debug: DebugOption = False,

@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from simulations.disk import put
+
 _CODES = {"b": "BOOL", "f": "F{}", "i": "I{}", "u": "U{}"}
 
 
@@ -27,7 +29,7 @@ class ArrayFile:
 
 
 def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> ArrayFile:
-    """Write `arrays`: bools, integers and floats of any shape and memory order. Raises OSError."""
+    """Write `arrays`: bools, integers and floats of any shape and memory order. Not flushed. Raises OSError."""
     header, bodies, end = {}, [], 0
     for key, array in arrays.items():
         little = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
@@ -38,7 +40,7 @@ def write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> Arra
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)  # so that the arrays lie at multiples of 8
     parts, crc32 = [struct.pack("<Q", len(head)), head, *bodies], 0
-    write_parts(folder / name, parts)
+    put(folder / name, parts)
     for part in parts:
         crc32 = zlib.crc32(part, crc32)
     return ArrayFile(name, sum(map(len, parts)), crc32)
@@ -48,12 +50,10 @@ def read_arrays(folder: Path, file: ArrayFile) -> dict[str, np.ndarray]:
     """The inverse of `write_arrays`.
 
     Raises:
-        ValueError: what is wrong, if the file is not there or not the one that was written.
+        OSError: if the file cannot be read.
+        ValueError: what is wrong, if it is not the one that was written.
     """
-    try:
-        data = (folder / file.name).read_bytes()
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
+    data = (folder / file.name).read_bytes()
     if len(data) != file.size:
         raise ValueError(f"it has {len(data)} bytes, not {file.size}: truncated, or of another run")
     if zlib.crc32(data) != file.crc32:
@@ -62,9 +62,3 @@ def read_arrays(folder: Path, file: ArrayFile) -> dict[str, np.ndarray]:
         return load(data)
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"it is no safetensors file ({error})") from error
-
-
-def write_parts(path: Path, parts: list) -> None:
-    """Replace the file by `parts`, bytes or arrays of bytes, one behind another. Raises OSError."""
-    with open(path, "wb") as file:
-        file.writelines(parts)

@@ -1,16 +1,22 @@
-"""A run on disk as it was at the end of a round, so that it can be resumed after its process was killed at any instant.
+"""A run on disk as it was at the end of a round, so that it can be resumed after its process was killed, or its machine lost power, at any
+instant.
 
-    latest.json                   the pointer: format version, round, and name, size and CRC-32 of the next two; replaced last, in one step
-    state-ROUND.safetensors       the server's state, whole
+    latest.json                   the pointer: format version, run, round, versions of the software, and name, size and CRC-32 of the next
+                                  two; replaced last, in one step
+    previous.json                 the pointer before it, for when something of the last checkpoint is damaged
+    state-ROUND.safetensors       the server's state, whole; of those two rounds
     journal/ROUND.safetensors     what this round alone added; with size and CRC-32 of the journal before it, so that the pointer
                                   vouches for all of them, and a checkpoint costs the same after every round
 
-What lies beyond the pointer was being written when the process died: `load` does not look at it, the next `save` replaces it.
-Nothing is forced onto the disk (fsync): this guards against the death of the process, not of the machine.
+Files and their folders are flushed to the disk before the pointer is replaced, and the pointer behind it. What lies beyond the pointer was
+being written when the process died: `load` does not look at it, the next `save` replaces it.
 """
 
-import json
+import logging
 import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,23 +24,30 @@ import numpy as np
 
 from server.snapshot import Snapshot
 from server.strategy import SparCLStrategy
-from simulations.arrayfile import ArrayFile, read_arrays, write_arrays, write_parts
+from simulations.arrayfile import ArrayFile, read_arrays, write_arrays
+from simulations.disk import LinkRefused, Own, expect_no_link, flush, make_folder, put
+from simulations.engine.states import StateChanges
+from simulations.environment import software
+from simulations.errors import Lost
 from simulations.journal import Journal, from_arrays, to_arrays
+from simulations.pointer import CheckpointError, CheckpointLost, Damaged, Identity, Pointer, journal_name, state_name, unreadable
 
-FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written; the message names the file, what is wrong, and the way out."""
+log = logging.getLogger(__name__)
+LATEST, PREVIOUS = "latest.json", "previous.json"
+OWN = Own(
+    files=re.compile(r"(latest|previous)\.json(\.new)?|state-[0-9]+\.safetensors|journal/[0-9]+\.safetensors"),
+    folders=re.compile("journal"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A run at the end of `round`. journals: of rounds 0 to `round`, in order."""
+    """A run at the end of `round`. journals: of rounds 0 to `round`, in order; versions: see `Checkpoints.versions`."""
 
     round: int
     snapshot: Snapshot
     journals: list[Journal]
+    versions: list[dict]
 
     def restore(self, strategy: SparCLStrategy) -> None:
         """Let a strategy that was just made go on from here, ledger included. Raises ValueError if it is of another experiment."""
@@ -44,12 +57,17 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the last one counts."""
+    """The checkpoints of one run, of which the last one counts, or the one before it if that is damaged.
 
-    def __init__(self, folder: Path):
-        """`folder`: theirs alone; made by the first `save`."""
-        self.folder = folder
-        self._last: _Pointer | None = None  # what latest.json says; None: not read yet, or not there
+    Attributes:
+        versions: {"after_round": -1, software and its versions}, and one more whenever the run was resumed with other versions.
+    """
+
+    def __init__(self, folder: Path, identity: Identity | None = None):
+        """`folder`: theirs alone; made by the first `save`. `identity`: a checkpoint of anything else is refused."""
+        self.folder, self.identity = folder, identity or Identity()
+        self._last: Pointer | None = None  # the checkpoint that counts; None: not looked for yet, or not there
+        self.versions: list[dict] = []
 
     def save(self, round_: int, snapshot: Snapshot, journal: Journal) -> None:
         """Make the end of `round_` the checkpoint. Rounds come in order, from 0, the untrained model.
@@ -58,7 +76,7 @@ class Checkpoints:
             ValueError: if it is not the turn of this round.
             CheckpointError: if it cannot be written; the checkpoint before it stays whole.
         """
-        last = self._last or self._read_pointer()
+        last = self._last or self._newest()
         turn = last.round + 1 if last else 0
         if not round_ == journal.record.round == turn:
             raise ValueError(
@@ -66,40 +84,126 @@ class Checkpoints:
                 f"that of round {turn}: every round is saved once, in order; remove() starts afresh"
             )
         before = np.array([last.journal.size, last.journal.crc32] if last else [0, 0], np.int64)
+        versions = self.versions or (list(last.versions) if last else [{"after_round": -1, **software()}])
         try:
-            (self.folder / "journal").mkdir(parents=True, exist_ok=True)
-            journal_file = write_arrays(self.folder, _journal_name(round_), to_arrays(journal) | {"before": before})
-            pointer = _Pointer(FORMAT, round_, write_arrays(self.folder, _state_name(round_), snapshot), journal_file)
-            staging = self.folder / "latest.json.new"
-            write_parts(staging, [json.dumps(asdict(pointer), indent=2).encode(), b"\n"])
-            os.replace(staging, self._latest)
-            self._last = pointer
-            for old in self.folder.glob("state-*.safetensors"):
-                if old.name != pointer.state.name:
-                    old.unlink()
-        except OSError as error:
+            self._expect_no_link()
+            make_folder(self.folder / "journal")
+            journal_file = write_arrays(self.folder, journal_name(round_), to_arrays(journal) | {"before": before})
+            state_file = write_arrays(self.folder, state_name(round_), snapshot)
+            pointer = Pointer(round_, state_file, journal_file, asdict(self.identity), versions)
+            written = [self._prepare(LATEST, pointer), *([self._prepare(PREVIOUS, last)] if last else [])]
+            names = (journal_file.name, state_file.name, "journal", "")
+            flush([*(self.folder / name for name in names), *written])
+            for staging in reversed(written):
+                os.replace(staging, staging.with_suffix(""))
+            flush([self.folder])
+            self._last, self.versions = pointer, versions
+            self._forget_but({pointer.state.name, last.state.name if last else ""})
+        except (OSError, LinkRefused) as error:
             whole = self._last or last
             kept = f"that of round {whole.round} is whole" if whole else "there is none yet"
+            reason = str(error) if isinstance(error, LinkRefused) else error.strerror or error
             raise CheckpointError(
-                f"the checkpoint of round {round_} cannot be written to {self.folder} ({error.strerror or error}); {kept}: "
-                f"make room or fix the folder, then resume the run"
+                f"the checkpoint of round {round_} cannot be written to {self.folder} ({reason}); {kept}: make room or fix the folder"
             ) from error
 
     @property
     def last_round(self) -> int | None:
-        """The round of the last checkpoint, None if there is none. Reads the pointer alone; raises CheckpointError as `load` does."""
-        pointer = self._read_pointer()
+        """The round of the last checkpoint, None if there is none. Reads the pointers alone; raises CheckpointError as `load` does."""
+        pointer = self._newest()
         return pointer.round if pointer else None
 
-    def load(self) -> Checkpoint | None:
-        """The last checkpoint, None if there is none.
+    @property
+    def is_begun(self) -> bool:
+        """Is there a checkpoint, whole or not? The second journal is written only where there is a pointer to the first."""
+        return any(os.path.lexists(self.folder / name) for name in (LATEST, PREVIOUS, journal_name(1))) or self.folder.is_file()
+
+    def load(self, check: Callable[[StateChanges], None] = lambda changes: None) -> Checkpoint | None:
+        """The last checkpoint that is whole, of the last two; None if there never was one. If that is not the last one, it counts as the
+        last from now on, and a line in the log says why.
+
+        Args:
+            check: raises an error that is `Lost` if the device states that the checkpoint's last round has made are not whole.
 
         Raises:
-            CheckpointError: if a file of it is missing, damaged, or none of ours.
+            CheckpointLost: if neither of the two is whole, or they are of another run.
+            CheckpointError: if they are of another format version, or cannot be read for want of access.
         """
-        self._last = pointer = self._read_pointer()
-        if pointer is None:
+        if not self.is_begun:
             return None
+        faults: list[str] = []
+        for name in (LATEST, PREVIOUS):
+            try:
+                self._expect_no_link()
+                pointer = Pointer.read(self.folder / name, self.identity)
+                found = self._read_all(pointer, check)
+            except FileNotFoundError:
+                faults.append(f"{self.folder / name} is not there")
+                continue
+            except Damaged as error:
+                faults.append(str(error))
+                continue
+            if faults:
+                log.warning("the last checkpoint is damaged (%s): going on from the one before it, of round %d", *faults, pointer.round)
+                flush([staging := self._prepare(LATEST, pointer)])
+                os.replace(staging, self.folder / LATEST)
+                flush([self.folder])
+            self._last = pointer
+            self._compare(pointer)
+            return found
+        raise CheckpointLost(f"neither of the last two checkpoints is whole: {'; '.join(faults)}")
+
+    def remove(self) -> None:
+        """Delete the checkpoint: the pointers first, so that a process that dies meanwhile leaves none; at last the folder, if it is empty.
+
+        Raises:
+            CheckpointError: if a file cannot be deleted, or a link lies in the place of a folder.
+        """
+        self._last = None
+        try:
+            self._expect_no_link()
+            OWN.find(self.folder)
+            for name in (LATEST, PREVIOUS):
+                (self.folder / name).unlink(missing_ok=True)
+            OWN.remove(self.folder)
+            with suppress(OSError):  # something else is in it
+                self.folder.rmdir()
+        except (OSError, LinkRefused) as error:
+            reason = str(error) if isinstance(error, LinkRefused) else error.strerror or error
+            raise CheckpointError(f"the checkpoint in {self.folder} cannot be removed ({reason}): remove it by hand") from error
+
+    # -- files
+
+    def _expect_no_link(self) -> None:
+        expect_no_link(self.folder.parent, self.folder.name)
+        expect_no_link(self.folder, "journal")
+
+    def _prepare(self, name: str, pointer: Pointer) -> Path:
+        """The file that will be `name`."""
+        staging = self.folder / f"{name}.new"
+        put(staging, [pointer.to_json()])
+        return staging
+
+    def _forget_but(self, states: set[str]) -> None:
+        for path in self.folder.iterdir():
+            if re.fullmatch(r"state-[0-9]+\.safetensors", path.name) and path.name not in states and not path.is_dir():
+                path.unlink()
+
+    def _newest(self) -> Pointer | None:
+        """By what the pointers say alone."""
+        faults = []
+        for name in (LATEST, PREVIOUS):
+            try:
+                return Pointer.read(self.folder / name, self.identity)
+            except FileNotFoundError:
+                continue
+            except Damaged as error:
+                faults.append(str(error))
+        if faults:
+            raise CheckpointLost("; ".join(faults))
+        return None
+
+    def _read_all(self, pointer: Pointer, check: Callable[[StateChanges], None]) -> Checkpoint:
         snapshot = self._read(pointer.state)
         journals, file = [], pointer.journal
         for number in range(pointer.round, -1, -1):
@@ -108,83 +212,32 @@ class Checkpoints:
                 journals.append(from_arrays(arrays))
                 size, crc32 = arrays["before"].tolist()
             except (KeyError, ValueError, TypeError, IndexError) as error:
-                raise self._broken(file.name, f"it is no journal of this version of the code ({error!r})") from error
+                raise CheckpointError(
+                    f"checkpoint {self.folder / file.name}: it is no journal of this version of the code ({error!r}): "
+                    f"resume the run with the release that it was started with"
+                ) from error
             if journals[-1].record.round != number:
-                raise self._broken(file.name, f"it is the journal of round {journals[-1].record.round}")
-            file = ArrayFile(_journal_name(number - 1), size, crc32)
-        return Checkpoint(pointer.round, snapshot, journals[::-1])
-
-    def remove(self) -> None:
-        """Delete the checkpoint: the pointer first, so that a process that dies meanwhile leaves none; at last the folder, if it is empty.
-
-        Raises:
-            CheckpointError: if a file cannot be deleted.
-        """
-        self._last = None
+                raise Damaged(f"{self.folder / file.name}: it is the journal of round {journals[-1].record.round}")
+            file = ArrayFile(journal_name(number - 1), size, crc32)
         try:
-            self._latest.unlink(missing_ok=True)
-            for pattern in ("latest.json.new", "state-*.safetensors", "journal/*.safetensors"):
-                for path in self.folder.glob(pattern):
-                    path.unlink()
-            for folder in (self.folder / "journal", self.folder):
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-        except OSError as error:
-            what = f"cannot be removed ({error.strerror or error})"
-            raise CheckpointError(f"the checkpoint in {self.folder} {what}: remove it by hand") from error
-
-    @property
-    def _latest(self) -> Path:
-        return self.folder / "latest.json"
-
-    def _read_pointer(self) -> "_Pointer | None":
-        try:
-            found = json.loads(self._latest.read_bytes())
-            if found["format"] != FORMAT:
-                what = f"its format version is {found['format']!r}, this code reads {FORMAT}"
-                raise CheckpointError(f"checkpoint {self._latest}: {what}; resume the run with the release that it was started with")
-            pointer = _Pointer(FORMAT, found["round"], ArrayFile(**found["state"]), ArrayFile(**found["journal"]))
-        except FileNotFoundError:
-            return None
-        except CheckpointError:
-            raise
-        except OSError as error:
-            raise self._broken("latest.json", f"it cannot be read ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._broken("latest.json", f"it is not a checkpoint's pointer ({error!r})") from error
-        numbers = (pointer.round, pointer.state.size, pointer.state.crc32, pointer.journal.size, pointer.journal.crc32)
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise self._broken("latest.json", f"round, sizes and checksums are {numbers}, not counts")
-        names = (pointer.state.name, pointer.journal.name)
-        if names != (_state_name(pointer.round), _journal_name(pointer.round)):
-            raise self._broken("latest.json", f"it names {names} for round {pointer.round}")
-        return pointer
+            check(journals[0].changes)
+        except Exception as error:
+            if not isinstance(error, Lost):
+                raise
+            raise Damaged(str(error)) from error
+        return Checkpoint(pointer.round, snapshot, journals[::-1], pointer.versions)
 
     def _read(self, file: ArrayFile) -> Snapshot:
         try:
             return read_arrays(self.folder, file)
+        except OSError as error:
+            raise unreadable(self.folder / file.name, error) from error
         except ValueError as error:
-            raise self._broken(file.name, str(error)) from error
+            raise Damaged(f"{self.folder / file.name}: {error}") from error
 
-    def _broken(self, name: str, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"checkpoint {self.folder / name}: {what}; the run cannot go on from it: remove {self.folder} and start afresh"
-        )
-
-
-@dataclass(frozen=True)
-class _Pointer:
-    """What latest.json says."""
-
-    format: int
-    round: int
-    state: ArrayFile
-    journal: ArrayFile
-
-
-def _state_name(round_: int) -> str:
-    return f"state-{round_}.safetensors"
-
-
-def _journal_name(round_: int) -> str:
-    return f"journal/{round_}.safetensors"
+    def _compare(self, pointer: Pointer) -> None:
+        """Notes that the run goes on with other software, and says so."""
+        self.versions, own, last = list(pointer.versions), software(), pointer.versions[-1]
+        if other := [f"{name} {last.get(name)} -> {version}" for name, version in own.items() if last.get(name) != version]:
+            log.warning("the run goes on with other software (%s): the last bits of its results may differ", ", ".join(other))
+            self.versions.append({"after_round": pointer.round, **own})

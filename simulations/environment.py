@@ -1,8 +1,15 @@
 """Versions and machine, stored with every result."""
 
+import hashlib
 import os
 import platform
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
+
+OUR_PACKAGES = ("sparcl_core", "client", "server", "simulations")
+SAME_EVERYWHERE = ("ray", "flwr", "torch", "numpy")
 
 
 def environment() -> dict:
@@ -15,6 +22,23 @@ def environment() -> dict:
         "processor": processor(),
         "cores": os.cpu_count(),
     }
+
+
+@cache
+def software() -> dict[str, str]:
+    """What has to be the same for a run to repeat to the bit, on all nodes and whenever it is resumed. Imports none of it."""
+    digest = hashlib.sha256()
+    for name in OUR_PACKAGES:
+        folder = _folder_of(name)
+        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.c")]):
+            digest.update(path.relative_to(folder.parent).as_posix().encode() + path.read_bytes())
+    versions = {name: version(name) for name in SAME_EVERYWHERE}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **versions, "sparcl-fleet's source": digest.hexdigest()[:12]}
+
+
+def _folder_of(package: str) -> Path:
+    """Where they travelled to another node, each has a folder of its own."""
+    return Path(import_module(package).__file__).parent
 
 
 def processor() -> str:

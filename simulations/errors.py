@@ -22,3 +22,7 @@ def several(where: str, problems: Iterable[str]) -> None:
     """Raise ConfigError with all `problems` in one message that `where` begins, if there are any."""
     if found := list(dict.fromkeys(problems)):
         raise ConfigError((f"{where}: " if where else "") + "; ".join(found))
+
+
+class Lost:
+    """Mixed into an error of which resuming the run is no way out: what it names has to come back first."""

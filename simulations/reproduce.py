@@ -1,19 +1,21 @@
 """`sparcl reproduce`: a published table of ours, from one command. Rows x seeds, paired with a reference.
 
-A claim is a TOML file in simulations/claims/: the experiment (or one per row), the seeds, rows with overrides, and which table is made of
-them: `learning`, accuracy and savings, or `fleet`, what it took on the virtual clock. Runs are spread over processes, each run on the
-inline engine, whose bits are those of every other engine.
+A claim is a TOML file, in simulations/claims/ or your own: the experiment (or one per row), the seeds, rows with overrides, and which
+table is made of them: `learning`, accuracy and savings, or `fleet`, what it took on the virtual clock. Runs are spread over processes, each
+run on the inline engine, whose bits are those of every other engine.
 """
 
+import json
 import multiprocessing
 import os
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from simulations.config import ConfigError, Experiment, dense_twin, load
 
@@ -24,8 +26,10 @@ CLAIMS = Path(__file__).parent / "claims"
 class ClaimRow:
     """One row: its name, experiment, overrides, whether it is run as the dense twin, and the row it is paired with."""
 
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
     name: str
-    experiment: str
+    experiment: str = ""
     set: tuple[str, ...] = ()
     dense: bool = False
     versus: str = ""
@@ -45,14 +49,76 @@ class Claim:
         return dense_twin(made) if row.dense else made
 
 
+@dataclass(frozen=True)
+class _File:
+    """What a claim's file says."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    row: Annotated[tuple[ClaimRow, ...], Field(min_length=1)]
+    experiment: str = ""
+    table: Literal["learning", "fleet"] = "learning"
+
+
+def available() -> list[str]:
+    """Names of the claims that come with the project."""
+    return sorted(path.stem for path in CLAIMS.glob("*.toml"))
+
+
 def load_claim(name: str) -> Claim:
-    """Raises ConfigError if there is no such claim."""
-    path = CLAIMS / f"{name}.toml"
-    if not path.is_file():
-        raise ConfigError(f"claim {name!r} is not here; there are {', '.join(sorted(p.stem for p in CLAIMS.glob('*.toml')))}")
-    tree = tomllib.loads(path.read_text())
-    rows = tuple(ClaimRow(**{"experiment": tree.get("experiment", ""), **row, "set": tuple(row.get("set", ()))}) for row in tree["row"])
-    return Claim(name, tuple(tree["seeds"]), rows, tree.get("table", "learning"))
+    """A claim, and the proof that all its experiments can be made.
+
+    Args:
+        name: one of `available()`, or the path of a file of your own, with or without .toml. Experiments that it names by a relative path
+            lie beside it, or else where the command is called.
+
+    Raises:
+        ConfigError: if there is no such claim, or something in it is wrong.
+    """
+    known, own = CLAIMS / f"{name}.toml", Path(name if name.endswith(".toml") else f"{name}.toml").expanduser()
+    path = known if name in available() else own
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror or error})"
+        raise ConfigError(f"claim {name!r} is not here{why}; there are {', '.join(available())}, or give a .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    try:
+        found = TypeAdapter(_File).validate_json(json.dumps(tree, default=str))  # TOML also knows dates
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(faults)}") from error
+    rows = tuple(replace(row, experiment=_beside(path, row.experiment or found.experiment)) for row in found.row)
+    claim = Claim(path.stem, found.seeds, rows, found.table)
+    _check(claim, path)
+    return claim
+
+
+def _beside(claim: Path, experiment: str) -> str:
+    near = claim.parent / experiment
+    return str(near) if experiment.endswith(".toml") and near.is_file() else experiment
+
+
+def _check(claim: Claim, path: Path) -> None:
+    names = [row.name for row in claim.rows]
+    faults = [f"row {name!r} is there {names.count(name)} times" for name in dict.fromkeys(names) if names.count(name) > 1]
+    faults += [f"row {row.name!r} names no experiment" for row in claim.rows if not row.experiment]
+    faults += [
+        f"row {row.name!r} is paired with {row.versus!r}, which is none of its rows" for row in claim.rows if row.versus not in ("", *names)
+    ]
+    if len(set(claim.seeds)) < len(claim.seeds):
+        faults.append("a seed is there twice")
+    for row in claim.rows if not faults else ():
+        for seed in claim.seeds:
+            try:
+                claim.experiment_of(row, seed)
+            except ConfigError as error:
+                faults.append(f"row {row.name!r}, seed {seed}: {error}")
+                break  # the others would most likely say the same
+    if faults:
+        raise ConfigError(f"{path}: {'; '.join(faults)}")
 
 
 def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None]) -> dict[str, list[dict]]:

@@ -19,7 +19,7 @@ and renamed when it is whole. A fleet's run has run.json in its folder until it 
 
 import json
 import os
-import shutil
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,10 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from simulations.alone import SoloResult
 from simulations.config import ConfigError, Experiment, to_tree
+from simulations.disk import delete, flush, make_folder, put
 from simulations.environment import environment
 from simulations.fleet_figures import fleet_figures
 from simulations.per_device import device_table
@@ -39,6 +40,11 @@ from simulations.sections import StreamConfig
 from sparcl_core.masks import Masks, State
 
 SCENARIOS = ("class-il", "task-il")
+FILES = (  # of a fleet's run
+    "config.toml", "environment.json", "rounds.parquet", "accuracy.parquet", "classes.parquet", "devices.parquet", "ledger.parquet",
+    "wall.parquet", "model.safetensors", "summary.json", "report.png",
+)  # fmt: skip
+CLAIM_FILES = ("table.md", "runs.json", "environment.json")
 
 
 def claim_folder(parent: Path, name: str) -> Path:
@@ -50,7 +56,7 @@ def claim_folder(parent: Path, name: str) -> Path:
     while True:
         folder = _free_name(parent, name)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            make_folder(parent)
             folder.mkdir()
         except FileExistsError:
             if parent.is_dir():
@@ -68,24 +74,34 @@ def new_folder(parent: Path, name: str):
     Yields (staging folder, final path).
 
     Raises:
-        ConfigError: before anything runs, if the folder cannot be written.
+        ConfigError: before anything runs, if the folder cannot be written; or at the end, if it cannot be renamed: then it stays.
     """
     final = _free_name(parent, name)
-    staging = parent / f".{final.name}.{os.getpid()}"
+    staging = parent / f".{final.name}.{secrets.token_hex(4)}"
     try:
-        staging.mkdir(parents=True)
-        (staging / ".probe").write_bytes(b"")
-        (staging / ".probe").unlink()
+        make_folder(parent)
+        staging.mkdir()
+        put(staging / FILES[0], [])
+        delete(staging, FILES[:1])
     except OSError as error:
         raise ConfigError(f"run folder {parent} cannot be written ({error.strerror or error}); choose another with --out") from error
     try:
         yield staging, final
-        if final.exists():
+    except BaseException as error:
+        delete(staging, {*FILES, *CLAIM_FILES})
+        try:
+            staging.rmdir()
+        except OSError:
+            error.add_note(f"what is not ours stays in {staging}")
+        raise
+    try:
+        flush([*staging.iterdir(), staging])
+        if os.path.lexists(final):
             final = _free_name(parent, name)
         staging.rename(final)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        flush([parent])
+    except OSError as error:
+        raise ConfigError(f"the results are whole, in {staging}, and cannot be moved to {final} ({error.strerror or error})") from error
 
 
 def summarise(result: Result, baseline: Result | None = None, devices: dict | None = None) -> dict:
@@ -170,11 +186,15 @@ def savings(totals: dict) -> dict:
 
 
 def write_run(folder: Path, result: Result, baseline: Result | None = None) -> dict:
-    """Write everything but the picture into `folder`; returns the summary."""
+    """Write everything but the picture into `folder`; returns the summary. What lies there under these names is replaced, and links are
+    not followed."""
+    delete(folder, FILES[1:])
     strategy = result.strategy
     devices = device_table(result)
     summary = summarise(result, baseline, devices)
     machine = environment() | {"engine": result.engine, "workers": result.workers, "wall_s": round(result.wall_s, 3)}
+    if len(result.versions) > 1:  # else it was resumed with what it was begun with, or not at all
+        machine["software"] = result.versions
     _write_common(folder, result.world.experiment, machine, summary, result.accuracy, strategy.weights, strategy.masks)
     _write_table(folder / "ledger.parquet", strategy.ledger.columns())
     _write_table(folder / "rounds.parquet", _round_columns(result))
@@ -259,11 +279,12 @@ def _write_common(
 ) -> None:
     config, path = tomli_w.dumps(to_tree(experiment)).encode(), folder / "config.toml"
     if not path.exists() or path.read_bytes() != config:  # an unfinished run needs it whole at every instant
-        path.write_bytes(config)
+        put(path, [config])
     _write_json(folder / "environment.json", machine)
     _write_json(folder / "summary.json", summary)
     _write_table(folder / "accuracy.parquet", _accuracy_columns(accuracy))
-    save_file(weights | {f"mask/{name}": mask.astype(np.uint8) for name, mask in masks.items()}, folder / "model.safetensors")
+    arrays = weights | {f"mask/{name}": mask.astype(np.uint8) for name, mask in masks.items()}
+    put(folder / "model.safetensors", [save(arrays)])  # not by the library, whose files nobody else may read
 
 
 def _write_table(path: Path, columns: dict) -> None:

@@ -70,6 +70,7 @@ class Result:
         rounds: one record per round, round 0 the untrained model.
         accuracy: [2, T, T], Class-IL and Task-IL matrices, rows after each task.
         wall_s: seconds of the rounds, start-up not included.
+        versions: of the software, one more whenever the run was resumed with others, see `Checkpoints`.
     """
 
     world: World
@@ -79,6 +80,7 @@ class Result:
     engine: str
     workers: int
     wall_s: float
+    versions: tuple[dict, ...] = ()
 
     def scores(self, row: int) -> Scores:
         """Figures of Class-IL (row 0) or Task-IL (row 1)."""
@@ -102,7 +104,7 @@ def run_world(
         pool: Ray workers that are already there; they stay.
     """
     observer, strategy, rounds = observer or Silent(), make_strategy(world), world.experiment.rounds
-    found = keep.checkpoints.load() if keep else None
+    found = keep.checkpoints.load(keep.store.check) if keep else None
     records = [journal.record for journal in found.journals] if found else []
     wall_s = 0.0
     if found:
@@ -121,7 +123,8 @@ def run_world(
         wall_s = _play(world, strategy, grid, observe, first_round=len(records))
     else:
         strategy.enrol(make_roster(world.streams))  # nothing is played any more, but results speak of the fleet
-    return Result(world, strategy, records, accuracy_matrix(records), engine, workers, wall_s)
+    versions = tuple(keep.checkpoints.versions) if keep else ()
+    return Result(world, strategy, records, accuracy_matrix(records), engine, workers, wall_s, versions)
 
 
 def accuracy_matrix(records: list[RoundRecord]) -> np.ndarray:
@@ -147,7 +150,9 @@ def _observe(
         records.append(record)
         if keep:
             rows, wall_s = strategy.ledger.since(mark)
-            journal = Journal(record, rows, wall_s, grid.changes(), grid.manifest.exchange)
+            changes = grid.changes()
+            grid.store.flush(changes)  # before a checkpoint counts on them
+            journal = Journal(record, rows, wall_s, changes, grid.manifest.exchange)
             keep.checkpoints.save(record.round, strategy.snapshot(), journal)
             mark = strategy.ledger.mark()
         grid.commit()

@@ -5,36 +5,53 @@
     checkpoint/        the server's side, `simulations.checkpoint`; with --baseline `run` and `twin` apart
     devices/           the devices' states, unless they are kept elsewhere
 
-Results are written when all rounds are done; then run.json becomes whole.json, checkpoint and states go, and at last whole.json:
-with that the run is finished.
+Results are written when all rounds are done, and flushed to the disk; then run.json becomes whole.json, checkpoint and states go, and at
+last whole.json: with that the run is finished. What else lies in the folder is nobody's to delete.
 """
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import secrets
-import shutil
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 import tomli_w
 
-from simulations.checkpoint import CheckpointError, Checkpoints
+from simulations.checkpoint import OWN as CHECKPOINT
+from simulations.checkpoint import Checkpoints
 from simulations.config import ConfigError, Experiment, load, to_tree
+from simulations.disk import LinkRefused, Own, flush, put
 from simulations.engine.adapter import EngineError
-from simulations.engine.files import Files, LocalFiles, StoreError, is_local, open_files
+from simulations.engine.address import secrets_of
+from simulations.engine.files import OWN as STORE
+from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
-from simulations.errors import WeightsError
+from simulations.errors import Lost, WeightsError
+from simulations.pointer import CheckpointError, Identity
+from simulations.results import FILES as RESULTS
 from simulations.results import claim_folder
 from simulations.run import EngineName, Keep
+from sparcl_core.foreign import printable
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 PARTS = ("run", "twin")
 WHOLE = "whole.json"
+KEPT = Own(  # what it takes to resume a run
+    files=re.compile(f"checkpoint/(run|twin)/({CHECKPOINT.files.pattern})|devices/(run|twin)/({STORE.files.pattern})"),
+    folders=re.compile(
+        f"checkpoint(/(run|twin)(/({CHECKPOINT.folders.pattern}))?)?|devices(/(run|twin)(/({STORE.folders.pattern}))?)?"
+    ),
+)
+ALL = Own(re.compile(f"{'|'.join(map(re.escape, ('run.json', WHOLE, *RESULTS)))}|{KEPT.files.pattern}"), KEPT.folders)
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ class How:
 
     engine: EngineName
     baseline: bool
-    store: str = ""
+    store: str = field(default="", repr=False)
     address: str = ""
     on_nodes: bool = False
     id: str = ""
@@ -80,10 +97,13 @@ class Unfinished:
             StoreError: if device states cannot be kept there.
         """
         if part not in self._keeps:
-            checkpoints = Checkpoints(self.folder / "checkpoint" / part)
-            has_begun = (checkpoints.folder / "latest.json").exists()
-            self._keeps[part] = Keep(checkpoints, StateStore(self._files(part, has_begun)))
+            checkpoints = self._checkpoints(part)
+            self._keeps[part] = Keep(checkpoints, StateStore(self._files(part, checkpoints.is_begun), checkpoints.identity.tag))
         return self._keeps[part]
+
+    def _checkpoints(self, part: str) -> Checkpoints:
+        identity = Identity(self.how.id, part, hashlib.sha256(_config(self.experiment)).hexdigest())
+        return Checkpoints(self.folder / "checkpoint" / part, identity)
 
     def _files(self, part: str, has_begun: bool) -> Files:
         how = self.how
@@ -93,7 +113,8 @@ class Unfinished:
             name = f"sparcl-{how.id}-{part}"
             return replicas.find(name) if has_begun else replicas.on_two_nodes(name)
         store = how.store if how.store.endswith("/") else f"{how.store}/"
-        files = open_files(f"{store}{how.id}/{part}" if how.store else str(self.folder / "devices" / part))
+        url = f"{store}{how.id}/{part}" if how.store else str(self.folder / "devices" / part)
+        files = open_files(url, own_parts=2)
         if how.address:
             from simulations.engine import replicas
 
@@ -106,7 +127,7 @@ class Unfinished:
         done = 0
         for part in PARTS:
             with suppress(CheckpointError):  # whoever loads it says what is wrong with it
-                done += Checkpoints(self.folder / "checkpoint" / part).last_round or 0
+                done += self._checkpoints(part).last_round or 0
         return done
 
     @property
@@ -117,24 +138,45 @@ class Unfinished:
     def finish(self) -> None:
         """The results are written: forget what it took to resume the run. If that is interrupted, it can be called again."""
         if not self.is_whole:
+            flush([*(path for name in RESULTS if (path := self.folder / name).is_file()), self.folder])
             (self.folder / "run.json").rename(self.folder / WHOLE)  # one step, and the lock stays
+            flush([self.folder])
         self.is_finished = True
-        for part in PARTS[: 1 + self.how.baseline]:
-            with suppress(StoreError):
-                self.keep(part)
+        self.open_all(PARTS[: 1 + self.how.baseline])
         self.forget()
         (self.folder / WHOLE).unlink()
+        flush([self.folder])
+
+    def open_all(self, parts: tuple[str, ...] = PARTS) -> None:
+        """Look for the device states of these parts, wherever they are: `forget` will delete them. Those that cannot be reached are left
+        with a word; a link in the place of a folder is an error."""
+        for part in parts:
+            try:
+                self.keep(part)
+            except StoreLinked:
+                raise
+            except StoreError as error:
+                if not isinstance(error, Lost):
+                    log.warning("device states are left behind: %s", error)
 
     def forget(self) -> None:
-        """Remove checkpoints and device states."""
+        """Remove checkpoints and device states.
+
+        Raises:
+            LinkRefused: if a link lies in the place of a folder of ours; nothing in the run's folder is deleted then.
+        """
+        KEPT.find(self.folder)
         for keep in self._keeps.values():
-            with suppress(StoreError):  # what cannot be reached is the store's to clean up
+            try:
                 keep.store.destroy()
-                if self.how.store and isinstance(keep.store.files, LocalFiles):
-                    with suppress(OSError):  # the other part is still in it
-                        Path(keep.store.files.url).parent.rmdir()
-        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-        shutil.rmtree(self.folder / "devices", ignore_errors=True)
+            except StoreLinked:
+                raise
+            except StoreError as error:
+                log.warning("device states are left behind: %s", error)
+            if self.how.store and isinstance(keep.store.files, LocalFiles):
+                with suppress(OSError):  # the other part is still in it
+                    Path(keep.store.files.url).parent.rmdir()
+        KEPT.remove(self.folder)
 
 
 @contextmanager
@@ -157,10 +199,14 @@ def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> I
             yield run
     except BaseException as error:
         if not run.is_finished and not run.rounds_done:
-            run.forget()
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                left = _remove(run)
+            except (OSError, LinkRefused, StoreError) as trouble:
+                left = f"{folder} is left behind: {trouble}"
+            if left:
+                error.add_note(left)
         else:
-            error.add_note(_way_on(run))
+            error.add_note(_way_on(run, error))
         raise
 
 
@@ -170,6 +216,7 @@ def open_run(folder: Path) -> Iterator[Unfinished]:
 
     Raises:
         ConfigError: if there is none at `folder`, it is finished, or another process is at it.
+        LinkRefused: if a link lies in the place of a folder of ours.
     """
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder} is no run folder: it has no config.toml; name the folder that `sparcl run` has printed")
@@ -177,44 +224,79 @@ def open_run(folder: Path) -> Iterator[Unfinished]:
         run = _read(folder)
         run.is_finished = run.is_whole
         try:
+            ALL.find(folder)
             yield run
         except BaseException as error:
-            error.add_note(_way_on(run))
+            error.add_note(_way_on(run, error))
             raise
 
 
-def give_up(run: Unfinished) -> None:
-    """Remove an unfinished run, wherever it is kept, but no results that are whole. On a cluster to be called when Ray is attached."""
+def give_up(run: Unfinished) -> str:
+    """Remove an unfinished run, wherever it is kept, but no results that are whole, and nothing that is not ours. Returns what it did.
+
+    On a cluster to be called when Ray is attached. Raises LinkRefused or StoreError as `forget`.
+    """
     if run.is_whole:
         run.finish()
-        return
-    for part in PARTS:
-        with suppress(StoreError):
-            run.keep(part)
+        return f"{run.folder} is whole, and stays"
+    run.open_all()
+    return _remove(run) or f"{run.folder} is removed"
+
+
+def _remove(run: Unfinished) -> str:
+    """Delete the run, its folder last. Returns "", or what is left in it."""
+    ALL.find(run.folder)
     run.forget()
-    shutil.rmtree(run.folder)
+    ALL.remove(run.folder)
+    with suppress(OSError):
+        run.folder.rmdir()
+    if not run.folder.exists():
+        return ""
+    others = ", ".join(sorted(path.name for path in run.folder.iterdir()))
+    return f"{run.folder} stays with what is not the run's, the rest is removed: {printable(others)}"
 
 
-def _way_on(run: Unfinished) -> str:
+def _way_on(run: Unfinished, error: BaseException) -> str:
     if run.is_finished:
         return f"the run is whole: {run.folder}"
+    if _is_lost(error):
+        repeats, removes = _command("run", run.folder / "config.toml"), _command("forget", run.folder)
+        return f"the run cannot be resumed as it is: {repeats} repeats it, {removes} removes it"
     held = "; the cluster holds its device states until then" if run.how.on_nodes else ""
-    return f"stopped after {run.rounds_done} rounds: `sparcl resume {run.folder}` goes on from there{held}"
+    return f"stopped after {run.rounds_done} rounds: {_command('resume', run.folder)} goes on from there{held}"
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, Lost):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _command(name: str, path: Path) -> str:
+    """As it is typed into a shell."""
+    return f"`sparcl {name} {shlex.quote(str(path))}`"
+
+
+def _config(experiment: Experiment) -> bytes:
+    return tomli_w.dumps(to_tree(experiment)).encode()
 
 
 def _write(run: Unfinished) -> None:
-    """run.json, then config.toml: a folder that has only the latter is finished."""
-    config = tomli_w.dumps(to_tree(run.experiment)).encode()
+    """run.json, then config.toml: a folder that has only the latter is finished. Nobody else may read a password in the store's URL."""
+    config = _config(run.experiment)
     how = {"format": FORMAT, **asdict(run.how), "config_sha256": hashlib.sha256(config).hexdigest()}
     try:
-        (run.folder / "run.json").write_text(json.dumps(how, indent=2) + "\n")
-        (run.folder / "config.toml").write_bytes(config)
+        put(run.folder / "run.json", [f"{json.dumps(how, indent=2)}\n".encode()], private=bool(secrets_of(run.how.store)))
+        put(run.folder / "config.toml", [config])
+        flush([run.folder / "run.json", run.folder / "config.toml", run.folder, run.folder.parent])
     except OSError as error:
         raise ConfigError(f"run folder {run.folder} cannot be written ({error.strerror or error}); choose another with --out") from error
 
 
 def _read(folder: Path) -> Unfinished:
-    again = f"start the run again with `sparcl run {folder}/config.toml`"
+    again = f"start the run again with {_command('run', folder / 'config.toml')}"
     try:
         found = json.loads(_control(folder).read_bytes())
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
@@ -224,7 +306,7 @@ def _read(folder: Path) -> Unfinished:
             raise ValueError(f"engine is {how.engine!r}: there are {', '.join(get_args(EngineName))}")
         kinds = (type(how.baseline), type(how.store), type(how.address), type(how.id))
         if kinds != (bool, str, str, str) or not how.id.isalnum():
-            raise ValueError(f"it says {found}")
+            raise ValueError("baseline, store, address or id is not what a run writes there")
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ConfigError(f"{folder}/run.json cannot be used ({error!r}): {again}") from error
     try:
@@ -265,4 +347,8 @@ def _control(folder: Path) -> Path:
 
 
 def _finished(folder: Path) -> str:
-    return f"{folder} is finished: there is nothing to resume; `sparcl run {folder}/config.toml` repeats it"
+    """Why there is nothing to resume where run.json is missing: a run that ends well leaves all results and nothing of what it took."""
+    repeats = _command("run", folder / "config.toml")
+    if all((folder / name).is_file() for name in ("summary.json", "model.safetensors")) and not (folder / "checkpoint").exists():
+        return f"{folder} is finished: there is nothing to resume; {repeats} repeats it"
+    return f"{folder} has no run.json, without which a run cannot be resumed, and it is not finished: {repeats} repeats it"

@@ -5,12 +5,8 @@ copy of ours and no common path. In a job that was submitted with a working dire
 """
 
 import contextlib
-import hashlib
-import importlib
-import importlib.metadata
 import logging
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -27,12 +23,11 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from simulations.engine.adapter import EngineError
+from simulations.environment import OUR_PACKAGES, processor, software
 from sparcl_core.foreign import printable
 
 log = logging.getLogger(__name__)
 OUR_ROOT = Path(__file__).parents[2]
-OUR_PACKAGES = ("sparcl_core", "client", "server", "simulations")
-SAME_EVERYWHERE = ("ray", "flwr", "torch", "numpy")
 PROBE_PATIENCE_S = 180.0
 OURS = "SPARCL_RAY"
 START_TRIES = 3  # Ray itself waits for 30 s, and cannot be told to wait for longer
@@ -238,20 +233,7 @@ def wait_for_cpus(workers: int, patience_s: float = 10.0) -> None:
         time.sleep(0.05)
 
 
-def software() -> dict[str, str]:
-    """What has to be the same on all nodes for a run to work, and to repeat to the bit."""
-    digest = hashlib.sha256()
-    for name in OUR_PACKAGES:
-        folder = Path(importlib.import_module(name).__file__).parent  # where they travelled, each has a folder of its own
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder.parent).as_posix().encode() + path.read_bytes())
-    versions = {name: importlib.metadata.version(name) for name in SAME_EVERYWHERE}
-    return {"python": ".".join(platform.python_version_tuple()[:2]), **versions, "sparcl-fleet's source": digest.hexdigest()[:12]}
-
-
 def _look() -> tuple[dict[str, str], str]:
-    from simulations.environment import processor
-
     return software(), processor()
 
 

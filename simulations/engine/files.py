@@ -1,29 +1,45 @@
 """Named pieces of bytes in memory, in a folder, or behind any URL that fsspec can open: what a `StateStore` is built on."""
 
 import os
+import re
 import secrets
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from simulations.disk import LinkRefused, Own, delete, expect_no_link, flush, make_folder
 from simulations.engine.adapter import EngineError
+from simulations.engine.address import masked, redacted, secrets_of
+from sparcl_core.foreign import printable
 
 FOLDERS = ("states", "blobs")
+OWN = Own(  # all that a store ever writes: states, shared values, what is half written of them, and what `open_files` tries out
+    files=re.compile(
+        r"(states/[0-9a-f]{2}/[0-9]+-[0-9]+|blobs/[0-9a-f]{2}/[0-9a-f]{32}|states/probe-[0-9a-f]{16})(\.[0-9a-f]{16}\.tmp)?"
+    ),
+    folders=re.compile(r"(states|blobs)(/[0-9a-f]{2})?"),
+)
 
 
 class StoreError(EngineError):
     """A store cannot be reached; the message says which, why and what to do."""
 
 
-class Files(Protocol):
-    """Named pieces of bytes. A key is a path of two or three parts; `url` is what a person calls the place.
+class StoreLinked(StoreError):
+    """A link lies where a folder of the store should; nothing was deleted."""
 
-    Methods raise whatever they like if the place cannot be reached: `StateStore` makes a `StoreError` of it.
+
+class Files(Protocol):
+    """Named pieces of bytes. A key is a path of two or three parts; `url` is what a person calls the place, without its passwords.
+
+    Methods raise whatever they like if the place cannot be reached: `StateStore` makes a `StoreError` of it. Whatever else lies at
+    the place is neither seen nor touched.
     """
 
     url: str
+    secrets: tuple[str, ...]  # what no message may repeat
 
     def write(self, key: str, data: bytes) -> None:
         """All or nothing; replaces what is there."""
@@ -34,20 +50,24 @@ class Files(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes; None: there is no such file."""
 
+    def flush(self, keys: Iterable[str]) -> None:
+        """From now on a power cut leaves these files whole, if the place survives one at all."""
+
     def delete(self, keys: Iterable[str]) -> None:
         """Files that are not there are ignored."""
 
     def keys(self) -> list[str]:
-        """All files in `FOLDERS`, with what a process that died has left unfinished."""
+        """All files with a name of `OWN`, with what a process that died has left unfinished."""
 
     def destroy(self) -> None:
-        """Delete `FOLDERS` and all that is in them, and nothing else."""
+        """Delete all of `keys`, and the folders that are empty then."""
 
 
 class MemoryFiles:
     """In this process, by reference: nothing is copied, and nothing survives."""
 
     url = "memory"
+    secrets = ()
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
@@ -65,6 +85,9 @@ class MemoryFiles:
         data = self._files.get(key)
         return None if data is None else len(data)
 
+    def flush(self, keys: Iterable[str]) -> None:
+        pass
+
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._files.pop(key, None)
@@ -78,9 +101,10 @@ class MemoryFiles:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """In a folder. `url`: its absolute path."""
+    """In a folder. `url`: its absolute path. Links are not followed below it."""
 
     url: str
+    secrets = ()
 
     def write(self, key: str, data: bytes) -> None:
         path = f"{self.url}/{key}"
@@ -108,39 +132,39 @@ class LocalFiles:
         except FileNotFoundError:
             return None
 
+    def flush(self, keys: Iterable[str]) -> None:
+        files = {f"{self.url}/{key}" for key in keys}
+        folders = {os.path.dirname(file) for file in files}
+        above = {os.path.dirname(folder) for folder in folders} | {self.url}  # where a folder is new
+        flush([*files, *folders, *above] if files else [])
+
     def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self.url}/{key}")
+        delete(self.url, keys)
 
     def keys(self) -> list[str]:
-        found = []
-        for folder in FOLDERS:
-            for path, _, names in os.walk(f"{self.url}/{folder}"):
-                found += [f"{path}/{name}"[len(self.url) + 1 :] for name in names]
-        return found
+        return OWN.find(self.url)[0]
 
     def destroy(self) -> None:
-        for folder in FOLDERS:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(f"{self.url}/{folder}")
+        OWN.remove(self.url)
         with suppress(OSError):  # of a folder that holds anything else
             os.rmdir(self.url)
 
 
 class FsspecFiles:
-    """Behind a URL that fsspec opens; pickled as the URL. Object stores put a file whole; where a backend does not, digest and CRC tell."""
+    """Behind a URL that fsspec opens; pickled as the URL. Object stores put a file whole, and it is on their disks when that returns;
+    where a backend promises neither, digest and CRC tell.
+    """
 
     def __init__(self, url: str):
         from fsspec.core import url_to_fs
 
         if set("*?[") & set(url):  # fsspec would delete what they match
             raise ValueError("a URL of a store has none of the wildcards * ? [")
-        self.url = url
+        self.url, self.secrets, self._address = masked(url), secrets_of(url), url
         self._fs, self._root = url_to_fs(url)
 
     def __reduce__(self):
-        return FsspecFiles, (self.url,)
+        return FsspecFiles, (self._address,)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -168,6 +192,9 @@ class FsspecFiles:
         except FileNotFoundError:
             return None
 
+    def flush(self, keys: Iterable[str]) -> None:
+        pass
+
     def delete(self, keys: Iterable[str]) -> None:
         paths = [self._path(key) for key in keys]
         if not paths:
@@ -181,32 +208,51 @@ class FsspecFiles:
 
     def keys(self) -> list[str]:
         self._fs.invalidate_cache()
-        return [path[len(self._root) + 1 :] for folder in FOLDERS for path in self._fs.find(self._path(folder))]
+        found = [path[len(self._root) + 1 :] for folder in FOLDERS for path in self._fs.find(self._path(folder))]
+        return [key for key in found if OWN.files.fullmatch(key)]
 
     def destroy(self) -> None:
+        self.delete(self.keys())
         for folder in FOLDERS:
-            with suppress(FileNotFoundError):
-                self._fs.rm(self._path(folder), recursive=True)
+            with suppress(Exception):  # a backend without folders, each of which says so in its own way
+                self._fs.invalidate_cache()
+                left = {self._path(folder), *self._fs.find(self._path(folder), withdirs=True)}
+                for path in sorted(left, reverse=True):  # what lies in a folder comes before it; some backends' rmdir takes it along
+                    if OWN.folders.fullmatch(path[len(self._root) + 1 :]) and not any(other.startswith(f"{path}/") for other in left):
+                        self._fs.rmdir(path)
+                        left.discard(path)
 
 
-def open_files(url: str) -> Files:
+def open_files(url: str, own_parts: int = 0) -> Files:
     """The files in a folder (it is made) or behind a URL, once writing and reading back has worked.
 
+    Args:
+        own_parts: so many of the path's last parts are ours, and so may be no links.
+
     Raises:
-        StoreError: if that does not work.
+        StoreError: if that does not work, or links lie where the folders should.
     """
+    hidden = secrets_of(url)
     try:
         files = _files_at(url)
+        if isinstance(files, LocalFiles):
+            if own_parts:
+                path = Path(files.url)
+                expect_no_link(path.parents[own_parts - 1], "/".join(path.parts[-own_parts:]))
+            OWN.find(files.url)
+            make_folder(files.url)
         key, data = f"{FOLDERS[0]}/probe-{secrets.token_hex(8)}", b"sparcl"
         files.write(key, data)
         if (back := files.read(key)) != data:
             raise OSError(f"{data!r} was written and {back!r} read back")
         files.delete([key])
+    except LinkRefused as error:
+        raise StoreLinked(f"device states cannot be kept in {masked(url)}: {error}") from error
     except Exception as error:  # backends raise what they like
         raise StoreError(
-            f"device states cannot be kept in {url}: {reason_of(error)}; name with --store a folder that can be written, "
+            f"device states cannot be kept in {masked(url)}: {reason_of(error, hidden)}; name with --store a folder that can be written, "
             f"or a URL such as s3://bucket/run of which fsspec has the backend"
-        ) from error
+        ) from (None if hidden else error)
     return files
 
 
@@ -224,6 +270,6 @@ def _files_at(url: str) -> Files:
     return LocalFiles(files._root) if isinstance(files._fs, LocalFileSystem) else files
 
 
-def reason_of(error: Exception) -> str:
-    """What to tell of an error of a backend: some have no text."""
-    return str(error) or type(error).__name__
+def reason_of(error: Exception, hidden: tuple[str, ...] = ()) -> str:
+    """What to tell of an error of a backend, on one line and without what is `hidden`: some have no text."""
+    return printable(redacted(str(error), hidden)) or type(error).__name__

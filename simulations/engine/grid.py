@@ -76,7 +76,7 @@ class EngineGrid(Grid):
         identify_process()
         self.num_devices, self.run_config = num_devices, run_config or {}
         self.on_reply = on_reply or (lambda device: None)
-        self.store, self.manifest, self.waits_for_commit = store, Manifest(), waits_for_commit
+        self.store, self.manifest, self.waits_for_commit = store, Manifest(keeps_older=waits_for_commit), waits_for_commit
         self.reply_limit_bytes = reply_limit_bytes
         self._open: dict[str, Job] = {}
         self._replies: dict[str, tuple[Job, Message]] = {}
@@ -121,7 +121,7 @@ class EngineGrid(Grid):
         return self.manifest.changes()
 
     def commit(self) -> None:
-        """Make these changes final: what they replace is removed from the store."""
+        """Make these changes final: what they replace is removed from the store, or with the next commit where a checkpoint may need it."""
         self.store.drop(*self.manifest.commit())
 
     def undo(self, device: int) -> None:

@@ -2,7 +2,7 @@
 
 A state is never changed, only followed by another one, numbered by the exchange in which it was made. What a device did counts
 at once for its next message, but it is final only with `commit`: until then the store keeps what was final before, so that a
-run that dies goes on from its last checkpoint.
+run that dies goes on from its last checkpoint. Where there are checkpoints, the store also keeps what the one before the last needs.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,17 @@ NONE: State = (0, ())
 
 
 class Manifest:
-    """The driver's view of all device states: about 250 bytes for every device that was ever reached."""
+    """The driver's view of all device states: about 250 bytes for every device that was ever reached.
 
-    def __init__(self):
+    `keeps_older`: what a commit replaces stays until the next one, for whoever has to go on from the commit before the last.
+    """
+
+    def __init__(self, keeps_older: bool = True):
+        self._keeps_older = keeps_older
         self.exchange = 0  # the last one that was begun
         self._current: dict[int, State] = {}
         self._final: dict[int, State] = {}  # before the changes: only of devices that changed since the last commit
+        self._older: list[tuple[int, State]] = []  # what the last commit replaced
         self._garbage: list[tuple[int, State]] = []
         self._uses: dict[str, int] = {}  # blob -> states, current or final, that refer to it
 
@@ -61,16 +66,19 @@ class Manifest:
 
     def commit(self) -> tuple[list[tuple[int, int]], list[str]]:
         """Make the changes final. Returns the states and the blobs that nobody needs any more."""
+        replaced = [(device, state) for device, state in self._final.items() if state != NONE]
+        unwanted = [*self._older, *self._garbage, *(() if self._keeps_older else replaced)]
+        self._final, self._garbage, self._older = {}, [], replaced if self._keeps_older else []
         states, blobs = {}, []
-        for device, (made, refers_to) in [*self._final.items(), *self._garbage]:
+        for device, (made, refers_to) in unwanted:
             blobs += self._use(refers_to, -1)
-            if made and made != self.current(device):
+            if made != self.current(device):
                 states[device, made] = None
-        self._final, self._garbage = {}, []
         return list(states), blobs
 
     def restore(self, exchange: int, history: Iterable[StateChanges]) -> tuple[set[tuple[int, int]], set[str]]:
-        """Go on where a checkpoint was made. Returns the states and blobs that count; the store may forget all others.
+        """Go on where a checkpoint was made. Returns the states and blobs that it and the one before it need; the store may forget all
+        others.
 
         Args:
             exchange: the last one of the checkpoint.
@@ -78,11 +86,15 @@ class Manifest:
         """
         self.exchange = exchange
         for changes in history:
+            for _, (_, blobs) in self._older:
+                self._use(blobs, -1)
+            self._older = []
             for device, number, blobs in zip(changes.devices.tolist(), changes.exchanges.tolist(), changes.blobs, strict=True):
-                self._use(self._current.get(device, NONE)[1], -1)
+                if device in self._current:
+                    self._older.append((device, self._current[device]))
                 self._current[device] = (number, tuple(blobs))
                 self._use(blobs, 1)
-        return {(device, number) for device, (number, _) in self._current.items()}, set(self._uses)
+        return {(device, made) for device, (made, _) in [*self._current.items(), *self._older]}, set(self._uses)
 
     def _use(self, blobs: Iterable[str], step: int) -> list[str]:
         gone = []

@@ -118,12 +118,12 @@ class Pool:
                 slot.starting = slot.handle.setup.remote(*args)
         self.started = time.monotonic()
 
-    def use(self, files) -> None:
+    def use(self, store) -> None:
         """Device states are kept elsewhere from now on."""
         make_app, run_config, _, *rest = self._setup
-        self._setup = (make_app, run_config, files, *rest)
+        self._setup = (make_app, run_config, store, *rest)
         for slot in self.slots:
-            slot.handle.use.remote(files)
+            slot.handle.use.remote(store)
 
     def replace(self, slot: Slot) -> None:
         """A new process in the place of a lost one. An actor that Ray restarts refuses calls until it is up; a new one lets them wait."""

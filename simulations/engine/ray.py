@@ -59,7 +59,7 @@ class RayGrid(EngineGrid):
         self._sent: dict[int, tuple[bytes, ObjectRef]] = {}
         cache_bytes = self._pool.options.cache_mb * 1_000_000
         put = [ray.put(arg) for arg in args]
-        self._pool.setup(make_app, self.run_config, self.store.files, cache_bytes, reply_limit_bytes, *put)
+        self._pool.setup(make_app, self.run_config, self.store, cache_bytes, reply_limit_bytes, *put)
 
     def close(self) -> None:
         """End the workers unless they were lent; remove device states unless the store was."""
@@ -201,8 +201,8 @@ class RayGrid(EngineGrid):
     def _heal(self, lost: list[str]) -> None:
         """If a node that held device states is lost, they are held by others from now on."""
         if healed := heal(self.store.files, lost):
-            self.store = StateStore(healed)
-            self._pool.use(healed)
+            self.store = self.store.on(healed)
+            self._pool.use(self.store)
 
     def commit(self) -> None:
         super().commit()

@@ -15,13 +15,18 @@ import ray
 from ray.actor import ActorHandle
 
 from simulations.engine import cluster
-from simulations.engine.files import Files, LocalFiles, StoreError, open_files
+from simulations.engine.files import Files, LocalFiles, StoreError, open_files, reason_of
 from simulations.engine.pool import EngineOptions
 from simulations.engine.store import StateStore
+from simulations.errors import Lost
 
 log = logging.getLogger(__name__)
 NAMESPACE = "sparcl"
 COPIES = 2
+
+
+class StatesGone(StoreError, Lost):
+    """All nodes that held device states are lost."""
 
 
 class Replica:
@@ -47,6 +52,8 @@ class Replica:
 
 class ReplicaFiles:
     """`Files` that every replica holds. lost: ids of those that did not answer, as seen by this process."""
+
+    secrets = ()
 
     def __init__(self, replicas: list[ActorHandle], run: str):
         self.replicas, self.run = replicas, run
@@ -75,6 +82,9 @@ class ReplicaFiles:
     def size(self, key: str) -> int | None:
         sizes = set(self._ask_all("size", key))
         return sizes.pop() if len(sizes) == 1 else None
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Nothing: a replica ends with its node, and it is the other copy that survives that."""
 
     def delete(self, keys: Iterable[str]) -> None:
         self._ask_all("delete", list(keys))
@@ -116,12 +126,12 @@ def find(run: str) -> ReplicaFiles:
     """The replicas of a run whose driver has gone.
 
     Raises:
-        StoreError: if there are none.
+        StatesGone: if there are none.
     """
     named = [item["name"] for item in ray.util.list_named_actors(all_namespaces=True) if item["namespace"] == NAMESPACE]
     found = [ray.get_actor(name, namespace=NAMESPACE) for name in sorted(named) if name.startswith(f"{run}-states-")]
     if not found:
-        raise StoreError("the cluster holds no device states of this run any more, so it cannot be resumed: start it again")
+        raise StatesGone("the cluster holds no device states of this run any more")
     return ReplicaFiles(found, run)
 
 
@@ -132,7 +142,7 @@ def heal(files: Files, lost: Iterable[str] = ()) -> ReplicaFiles | None:
         lost: ids of replicas that did not answer elsewhere.
 
     Raises:
-        StoreError: if all are lost.
+        StatesGone: if all are lost.
     """
     if not isinstance(files, ReplicaFiles):
         return None
@@ -193,7 +203,7 @@ def _read(files: Files, key: str) -> bytes | str | None:
     try:
         return files.read(key)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {reason_of(error, files.secrets)}"
 
 
 def _start(node_id: str, run: str) -> ActorHandle:
@@ -207,5 +217,5 @@ def _id(replica: ActorHandle) -> str:
     return replica._actor_id.hex()
 
 
-def _all_lost() -> StoreError:
-    return StoreError("all nodes that held device states are lost, and the states with them: start the run again, with --store")
+def _all_lost() -> StatesGone:
+    return StatesGone("all nodes that held device states are lost, and the states with them: --store would have kept them elsewhere")

@@ -7,9 +7,9 @@ version of the model hold the same bytes of it.
     states/<device % 256, hex>/<device>-<exchange>    a state's own file: shell, small values, digests of the shared ones
     blobs/<first two of the digest>/<digest>          a shared value as it is
 
-State file, little-endian: magic | format version | bytes in all | device | exchange | bytes of the shell | number of values |
+State file, little-endian: magic | format version | bytes in all | run | device | exchange | bytes of the shell | number of values |
 shell | values, each: is it shared | bytes | content or digest | CRC-32. A file appears whole or not at all, and what a state refers
-to is written before it. Nothing is flushed to the disk: files outlive every process, and what a power cut spoils is noticed.
+to is written before it. Files outlive every process at once, and a power cut from `flush` on; what it spoils before that is noticed.
 """
 
 import hashlib
@@ -19,19 +19,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from simulations.engine.files import Files, StoreError, reason_of
+from simulations.disk import LinkRefused
+from simulations.engine.files import Files, StoreError, StoreLinked, reason_of
 from simulations.engine.parcel import Parcel
+from simulations.engine.states import StateChanges
+from simulations.errors import Lost
 
 SHARED_BYTES = 65_536
-VERSION = 1
+VERSION = 2
 MAGIC = b"SpS"
-_HEAD = struct.Struct("<3sBQQQQI")  # magic, format version, bytes in all, device, exchange, bytes of the shell, number of values
+_HEAD = struct.Struct("<3sBQ16sQQQI")  # magic, format version, bytes in all, run, device, exchange, bytes of the shell, number of values
 _PART = struct.Struct("<BQ")  # is it shared, bytes
 _CRC = struct.Struct("<I")
+NO_RUN = bytes(16)
 
 
-class StateLost(StoreError):
-    """A state, or what it refers to, is missing or damaged."""
+class StateLost(StoreError, Lost):
+    """A state, or what it refers to, is missing, damaged, or of another run."""
 
 
 def digest(blob: bytes) -> str:
@@ -59,33 +63,35 @@ class StoredState:
         """The parcel again; `blob_of`: digest -> the shared value."""
         return Parcel(self.shell, tuple(blob_of(part) if isinstance(part, str) else part for part in self.parts))
 
-    def to_bytes(self, device: int, exchange: int) -> bytes:
+    def to_bytes(self, device: int, exchange: int, run: bytes = NO_RUN) -> bytes:
         body = [self.shell]
         for part in self.parts:
             content = bytes.fromhex(part) if isinstance(part, str) else part
             body += [_PART.pack(isinstance(part, str), len(content)), content]
         total = _HEAD.size + sum(map(len, body)) + _CRC.size
-        data = b"".join([_HEAD.pack(MAGIC, VERSION, total, device, exchange, len(self.shell), len(self.parts)), *body])
+        data = b"".join([_HEAD.pack(MAGIC, VERSION, total, run, device, exchange, len(self.shell), len(self.parts)), *body])
         return data + _CRC.pack(zlib.crc32(data))
 
     @classmethod
-    def from_bytes(cls, data: bytes, device: int, exchange: int) -> "StoredState":
+    def from_bytes(cls, data: bytes, device: int, exchange: int, run: bytes = NO_RUN) -> "StoredState":
         """The inverse of `to_bytes`.
 
         Raises:
             ValueError: if these are not all the bytes of that state.
         """
+        if len(data) < len(MAGIC) + 1 or data[: len(MAGIC)] != MAGIC:
+            raise ValueError("its file is no device state" if data else "its file is empty")
+        if data[len(MAGIC)] != VERSION:
+            raise ValueError(f"its file has format version {data[len(MAGIC)]}, this program reads {VERSION}")
         if len(data) < _HEAD.size + _CRC.size:
             raise ValueError(f"its file is cut off after {len(data)} bytes")
-        magic, version, total, own_device, own_exchange, shell, count = _HEAD.unpack_from(data)
-        if magic != MAGIC:
-            raise ValueError("its file is no device state")
-        if version != VERSION:
-            raise ValueError(f"its file has format version {version}, this program reads {VERSION}")
+        _, _, total, own_run, own_device, own_exchange, shell, count = _HEAD.unpack_from(data)
         if len(data) != total:
             raise ValueError(f"its file has {len(data)} bytes of {total}")
         if zlib.crc32(memoryview(data)[: -_CRC.size]) != _CRC.unpack_from(data, total - _CRC.size)[0]:
             raise ValueError("its file is damaged (checksum)")
+        if own_run != run:
+            raise ValueError("its file is of another run")
         if (own_device, own_exchange) != (device, exchange):
             raise ValueError(f"its file is of device {own_device}, exchange {own_exchange}")
         at = _HEAD.size + shell
@@ -112,10 +118,17 @@ def split(parcel: Parcel, digest_of: Callable[[bytes], str] = digest) -> tuple[S
 
 
 class StateStore:
-    """Device states on top of `files`. Safe with several processes that put the same state or value at once."""
+    """Device states on top of `files`. Safe with several processes that put the same state or value at once.
 
-    def __init__(self, files: Files):
-        self.files = files
+    `run`: 16 bytes that tell the run from others; a state with other ones is refused as lost.
+    """
+
+    def __init__(self, files: Files, run: bytes = NO_RUN):
+        self.files, self.run = files, run
+
+    def on(self, files: Files) -> "StateStore":
+        """The same states, kept in other files."""
+        return StateStore(files, self.run)
 
     def put(self, device: int, exchange: int, parcel: Parcel) -> tuple[str, ...]:
         """Keep a state; the digests of the shared values that it refers to."""
@@ -137,7 +150,7 @@ class StateStore:
             for name, blob in shared.items():
                 if self.files.size(_blob_key(name)) != len(blob):  # of another size: a power cut has spoiled it
                     self.files.write(_blob_key(name), blob)
-            self.files.write(_state_key(device, exchange), state.to_bytes(device, exchange))
+            self.files.write(_state_key(device, exchange), state.to_bytes(device, exchange, self.run))
 
     def read(self, device: int, exchange: int) -> StoredState:
         """A state without the shared values.
@@ -150,7 +163,7 @@ class StateStore:
         if data is None:
             raise self._lost(device, exchange, "it is not there")
         try:
-            return StoredState.from_bytes(data, device, exchange)
+            return StoredState.from_bytes(data, device, exchange, self.run)
         except ValueError as error:
             raise self._lost(device, exchange, str(error)) from error
 
@@ -167,6 +180,20 @@ class StateStore:
         if digest(blob) != name:
             raise self._lost(device, exchange, f"it refers to blob {name}, which is damaged: {len(blob)} bytes with another digest")
         return blob
+
+    def flush(self, changes: StateChanges) -> None:
+        """From now on a power cut leaves these states whole."""
+        with self._reached("flush"):
+            self.files.flush([*map(_state_key, *_pairs(changes)), *map(_blob_key, {name for own in changes.blobs for name in own})])
+
+    def check(self, changes: StateChanges) -> None:
+        """Raises StateLost if one of these states is not whole: all of their bytes are read."""
+        whole: set[str] = set()
+        for device, exchange in zip(*_pairs(changes), strict=True):
+            for name in self.read(device, exchange).digests:
+                if name not in whole:
+                    self.read_blob(name, device, exchange)
+                    whole.add(name)
 
     def drop(self, states: Iterable[tuple[int, int]], blobs: Iterable[str]) -> None:
         """Delete these; absent ones are ignored.
@@ -194,16 +221,21 @@ class StateStore:
             yield
         except StoreError:
             raise
+        except LinkRefused as error:
+            raise StoreLinked(f"cannot {doing} the store {self.files.url}: {error}") from error
         except Exception as error:  # backends raise what they like
+            hidden = self.files.secrets
             raise StoreError(
-                f"cannot {doing} the store {self.files.url}: {reason_of(error)}; see to its space and access, or name another with --store"
-            ) from error
+                f"cannot {doing} the store {self.files.url}: {reason_of(error, hidden)}; see to its space and access, "
+                f"or begin another run with another --store"
+            ) from (None if hidden else error)
 
     def _lost(self, device: int, exchange: int, why: str) -> StateLost:
-        return StateLost(
-            f"the state of device {device} after exchange {exchange} is lost from the store {self.files.url}: {why}; "
-            f"resume from another checkpoint, or start the run again"
-        )
+        return StateLost(f"the state of device {device} after exchange {exchange} is lost from the store {self.files.url}: {why}")
+
+
+def _pairs(changes: StateChanges) -> tuple[list[int], list[int]]:
+    return changes.devices.tolist(), changes.exchanges.tolist()
 
 
 def _state_key(device: int, exchange: int) -> str:

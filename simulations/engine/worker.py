@@ -11,7 +11,6 @@ from ray import ObjectRef
 from simulations.engine.adapter import AppFactory, identify_process
 from simulations.engine.boundary import handle, sendable
 from simulations.engine.cache import StateCache
-from simulations.engine.files import Files
 from simulations.engine.parcel import Parcel
 from simulations.engine.process import ProcessOnNode, this_process
 from simulations.engine.store import StateStore
@@ -50,7 +49,7 @@ class Worker:
         self._fetched: dict[str, tuple[int, bytes]] = {}
 
     def setup(
-        self, make_app: AppFactory, run_config: dict, files: Files, cache_bytes: int, reply_limit_bytes: int | None, *args
+        self, make_app: AppFactory, run_config: dict, store: StateStore, cache_bytes: int, reply_limit_bytes: int | None, *args
     ) -> ProcessOnNode:
         """Make the app; `args` come from Ray's store, where all workers of a node read the same copy. Returns which process this is."""
         try:
@@ -60,13 +59,12 @@ class Worker:
                 raise
             raise told from None
         self._run_config, self._reply_limit_bytes = run_config, reply_limit_bytes
-        self._files, self._states = files, StateCache(StateStore(files), cache_bytes)
+        self._states = StateCache(store, cache_bytes)
         return this_process()
 
-    def use(self, files: Files) -> None:
+    def use(self, store: StateStore) -> None:
         """From now on device states are kept there."""
-        self._files = files
-        self._states.use(StateStore(files))
+        self._states.use(store)
 
     def work(self, orders: list[Order]) -> tuple[list[Done], float, list[int]]:
         """Handle messages one after the other, up to the first that lacks memory. New states are in the store when this returns.
@@ -79,7 +77,7 @@ class Worker:
             done.append(self._handle(order))
             if done[-1].out_of_memory:
                 break
-        return done, time.perf_counter() - started, list(getattr(self._files, "lost", ()))
+        return done, time.perf_counter() - started, list(getattr(self._states.store.files, "lost", ()))
 
     def _handle(self, order: Order) -> Done:
         message = Parcel(order.shell, tuple(self._fetch(ref, order.exchange) for ref in order.blobs))

@@ -5,6 +5,7 @@ figures are the fields of `DeviceProfile`. A profile may name a network in `netw
 """
 
 import math
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -157,9 +158,13 @@ def new_profile(path: Path) -> Iterator[IO[str]]:
         raise ConfigError(f"{path} is there already: remove it, or take another --out") from None
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; take another --out") from None
+    own = os.fstat(file.fileno())
     try:
         with file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
-        path.unlink(missing_ok=True)
+        if os.path.lexists(path) and os.path.samestat(own, path.lstat()):  # and not what somebody has put in its place
+            path.unlink()
         raise

@@ -20,6 +20,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
@@ -248,12 +249,26 @@ def _publish(built: Path, folder: Path, key: str) -> tuple[ctypes.CDLL, str]:
 
 
 def _open_if_sound(file: Path) -> ctypes.CDLL | None:
-    """The loader would end the process with a signal over a file that was cut off: bytes first."""
-    if not file.is_file() or _digest(file.read_bytes()) != file.stem.rpartition("-")[2]:
+    """The loader would end the process with a signal over a file that was cut off: bytes first. OSError if the file is not our own."""
+    if _digest(_own_bytes(file)) != file.stem.rpartition("-")[2]:
         return None
     with suppress(KernelError, OSError):
         return _open(file)
     return None
+
+
+def _own_bytes(file: Path) -> bytes:
+    """OSError if it is a link or no file, or if somebody else has or could have written it: its name says nothing then."""
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        fault = "is a link" if stat.S_ISLNK(status.st_mode) else "is no file"
+    elif status.st_uid != os.geteuid():
+        fault = "belongs to another user"
+    elif status.st_mode & 0o022:
+        fault = "can be written by other users"
+    else:
+        return file.read_bytes()
+    raise OSError(f"kernel cache {file} {fault}, and cannot be used: remove it, or name another folder with SPARCL_KERNEL_CACHE")
 
 
 def _digest(data: bytes) -> str:

@@ -185,6 +185,14 @@ def test_a_file_of_a_calibration_that_failed_is_gone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_calibration_that_fails_deletes_no_file_of_somebody_else(tmp_path):
+    with pytest.raises(KeyError), new_profile(tmp_path / "a.toml"):
+        (tmp_path / "a.toml").unlink()
+        (tmp_path / "a.toml").write_text("somebody else's")
+        raise KeyError
+    assert (tmp_path / "a.toml").read_text() == "somebody else's"
+
+
 def test_the_default_file_is_named_after_the_processor(monkeypatch):
     monkeypatch.setattr(calibration, "machine", lambda: "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz")
     assert default_name() == f"intel-xeon-e5-2680-v4-{build.backend().name}.toml"

@@ -404,6 +404,8 @@ def test_states_live_in_the_store_and_a_round_that_was_not_committed_did_not_hap
     assert len(store.files.keys()) == 3
     assert [answer["count"] for _, answer in sorted(answers(resumed.send_and_receive(orders("", "", "", ""))).items())] == [2, 2, 2, 1]
     resumed.commit()
+    assert len(store.files.keys()) == 7  # what the checkpoint before the last needs stays until the next one
+    resumed.commit()
     assert len(store.files.keys()) == 4
     resumed.close()
     pool.close()

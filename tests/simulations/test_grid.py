@@ -366,7 +366,9 @@ def test_a_grid_that_waits_for_a_commit_keeps_what_was_final(tmp_path):
     assert names_of(grid.store, "states") == ["0-1", "1-1", "1-2", "1-3", "2-3"]
     assert grid.changes().devices.tolist() == [1, 2] and grid.changes().exchanges.tolist() == [3, 3]
     grid.commit()
-    assert names_of(grid.store, "states") == ["0-1", "1-3", "2-3"] and grid.changes().devices.tolist() == []
+    assert names_of(grid.store, "states") == ["0-1", "1-1", "1-3", "2-3"] and grid.changes().devices.tolist() == []
+    grid.commit()
+    assert names_of(grid.store, "states") == ["0-1", "1-3", "2-3"]  # nobody goes back before the last but one
     assert counts(grid) == [1, 3, 1, 0]
 
 
@@ -389,18 +391,19 @@ def test_a_grid_that_dies_goes_on_from_its_last_commit(tmp_path):
     last = first.manifest.exchange
     first.send_and_receive(orders(0, 2, 3, keep=b"c" * SHARED_BYTES))
     next(stream := first.stream(orders(0, 1)))  # dies in the middle of an exchange
-    assert names_of(first.store, "states") == ["0-1", "0-3", "0-4", "1-2", "2-1", "2-3", "3-3"]
-    LocalFiles(str(tmp_path)).write("states/00/0-9.tmp", b"half a st")
+    assert names_of(first.store, "states") == ["0-1", "0-3", "0-4", "1-1", "1-2", "2-1", "2-3", "3-3"]
+    LocalFiles(str(tmp_path)).write("states/00/0-9.0123456789abcdef.tmp", b"half a st")
     assert (last, len(names_of(first.store, "blobs"))) == (2, 3)
 
     second = next_life(tmp_path, last, history)
     stream.close()
-    assert names_of(second.store, "states") == ["0-1", "1-2", "2-1"] and len(names_of(second.store, "blobs")) == 2
+    assert names_of(second.store, "states") == ["0-1", "1-1", "1-2", "2-1"] and len(names_of(second.store, "blobs")) == 2
     assert counts(second) == [1, 2, 1, 0] and second.changes().devices.tolist() == []
     replies = second.send_and_receive(orders(0, 1, 2, 3))
     assert answers(replies) == {0: 2, 1: 3, 2: 2, 3: 1}
     kept = {device_of(reply): reply.content["answer"]["kept"][:1] for reply in replies}
     assert kept == {0: b"a", 1: b"b", 2: b"a", 3: b""} and second.changes().exchanges.tolist() == [3] * 4
+    second.commit()
     second.commit()
     assert names_of(second.store, "states") == ["0-3", "1-3", "2-3", "3-3"]
 
@@ -417,7 +420,7 @@ def test_message_ids_of_a_restored_grid_are_those_of_one_that_did_not_die(tmp_pa
 ROUNDS = st.lists(
     st.tuples(
         st.lists(st.lists(st.integers(0, DEVICES - 1), unique=True), max_size=2),  # its exchanges
-        st.sampled_from(["commit", "commit", "die", "die after the checkpoint", "die while deleting"]),
+        st.sampled_from(["commit", "commit", "die", "die after the checkpoint", "die while deleting", "die and lose it"]),
     ),
     max_size=8,
 )
@@ -426,12 +429,13 @@ ROUNDS = st.lists(
 @given(ROUNDS)
 def test_whatever_dies_between_commits_never_happened(tmp_path_factory, rounds):
     """Against a list of counts. A checkpoint is what a run keeps: the changes and the exchange; the commit comes behind it, and a grid may
-    die before or in the middle of it."""
+    die before, in the middle of it, or behind it and find the last checkpoint damaged."""
     folder = tmp_path_factory.mktemp("store")
-    grid, history, exchange = Grid(store_in(folder), waits_for_commit=True), [], 0
-    expected = [0] * DEVICES
+    grid, history = Grid(store_in(folder), waits_for_commit=True), []
+    kept = [(0, [0] * DEVICES)]  # exchange and counts at every checkpoint
+    may_go_back = False
     for exchanges, end in rounds:
-        played = list(expected)
+        played = list(kept[-1][1])
         for devices in exchanges:
             replies = answers(grid.send_and_receive([order(device, keep=bytes([device]) * SHARED_BYTES) for device in devices]))
             for device in devices:
@@ -439,18 +443,26 @@ def test_whatever_dies_between_commits_never_happened(tmp_path_factory, rounds):
             assert replies == {device: played[device] for device in devices}
         if end != "die":
             history.append(grid.changes())
-            exchange, expected = grid.manifest.exchange, played
-        if end == "commit":
+            kept.append((grid.manifest.exchange, played))
+        if end in ("commit", "die and lose it"):
             grid.commit()
         elif end == "die while deleting":
             states, blobs = grid.manifest.commit()
             grid.store.drop(states[:1], blobs[:1])
+        if end == "die and lose it" and may_go_back:
+            del history[-1], kept[-1]
+        may_go_back = end not in ("die", "die and lose it") or (end == "die" and may_go_back)
+        exchange, expected = kept[-1]
         if end != "commit":
             grid = next_life(folder, exchange, history)
         assert counts(grid) == expected and grid.manifest.exchange == exchange
-        reached = [device for device in range(DEVICES) if expected[device]]
-        assert [name.split("-")[0] for name in names_of(grid.store, "states")] == [str(device) for device in reached]
+        reached = [str(device) for device in range(DEVICES) if expected[device]]
+        found = [name.split("-")[0] for name in names_of(grid.store, "states")]
+        assert list(dict.fromkeys(found)) == reached and len(found) <= 2 * len(reached)  # the last and the one before, nothing else
         assert len(names_of(grid.store, "blobs")) == len(reached)
+    for _ in range(2):
+        grid.commit()
+    assert len(names_of(grid.store, "states")) == sum(count > 0 for count in kept[-1][1])
 
 
 def test_a_grid_that_is_told_nothing_starts_afresh(tmp_path):

@@ -1,6 +1,10 @@
 """The run folder: whole or not there, readable without our code, and the same when the run is repeated."""
 
 import json
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +13,7 @@ from safetensors.numpy import load_file
 from worlds import assert_same_arrays, tiny, tiny_world
 
 from server.ledger import COLUMNS
+from simulations import results
 from simulations.config import ConfigError, load
 from simulations.report import draw_report
 from simulations.results import accuracy_so_far, new_folder, savings, summarise, write_run
@@ -19,6 +24,7 @@ REPEATABLE = (
     "summary.json",
 )  # fmt: skip
 FILES = {*REPEATABLE, "environment.json", "wall.parquet", "report.png"}
+assert set(results.FILES) == FILES
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +153,56 @@ def test_folders_do_not_overwrite_each_other(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_a_run_that_fails_leaves_nothing(tmp_path, error):
     with pytest.raises(error), new_folder(tmp_path, "run") as (staging, _):
-        (staging / "x").write_text("1")
+        (staging / "summary.json").write_text("1")
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_somebody_else_has_put_there_stays_and_is_named(tmp_path):
+    with pytest.raises(RuntimeError) as failed, new_folder(tmp_path, "run") as (staging, _):
+        (staging / "summary.json").write_text("1")
+        (staging / "thesis").write_text("years of work")
+        raise RuntimeError
+    assert [path.name for path in staging.iterdir()] == ["thesis"] and failed.value.__notes__ == [f"what is not ours stays in {staging}"]
+
+
+def test_results_that_cannot_be_moved_are_not_lost(tmp_path, monkeypatch):
+    def rename(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    said = r"the results are whole, in (.*), and cannot be moved to .*run \(No space left"
+    with pytest.raises(ConfigError, match=said) as failed, new_folder(tmp_path, "run") as (staging, _):
+        (staging / "summary.json").write_text("1")
+    assert (staging / "summary.json").read_text() == "1" and str(staging) in str(failed.value)
+
+
+def test_all_files_have_the_rights_that_the_umask_says(result, tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_run(tmp_path, result)
+        draw_report(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(FILES, 0o640)
+
+
+def test_results_replace_links_and_leave_what_they_lead_to(result, tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "run").mkdir()
+    for name in FILES:
+        (tmp_path / "run" / name).symlink_to(tmp_path / "thesis")
+    write_run(tmp_path / "run", result)
+    draw_report(tmp_path / "run")
+    assert (tmp_path / "thesis").read_text() == "years of work"
+    assert not any(path.is_symlink() for path in (tmp_path / "run").iterdir())
+
+
+def test_the_software_is_noted_where_a_run_went_on_with_another(result, tmp_path):
+    versions = ({"after_round": -1, "torch": "1"}, {"after_round": 3, "torch": "2"})
+    for own, expected in ((versions, list(versions)), (versions[:1], None)):
+        write_run(tmp_path, replace(result, versions=own))
+        assert json.loads((tmp_path / "environment.json").read_text()).get("software") == expected
 
 
 def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path):

@@ -4,14 +4,20 @@ import multiprocessing
 import os
 import pickle
 import signal
+import traceback
 import uuid
 
+import fsspec
+import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulations.engine.address import masked, secrets_of
 from simulations.engine.files import FsspecFiles, LocalFiles, MemoryFiles, StoreError, open_files
 from simulations.engine.parcel import Parcel
+from simulations.engine.states import StateChanges
 from simulations.engine.store import SHARED_BYTES, StateLost, StateStore, StoredState, digest, split
 
 MODEL, OTHER, OWN = b"M" * (SHARED_BYTES + 7), b"O" * SHARED_BYTES, b"o" * (SHARED_BYTES - 1)
@@ -126,7 +132,7 @@ def test_dropped_states_are_gone_and_others_stay(store):
     store.put(2, 1, Parcel(b"", (OTHER,)))
     store.drop([(1, 1), (9, 9)], [digest(OTHER), "00" * 16])
     assert store.get(1, 2) == STATE
-    with pytest.raises(StateLost, match="device 1 after exchange 1 .* it is not there; resume"):
+    with pytest.raises(StateLost, match="device 1 after exchange 1 .* it is not there$"):
         store.get(1, 1)
     with pytest.raises(StateLost, match=f"device 2 .* refers to blob {digest(OTHER)}, which is not there"):
         store.get(2, 1)
@@ -141,7 +147,7 @@ def test_only_what_is_wanted_is_kept(store):
         for exchange in (1, 2):
             store.put(device, exchange, Parcel(b"%d" % exchange, (MODEL, OTHER)))
     store.files.write("states/01/1-3.0123456789abcdef.tmp", b"half")
-    store.files.write("blobs/ab/abcd.0123456789abcdef.tmp", b"half")
+    store.files.write(f"blobs/ab/{'ab' * 16}.0123456789abcdef.tmp", b"half")
     store.keep_only({(1, 2), (2, 1), (3, 3)}, {digest(MODEL)})
     assert list(everything(store)) == [f"blobs/{digest(MODEL)[:2]}/{digest(MODEL)}", "states/01/1-2", "states/02/2-1"]
     store.keep_only(set(), set())
@@ -191,7 +197,6 @@ def test_a_state_cut_off_anywhere_is_lost(store):
     damaged(store, key, whole + b"\0")
     error = str(damaged(store, key, whole[:-1]))
     assert error.startswith(f"the state of device 5 after exchange 6 is lost from the store {store.files.url}: its file has ")
-    assert error.endswith("; resume from another checkpoint, or start the run again")
     store.files.write(key, whole)
     assert store.get(5, 6).blobs == (b"small", MODEL)
 
@@ -213,7 +218,7 @@ def test_another_format_says_so(store):
     store.put(5, 6, STATE)
     data = bytearray(store.files.read("states/05/5-6"))
     data[3] = 9
-    assert "its file has format version 9, this program reads 1" in str(damaged(store, "states/05/5-6", bytes(data)))
+    assert "its file has format version 9, this program reads 2" in str(damaged(store, "states/05/5-6", bytes(data)))
 
 
 @pytest.mark.parametrize("content", [b"", MODEL[:-1], MODEL[:-1] + b"x", MODEL + b"x"], ids=["empty", "short", "changed", "long"])
@@ -328,3 +333,111 @@ def test_a_place_that_forgets_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(LocalFiles, "read", lambda self, key: b"")
     with pytest.raises(StoreError, match="b'sparcl' was written and b'' read back"):
         open_files(str(tmp_path / "store"))
+
+
+# -- passwords
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "secrets"),
+    [
+        ("ftp://user:pw@host/x", "ftp://user:***@host/x", {"pw"}),
+        ("ftp://user:p%40w:1@host:21/x", "ftp://user:***@host:21/x", {"p%40w:1", "p@w:1"}),
+        ("ftp://user:p@w@host/x", "ftp://user:***@host/x", {"p@w"}),
+        ("ftp://:pw@host/x", "ftp://:***@host/x", {"pw"}),
+        ("simplecache::sftp://a:b@c/d", "simplecache::sftp://a:***@c/d", {"b"}),
+        ("a://u:one@h/x::b://v:two@h/y", "a://u:***@h/x::b://v:***@h/y", {"one", "two"}),
+        ("s3://bucket/x?key=abc&secret=d%2Fe", "s3://bucket/x?key=***&secret=***", {"abc", "d%2Fe", "d/e"}),
+        ("ftp://user@host/x", "ftp://user@host/x", set()),
+        ("ftp://host:21/x:y@z", "ftp://host:21/x:y@z", set()),
+        ("/home/me:you@here/x?y=z", "/home/me:you@here/x?y=z", set()),
+        ("memory://there", "memory://there", set()),
+    ],
+)
+def test_what_of_a_url_is_shown(url, shown, secrets):
+    assert masked(url) == shown and set(secrets_of(url)) == secrets
+
+
+class Leaky(MemoryFileSystem):
+    """A backend whose errors repeat what it was given."""
+
+    protocol, broken = "leaky", ""
+
+    def _fail(self, *args, **kwargs):
+        raise type(self).broken("cannot reach leaky://me:geheim@host/store as me with geheim")
+
+    def pipe_file(self, path, value, **kwargs):
+        self._fail() if type(self).broken else super().pipe_file(path, value, **kwargs)
+
+    def cat_file(self, path, **kwargs):
+        return self._fail() if type(self).broken else super().cat_file(path, **kwargs)
+
+
+@pytest.fixture
+def leaky(monkeypatch):
+    fsspec.register_implementation("leaky", Leaky, clobber=True)
+    return lambda error: monkeypatch.setattr(Leaky, "broken", error)
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, ValueError, PermissionError])
+def test_no_message_repeats_a_password(leaky, error):
+    """Neither ours, nor what Python prints beneath it of the error behind."""
+    url = f"leaky://me:geheim@host/{uuid.uuid4().hex}"
+    store = StateStore(open_files(url))
+    store.put(1, 1, STATE)
+    leaky(error)
+    for action in (lambda: open_files(url), lambda: store.get(1, 1), lambda: store.put(1, 2, STATE)):
+        with pytest.raises(StoreError) as caught:
+            action()
+        assert "leaky://me:***@host/" in str(caught.value)
+        assert "geheim" not in "".join(traceback.format_exception(caught.value))
+    assert "geheim" not in store.files.url and StateStore(pickle.loads(pickle.dumps(store.files))).files._address == url
+
+
+def test_nor_does_a_real_backend_that_cannot_be_reached():
+    url = "ftp://user:geheim@127.0.0.1:1/x"
+    with pytest.raises(StoreError, match=r"cannot be kept in ftp://user:\*\*\*@127.0.0.1:1/x: .*refused") as caught:
+        open_files(url)
+    assert "geheim" not in "".join(traceback.format_exception(caught.value))
+
+
+# -- several runs
+
+
+def test_states_are_of_one_run(store):
+    store.put(5, 6, STATE)
+    for run in (b"r" * 16, b"s" * 16):
+        other = StateStore(store.files, run)
+        with pytest.raises(StateLost, match="device 5 after exchange 6 .* its file is of another run"):
+            other.get(5, 6)
+        other.put(5, 6, STATE)
+        assert other.get(5, 6) == STATE == other.on(store.files).get(5, 6)
+
+
+def changes_of(*states: tuple[int, int, tuple[str, ...]]) -> StateChanges:
+    devices, exchanges, blobs = zip(*states, strict=True)
+    return StateChanges(np.array(devices), np.array(exchanges), list(blobs))
+
+
+def test_a_check_reads_all_of_what_changed(store):
+    changes = changes_of((1, 1, store.put(1, 1, STATE)), (2, 1, store.put(2, 1, Parcel(b"", (OTHER,)))))
+    store.check(changes)
+    store.check(StateChanges.none())
+    for key in list(everything(store)):
+        whole = store.files.read(key)
+        store.files.write(key, whole[:-1] + b"x")
+        with pytest.raises(StateLost):
+            store.check(changes)
+        store.files.write(key, whole)
+    store.check(changes)
+
+
+def test_a_flush_reaches_states_shared_values_and_their_folders(tmp_path, monkeypatch):
+    store, flushed = StateStore(open_files(str(tmp_path))), set()
+    changes = changes_of((1, 1, store.put(1, 1, STATE)), (300, 1, store.put(300, 1, STATE)))
+    store.put(7, 1, STATE)  # of another round
+    monkeypatch.setattr(os, "fsync", lambda held: flushed.add(os.path.relpath(os.readlink(f"/proc/self/fd/{held}"), tmp_path)))
+    store.flush(changes)
+    name = digest(MODEL)
+    files = {"states/01/1-1", "states/2c/300-1", f"blobs/{name[:2]}/{name}"}
+    assert flushed == files | {os.path.dirname(file) for file in files} | {"states", "blobs", "."}

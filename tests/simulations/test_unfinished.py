@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import traceback
@@ -17,17 +19,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from worlds import BATCHNORM, TINY, tiny
 
-from simulations import build, report, results
+from simulations import arrayfile, build, checkpoint, report, results, unfinished
 from simulations.__main__ import _carry_out
-from simulations.checkpoint import CheckpointError
 from simulations.config import ConfigError, Experiment
 from simulations.engine.adapter import EngineError
 from simulations.engine.files import StoreError
 from simulations.engine.grid import EngineGrid
 from simulations.engine.inline import InlineGrid
-from simulations.engine.store import StateLost, StateStore
+from simulations.engine.store import StateStore
+from simulations.environment import software
+from simulations.pointer import CheckpointError, CheckpointLost
 from simulations.unfinished import How, Unfinished, give_up, new_run, open_run
 from simulations.view import View
 
@@ -50,6 +55,7 @@ def quick(monkeypatch):
     """No picture, and data is loaded once. No run changes a world."""
     monkeypatch.setattr(report, "draw_report", lambda folder: (folder / "report.png").write_bytes(b"a picture"))
     monkeypatch.setattr(build, "make_world", world_of)
+    monkeypatch.setattr(os, "fsync", lambda held: None)  # what it is for is looked at in test_checkpoint.py
 
 
 make_world, worlds_made = build.make_world, {}
@@ -168,7 +174,7 @@ class Instants:
         self.around(StateStore, "write", lambda store, device, exchange, *_: device == exchange % 3 and part_of(store.files.url))
         # the checkpoint, and what is done behind it
         self.around(builtins, "open", self.opened)
-        self.around(os, "replace", lambda source, target: Path(target).name == "latest.json" and part_of(target))
+        self.around(os, "replace", lambda source, target: "checkpoint" in Path(target).parts and (part_of(target), Path(target).name))
         self.around(EngineGrid, "commit", lambda grid: part_of(grid.store.files.url))
         self.half_a_drop()
         self.around(View, "round_done", lambda view, record: record.round and view.title)
@@ -177,7 +183,7 @@ class Instants:
         # results
         self.torn(results, "_write_table", 0, lambda path, columns: path.name)
         self.torn(results, "_write_json", 0, lambda path, value: path.name)
-        self.torn(results, "save_file", 1, lambda tensors, path: path.name)
+        self.torn(results, "put", 0, lambda path, parts: path.name)
         self.torn(Path, "write_bytes", 0, lambda path, data: path.name)
         self.around(Path, "rename", lambda path, *_: path.name == "run.json" and "run.json")
         self.around(Path, "unlink", lambda path, **_: path.name == "whole.json" and "whole.json")
@@ -189,7 +195,7 @@ class Instants:
             end(instant)
 
     def opened(self, path, mode="r", *_, **__):
-        if "w" in mode and "checkpoint" in Path(path).parts:
+        if "x" in mode and "checkpoint" in Path(path).parts:
             return part_of(path), "journal" if Path(path).parent.name == "journal" else Path(path).name.split("-")[0]
         return None
 
@@ -246,11 +252,12 @@ class Instants:
         expected |= {
             ("half of", "_write_table", f"{name}.parquet") for name in ("accuracy", "classes", "devices", "ledger", "rounds", "wall")
         }
-        expected |= {("half of", "save_file", "model.safetensors")}
+        expected |= {("half of", "put", "model.safetensors")}
         for part, title in parts.items():
             around = {("_step", (part, exchange)) for exchange in range(1, 9)} | {("round_done", title)}
-            around |= {("open", (part, name)) for name in ("journal", "state", "latest.json.new")}
-            around |= {(name, part) for name in ("write", "replace", "commit", "keep_only")}
+            around |= {("open", (part, name)) for name in ("journal", "state", "latest.json.new", "previous.json.new")}
+            around |= {("replace", (part, name)) for name in ("latest.json", "previous.json")}
+            around |= {(name, part) for name in ("write", "commit", "keep_only")}
             expected |= {(when, *what) for when in ("before", "after") for what in around} | {("half of", "drop", part)}
         assert self.seen == expected
 
@@ -351,7 +358,7 @@ def start(out: Path, how: How = INLINE, rounds: int = 0) -> Path:
 def message(*parts: str, of: type[Exception] = ConfigError):
     """What a person reads when it goes wrong."""
     with pytest.raises(of) as raised:
-        yield
+        yield raised
     for part in parts:
         assert part in str(raised.value)
 
@@ -375,7 +382,7 @@ def test_a_failure_leaves_the_folder_only_if_a_round_was_trained(tmp_path, monke
     if rounds:
         assert stopped.value.__notes__ == [way_on(run.folder, rounds)]
         assert {path.name for path in run.folder.iterdir()} == {"run.json", "config.toml", "checkpoint"}
-        assert len(list(store.glob(f"{run.how.id}/run/states/*/*"))) == 3
+        assert len(list(store.glob(f"{run.how.id}/run/states/*/*"))) == (3 if rounds == 1 else 6)  # of the last two rounds
     else:
         assert not hasattr(stopped.value, "__notes__")
         assert list((tmp_path / "out").iterdir()) == [] and list(store.iterdir()) == []
@@ -388,10 +395,10 @@ def test_a_failure_before_anything_is_kept_leaves_nothing(tmp_path):
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, monkeypatch):
-    def full(path, data):
+    def full(path, parts, private=False):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(unfinished, "put", full)
     with message(NAME, "cannot be written (No space left on device)", "--out"), new_run(tmp_path, tiny(), INLINE):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
@@ -400,16 +407,15 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, monkeypatch
 @pytest.mark.parametrize(("half", "expected"), [("run.json", "has no config.toml"), ("config.toml", "config.toml")])
 def test_a_process_that_dies_while_it_makes_the_folder_leaves_none_that_is_taken_for_finished(tmp_path, monkeypatch, half, expected):
     """Half of a file, and none of those behind it."""
-    for name in ("write_text", "write_bytes"):
-        true = getattr(Path, name)
+    true = unfinished.put
 
-        def torn(path, data, true=true):
-            true(path, data[: len(data) // 2] if path.name == half else data)
-            if path.name == half:
-                raise Stop
+    def torn(path, parts, private=False):
+        true(path, [parts[0][: len(parts[0]) // 2] if path.name == half else parts[0]], private)
+        if path.name == half:
+            raise Stop
 
-        monkeypatch.setattr(Path, name, torn)
-    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # no time for that
+    monkeypatch.setattr(unfinished, "put", torn)
+    monkeypatch.setattr(unfinished, "_remove", lambda run: "")  # no time for that
     with pytest.raises(Stop), new_run(tmp_path, tiny(), INLINE):
         pytest.fail("the block must not run")
     with message(str(tmp_path / NAME), expected), open_run(tmp_path / NAME):
@@ -433,8 +439,9 @@ def test_rounds_done_are_those_of_both_parts_that_need_not_be_trained_again(tmp_
         assert run.rounds_done == 4 + 3
         (run.folder / "checkpoint" / "twin" / "state-4.safetensors").write_bytes(b"half of it")
         assert run.rounds_done == 7
-        (run.folder / "checkpoint" / "twin" / "latest.json").unlink()
-        assert run.rounds_done == 4
+        for name, rounds in (("latest.json", 4 + 2), ("previous.json", 4)):
+            (run.folder / "checkpoint" / "twin" / name).unlink()
+            assert run.rounds_done == rounds
 
 
 def test_finish_leaves_results_only(tmp_path):
@@ -503,7 +510,7 @@ def test_a_run_that_is_finished_while_another_waits_for_it_is_finished(tmp_path,
     folder, true = start(tmp_path), fcntl.flock
 
     def flock(file, how):
-        (folder / "run.json").unlink()
+        end(folder)
         true(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -530,10 +537,30 @@ def test_a_folder_that_is_none(tmp_path):
             pytest.fail("the block must not run")
 
 
+def end(folder: Path) -> None:
+    """As a run does that ends well."""
+    for name in ("summary.json", "model.safetensors"):
+        (folder / name).touch()
+    shutil.rmtree(folder / "checkpoint")
+    (folder / "run.json").unlink()
+
+
 def test_a_finished_run(tmp_path):
     folder = start(tmp_path)
-    (folder / "run.json").unlink()
+    end(folder)
     with message(f"{folder} is finished", "nothing to resume", f"`sparcl run {folder}/config.toml` repeats it"), open_run(folder):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("missing", ["run.json", "run.json and results"])
+def test_a_folder_without_run_json_is_not_called_finished(tmp_path, missing):
+    folder = start(tmp_path, rounds=1)
+    if missing == "run.json":
+        for name in ("summary.json", "model.safetensors"):
+            (folder / name).touch()
+    (folder / "run.json").unlink()
+    what = f"{folder} has no run.json, without which a run cannot be resumed, and it is not finished: `sparcl run {folder}/config.toml`"
+    with message(what), open_run(folder):
         pytest.fail("the block must not run")
 
 
@@ -610,12 +637,174 @@ def test_a_config_that_is_not_the_one_that_the_run_began_with(tmp_path, change, 
         pytest.fail("the block must not run")
 
 
-def test_a_damaged_checkpoint_is_said_to_be_one(tmp_path):
-    folder = start(tmp_path, rounds=2)
-    (state,) = folder.glob("checkpoint/run/state-*.safetensors")
-    state.write_bytes(state.read_bytes()[:-1])
-    with message(str(state), "truncated", f"remove {state.parent}", of=CheckpointError), open_run(folder) as run:
+LAST_ROUND = (*(f"checkpoint/run/{name}" for name in ("latest.json", "state-2.safetensors", "journal/2.safetensors")), "devices", "blobs")
+
+
+@pytest.fixture(scope="module")
+def three_lives(tmp_path_factory):
+    """A run of local masks that was stopped after round 2, its id, and the states that round 2 has made."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_report", lambda folder: None)
+        patch.setattr(build, "make_world", world_of)
+        start(folder, rounds=2)
+    return folder / NAME
+
+
+@settings(max_examples=6)  # each is a run
+@given(st.dictionaries(st.sampled_from(LAST_ROUND), st.sampled_from(["gone", "empty", "half", "zeroes"])))
+def test_a_power_cut_costs_a_round_at_most(tmp_path_factory, uninterrupted, three_lives, damages):
+    """What a power cut can leave of the last round, whatever was flushed of it: the same bytes in the end."""
+    out = tmp_path_factory.mktemp("cut")
+    folder = out / NAME
+    shutil.copytree(three_lives, folder)
+    for name, how in damages.items():
+        if name == "devices":
+            paths = [path for path in folder.glob("devices/run/states/*/*") if path.name.endswith("-2")]
+        elif name == "blobs":  # those that only the states of round 2 refer to
+            paths = new_blobs(folder)
+        else:
+            paths = [folder / name]
+        for path in paths:
+            spoil(path, how)
+    stopped = [path.name for path in folder.glob("devices/run/states/*/*")]
+    assert len(stopped) == (3 if damages.get("devices") == "gone" else 6)
+    assert_same_run(live(out, tiny(*SHORT)), uninterrupted(SHORT))
+
+
+def new_blobs(folder: Path) -> list[Path]:
+    states = {path.name: path.read_bytes() for path in folder.glob("devices/run/states/*/*")}
+    before = b"".join(data for name, data in states.items() if not name.endswith("-2"))
+    return [path for path in folder.glob("devices/run/blobs/*/*") if bytes.fromhex(path.name) not in before]
+
+
+def spoil(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "zeroes": bytes(len(data))}[how])
+
+
+def assert_lost(folder: Path, *parts: str) -> None:
+    """One message, and one way out that is none of resuming."""
+    with pytest.raises(CheckpointLost) as raised, open_run(folder) as run:
         _carry_out(run, None)
+    for part in parts:
+        assert part in str(raised.value)
+    (note,) = raised.value.__notes__
+    assert note == (
+        f"the run cannot be resumed as it is: `sparcl run {folder}/config.toml` repeats it, `sparcl forget {folder}` removes it"
+    )
+    assert "resume" not in str(raised.value) and "remove" not in str(raised.value)
+
+
+def test_two_damaged_checkpoints_are_said_to_be_that(tmp_path):
+    folder = start(tmp_path, rounds=2)
+    for state in folder.glob("checkpoint/run/state-*.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1])
+    assert_lost(folder, "neither of the last two checkpoints is whole", "state-2.safetensors: ", "state-1.safetensors: ", "truncated")
+
+
+# -- passwords in a store's URL
+
+
+@pytest.mark.parametrize("url", ["memory://me:geheim@host", "memory://host"])
+def test_a_password_is_for_the_owner_of_the_run_alone(tmp_path, url):
+    """Resuming needs it; nobody else reads it, and no message says it."""
+    has_one = "geheim" in url
+    before = os.umask(0o022)
+    try:
+        folder = start(tmp_path, How("inline", False, url), rounds=1)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.is_file()}
+    assert modes == {"run.json": 0o600 if has_one else 0o644, "config.toml": 0o644}
+    text = (folder / "run.json").read_text()
+    for damage in (text.replace("inline", "spark"), text.replace('"baseline": false', '"baseline": 3'), text[:-9]):
+        (folder / "run.json").write_text(damage)
+        with message("cannot be used") as said, open_run(folder):
+            pytest.fail("the block must not run")
+        assert "geheim" not in str(said.value)
+    (folder / "run.json").write_text(text)
+    with open_run(folder) as run:
+        assert run.how.store == url and "geheim" not in repr(run.how)
+        give_up(run)
+    assert not folder.exists()
+
+
+# -- whose it is
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "devices", "both"])
+def test_what_another_run_has_left_is_refused(tmp_path, what):
+    """The same experiment with another seed, or just another run of it: whole, and of the same round."""
+    own = start(tmp_path / "own", rounds=2)
+    for seed in ("0", "1"):
+        other_run = new_run(tmp_path / seed, tiny(*SHORT, f"seed={seed}"), INLINE)
+        with other_run as other, pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+            stop_after(patch, 2)
+            _carry_out(other, None)
+        folder = tmp_path / f"mixed {seed}" / NAME
+        shutil.copytree(own, folder)
+        for part in ("checkpoint", "devices") if what == "both" else (what,):
+            shutil.rmtree(folder / part)
+            shutil.copytree(other.folder / part, folder / part)
+        with pytest.raises(CheckpointLost, match="of another run"), open_run(folder) as run:
+            _carry_out(run, None)
+
+
+def test_parts_of_a_run_that_were_swapped_are_refused(tmp_path):
+    with new_run(tmp_path, tiny(*SHORT), How("inline", baseline=True)) as run, pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 2, "dense twin")
+        _carry_out(run, None)
+    for folder in (run.folder / "checkpoint", run.folder / "devices"):
+        (folder / "run").rename(folder / "both")
+        (folder / "twin").rename(folder / "run")
+        (folder / "both").rename(folder / "twin")
+    with pytest.raises(CheckpointLost, match="is of the other part of the run"), open_run(run.folder) as run:
+        _carry_out(run, None)
+
+
+def test_results_say_with_which_software_a_run_was_resumed(tmp_path, monkeypatch, uninterrupted):
+    start(tmp_path, rounds=2)
+    monkeypatch.setattr(checkpoint, "software", lambda: {"torch": "99.0"})
+    folder = live(tmp_path, tiny(*SHORT))
+    assert_same_run(folder, uninterrupted(SHORT))
+    begun, resumed = json.loads((folder / "environment.json").read_text())["software"]
+    assert begun == {"after_round": -1, **software()} and resumed == {"after_round": 2, "torch": "99.0"}
+
+
+# -- commands that are told
+
+
+def test_a_path_with_a_space_is_quoted_in_every_command(tmp_path):
+    out = tmp_path / "my runs; and $more"
+    folder = start(out, rounds=1)
+    quoted = shlex.quote(str(folder))
+    with open_run(folder) as run:
+        for error, command in ((ValueError(), f"`sparcl resume {quoted}`"), (CheckpointLost(), f"`sparcl forget {quoted}`")):
+            assert command in unfinished._way_on(run, error)
+        assert f"`sparcl run {shlex.quote(str(folder / 'config.toml'))}`" in unfinished._way_on(run, CheckpointLost())
+    end(folder)
+    with message(shlex.quote(str(folder / "config.toml"))), open_run(folder):
+        pytest.fail("the block must not run")
+
+
+def test_a_disk_that_is_full_in_the_first_round_does_not_speak_of_resuming(tmp_path, monkeypatch):
+    """The folder is removed: nothing was trained."""
+    true = arrayfile.put
+
+    def full(path, parts):
+        if "state-0" in path.name:
+            raise OSError(28, "No space left on device")
+        true(path, parts)
+
+    monkeypatch.setattr(arrayfile, "put", full)
+    with pytest.raises(CheckpointError) as failed, new_run(tmp_path, tiny(*SHORT), INLINE) as run:
+        _carry_out(run, None)
+    assert "No space left on device" in str(failed.value) and "make room" in str(failed.value) and "resume" not in str(failed.value)
+    assert not hasattr(failed.value, "__notes__") and not run.folder.exists()
 
 
 # -- where device states are kept
@@ -624,8 +813,7 @@ def test_a_damaged_checkpoint_is_said_to_be_one(tmp_path):
 def test_states_that_are_gone_are_said_to_be(tmp_path):
     folder = start(tmp_path, rounds=2)
     shutil.rmtree(folder / "devices")
-    with message("the state of device 0 after exchange 2 is lost", "start the run again", of=StateLost), open_run(folder) as run:
-        _carry_out(run, None)
+    assert_lost(folder, "the state of device 0 after exchange 2 is lost", "the state of device 0 after exchange 1 is lost")
 
 
 def test_a_store_under_a_file_is_refused_and_leaves_nothing(tmp_path):

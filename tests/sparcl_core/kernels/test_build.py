@@ -356,6 +356,39 @@ def test_a_cache_that_others_can_write_to_is_not_used(fresh, tmp_path, mode):
     assert quiet(source=SMALL).path == path
 
 
+def to_a_link(path: Path) -> None:
+    path.rename(path.parents[1] / path.name)
+    path.symlink_to(path.parents[1] / path.name)
+
+
+def to_somebody_else(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root")
+    os.chown(path, 12345, -1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (to_a_link, "is a link"),
+        (to_somebody_else, "belongs to another user"),
+        (lambda path: path.chmod(0o777), "can be written by other users"),
+        (lambda path: path.chmod(0o620), "can be written by other users"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is no file"),
+    ],
+    ids=["link", "owner", "mode", "group", "pipe"],
+)
+def test_a_library_that_is_not_our_own_is_neither_loaded_nor_touched(fresh, tmp_path, make, part):
+    """Its name and its digest are right: whoever can write it can see to that."""
+    path = Path(load_elsewhere()[1])
+    make(path)
+    before = path.lstat()
+    assert_in_a_temporary_folder(tmp_path, str(path), part, "cannot be used")
+    after = path.lstat()
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
+
+
 @needs_compiler
 def test_a_cache_of_somebody_else_is_not_used(fresh, tmp_path, monkeypatch):
     quiet(source=SMALL)
