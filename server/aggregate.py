@@ -47,6 +47,9 @@ class AggregationConfig:
             dense tensors included.
         shrinkage: weight of the server's own value as a share of all samples of the round; 0 for none.
         row_voting: classifier rows are averaged over the devices that have seen the class.
+        clip: an update that is more than so many times as large as the largest median of a round so far is scaled down to the median of its
+            own, see `server.clipping`. 0: none is.
+        probation: updates for which a device is on probation then: what stands out of its round is refused. 0: none.
     """
 
     rule: Literal["masked-mean", "zero-filled", "count-mean"] = "masked-mean"
@@ -54,6 +57,8 @@ class AggregationConfig:
     min_votes: int = 1
     shrinkage: float = 0.0
     row_voting: bool = True
+    clip: float = 5.0
+    probation: int = 10
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -64,6 +69,10 @@ class AggregationConfig:
             raise ValueError(f"min_votes is {self.min_votes}: at least 1; 1 moves whatever a single device holds")
         if not 0 <= self.shrinkage < math.inf:
             raise ValueError(f"shrinkage is {self.shrinkage}: finite and not negative; 0 switches it off")
+        if not (self.clip == 0 or 1 <= self.clip < math.inf):
+            raise ValueError(f"clip is {self.clip}: at least 1 times the largest median, and finite; 0 switches it off")
+        if self.probation < 0:
+            raise ValueError(f"probation is {self.probation}: a number of updates; 0 for none")
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class Exchange:
         for broadcast in self.broadcasts:
             broadcast.publish(weights)
 
+    def restart(self, weights: State) -> None:
+        """Everybody is sent these weights whole; masks stay as they are."""
+        for broadcast in self.broadcasts:
+            broadcast.restart(weights)
+
     def tier(self, device: int) -> int:
         return int(self.tiers.of[device])
 

@@ -8,6 +8,7 @@ and node ids are random per run: a device's identity is the number that it regis
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -19,6 +20,7 @@ from server.aggregate import AggregationConfig, mean_update, voted
 from server.attendance import Attendance, Chosen
 from server.broadcast import Broadcast
 from server.buffered import RETRY_S, BufferedRounds
+from server.clipping import Seen, bounded
 from server.clock import ClockConfig
 from server.conditions import Fate, end_of_round
 from server.errors import FleetError
@@ -28,6 +30,7 @@ from server.intake import Accepted, message_bytes
 from server.ledger import DONE, Done, Ledger, Where
 from server.masking import Diversity, LocalMasks, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
+from server.rollback import Rollback, Step
 from server.settings import FederationConfig
 from server.snapshot import Snapshot, same_model, under, within
 from server.stages import StageClock
@@ -35,7 +38,8 @@ from server.statistics import pooled_statistics
 from sparcl_core import tdm
 from sparcl_core.codec import Layout
 from sparcl_core.costs import Cost
-from sparcl_core.masks import Masks, State
+from sparcl_core.foreign import printable
+from sparcl_core.masks import Masks, State, apply_masks_
 from sparcl_core.method import MethodConfig
 from sparcl_core.wire import WireConfig
 
@@ -88,6 +92,7 @@ class SparCLStrategy(Strategy):
         self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
         self.stages = StageClock(federation.rounds_per_task, follows_reports)
         self.diversity: Diversity | None = None
+        self.seen, self.rollback = Seen(), Rollback()
         self.now, self.is_over = clock.start_hour * 3600, False
         self.undone: list[int] = []
         self.buffered = BufferedRounds(self) if clock.is_buffered else None
@@ -167,7 +172,7 @@ class SparCLStrategy(Strategy):
         task, session = self.stages.position(server_round)
         surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
         self.optimizer.drop(surviving)
-        self._publish()
+        self._publish(server_round)
         return self.masking.wants_report(task, session)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -221,7 +226,7 @@ class SparCLStrategy(Strategy):
         """Average what is there in time into the model. Who is late, fails or is rejected has ledger rows; the round goes on without.
 
         Raises:
-            FleetError: if every device of the round raised an error, or sent what cannot be used.
+            FleetError: see `all_failed`.
         """
         found: dict[int, tuple[Reply, Accepted | None, str]] = {}
         for message in replies:  # each as it comes in; a reply of a device that was not asked is none
@@ -236,26 +241,26 @@ class SparCLStrategy(Strategy):
                 fates[device] = self.attendance.conditions.fate(device, server_round, sent.where.time, costs[device])
         fates, self.now = end_of_round(self.clock, fates, costs, self.now, self.federation.cohort_size)
         self._reached = {device for device, fate in fates.items() if fate.outcome != "failed"}
-        accepted, problems = [], []
+        accepted, problems = [], {}
         for sent in self._cohort.values():
             device = sent.where.device
             if device not in fates:
                 missing = found[device][0].missing if device in found else f"device {device}, round {server_round}: no reply"
                 self.failed(sent, missing)
-                problems.append(missing)
+                problems[device] = missing
                 log.warning("round %d goes on without device %d: %s", server_round, device, missing)
                 continue
             update, problem = self.settle(sent, found[device], fates[device], costs[device])
             if not fates[device].has_trained:
                 self.undone.append(device)
             if problem:
-                problems.append(problem)
+                problems[device] = problem
                 log.warning("round %d goes on without device %d: %s", server_round, device, problem)
             if update:
                 accepted.append(update)
         if len(problems) == len(self._cohort) > 0:
-            raise FleetError(f"all {len(problems)} devices of round {server_round} failed; the first: {problems[0]}")
-        return None, self.finish_round(accepted)
+            self.all_failed(server_round, problems)
+        return None, self.finish_round(server_round, accepted)
 
     def settle(
         self, sent: Sent, found: tuple[Reply, Accepted | None, str], fate: Fate, costs: tuple[Cost, ...], stale: str = ""
@@ -283,8 +288,23 @@ class SparCLStrategy(Strategy):
         start, device = sent.where.time, sent.where.device
         self.attendance.conditions.spend(device, start, start + sum(row.seconds for row in rows), sum(row.joules for row in rows))
 
-    def finish_round(self, accepted: list[Accepted]) -> MetricRecord:
-        """Average these updates, in device order, into the model."""
+    def all_failed(self, server_round: int, problems: dict[int, str]) -> None:
+        """In a round that brought nothing every device raised an error or sent what cannot be used: `problems`, by device.
+
+        Takes back the model's last update, with a row in the ledger, or where that was done already, or there is none, gives up.
+
+        Raises:
+            FleetError: if that was done already, or there is nothing to take back.
+        """
+        if not self.rollback.is_the_models_fault(set(problems), len(self.roster)):
+            return
+        count, rounds, first = len(self.rollback.failed), self.rollback.rounds, problems[min(problems)]
+        when = f"round {server_round}" if rounds == 1 else f"the last {rounds} rounds"
+        self._take_back(server_round, f"all {count} devices of {when} failed; the first: {first}")
+
+    def finish_round(self, server_round: int, accepted: list[Accepted]) -> MetricRecord:
+        """Average these updates, in device order, into the model; what stands out of them is clipped or refused, with its row."""
+        accepted = self._bounded(server_round, accepted)
         self._apply(accepted)
         if observed := [(one.update.samples, one.statistics) for one in accepted if one.statistics]:
             self.set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
@@ -294,6 +314,33 @@ class SparCLStrategy(Strategy):
         samples = sum(one.update.samples for one in accepted)
         return MetricRecord({"num-devices": len(accepted), "num-examples": samples})
 
+    def _bounded(self, server_round: int, accepted: list[Accepted]) -> list[Accepted]:
+        """Those that are used, as they are used; what was done to the others is in the ledger."""
+        found, self.seen = bounded([one.update for one in accepted], self.seen, self.layout, self.aggregation)
+        for one in found.unusual:
+            self.ledger.amend(one.device, "rejected" if one.is_refused else "clipped", one.reason)
+            if one.is_refused:
+                self.exchange.held[one.device] = 0
+        used = {update.device: update for update in found.updates}
+        if found.updates:
+            before = {name: value.copy() for name, value in self.weights.items()}
+            optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
+            self.rollback.moved(Step(server_round, before, optimizer, found.told(server_round)))
+        return [replace(one, update=used[one.update.device]) for one in accepted if one.update.device in used]
+
+    def _take_back(self, server_round: int, reason: str) -> None:
+        """Let the model be as before its last update, and send it whole to everybody. Raises FleetError if there is none to take back."""
+        step = self.rollback.take()
+        if step is None:
+            raise FleetError(f"{reason}; {self.rollback.undone}" if self.rollback.undone else reason)
+        self.weights = step.weights
+        apply_masks_(self.weights, self.masks)
+        self.optimizer.restore(step.optimizer)
+        self.optimizer.drop(self.masks)
+        self.exchange.restart(self.weights)
+        self.ledger.rolled_back(server_round, self.now, printable(f"{step.told} was taken back: {reason}"))
+        log.warning("round %d: %s was taken back: %s", server_round, step.told, printable(reason))
+
     @property
     def recomputes_statistics(self) -> bool:
         """Do devices recompute the global model's statistics before it is evaluated?"""
@@ -301,7 +348,7 @@ class SparCLStrategy(Strategy):
 
     def configure_calibrate(self, server_round: int) -> Iterable[Message]:
         """Bring the round's devices to the model as it is now, and ask for its statistics on their data."""
-        self._publish()
+        self._publish(server_round)
         again = [Chosen(sent.member, sent.where.task) for sent in self._cohort.values() if sent.where.device in self._reached]
         return self.send("query.calibrate", server_round, again, False)
 
@@ -333,6 +380,8 @@ class SparCLStrategy(Strategy):
             **under("optimizer", self.optimizer.snapshot()),
             **under("masking", self.masking.snapshot()),
             **under("stages", self.stages.snapshot()),
+            **under("seen", self.seen.snapshot()),
+            **under("rollback", self.rollback.snapshot()),
             **under("attendance", self.attendance.snapshot()),
             **under("batteries", self.attendance.conditions.batteries.snapshot()),
             **(under("flights", self.buffered.snapshot()) if self.buffered else {}),
@@ -350,6 +399,8 @@ class SparCLStrategy(Strategy):
             self.optimizer.restore(within("optimizer", snapshot))
             self.masking.restore(within("masking", snapshot), self.broadcast)
             self.stages.restore(within("stages", snapshot))
+            self.seen = Seen.restored(within("seen", snapshot))
+            self.rollback.restore(within("rollback", snapshot), self.weights)
             self.attendance.restore(within("attendance", snapshot))
             self.attendance.conditions.batteries.restore(within("batteries", snapshot))
             if self.buffered:
@@ -361,11 +412,12 @@ class SparCLStrategy(Strategy):
         self.is_over = bool(is_over)
         self.diversity = Diversity(*apart) if apart else None
 
-    def _publish(self) -> None:
+    def _publish(self, server_round: int) -> None:
         try:
             self.exchange.publish(self.weights)
         except ValueError as error:
-            raise FleetError(f"the global model cannot be sent: {error}") from error
+            self._take_back(server_round, f"the global model cannot be sent: {error}")
+            self.exchange.publish(self.weights)
 
     def _apply(self, accepted: list[Accepted]) -> None:
         """Move the weights by the average, then let the masks follow."""
@@ -378,10 +430,13 @@ class SparCLStrategy(Strategy):
         votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.classifier, self.aggregation)
         step = self.optimizer.step(mean, votes)
         for name, change in step.items():
-            self.weights[name] += change.astype(self.weights[name].dtype)
+            with np.errstate(over="ignore"):  # looked at below
+                self.weights[name] += change.astype(self.weights[name].dtype)
             if name in self.layout.statistics and name.endswith("running_var"):
                 # a lossy code errs by a share of the change, which may be more than what is left of a variance that fell
                 np.maximum(self.weights[name], 0, out=self.weights[name])
+        if infinite := [name for name, value in self.weights.items() if not np.isfinite(value).all()]:
+            self._take_back(self.rollback.step.round, f"it made {infinite[0]} infinite")
         reports = [(one.update.samples, one.report) for one in accepted if one.report is not None]
         self.masking.after_round(updates, reports, self.weights, self.broadcast)
         self.optimizer.drop(self.masks)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 INK, SPARSE, DENSE, FAINT = "#222222", "#0b6e99", "#b4541a", "#cccccc"
 KINDS = {"values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "header": "#8c8c8c", "unread": "#c0392b"}
 ENDINGS = {
-    "ok": "#0b6e99", "late": "#e0a458", "cancelled": "#cccccc", "stale": "#b58db6", "failed": "#c0392b", "rejected": "#7a1f14",
-    "skipped": "#8c8c8c",
+    "ok": "#0b6e99", "clipped": "#2a9d8f", "late": "#e0a458", "cancelled": "#cccccc", "stale": "#b58db6", "failed": "#c0392b",
+    "rejected": "#7a1f14", "skipped": "#8c8c8c",
 }  # fmt: skip
 UNITS = (("days", 24, 48), ("hours", 1, 2), ("minutes", 1 / 60, 1 / 30), ("seconds", 1 / 3600, 0))
 NAMES = {"rest": "dense rest", "header": "headers"}

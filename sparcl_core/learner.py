@@ -133,8 +133,10 @@ class Learner:
             run.epoch()
         for name, value in self._tensors().items():
             if not value.isfinite().all():
+                largest = max(float(np.abs(own).max(initial=0)) for own in state.values())
                 raise FloatingPointError(
-                    f"training diverged: {name} is not finite after {run.steps} steps; lower learner.lr ({self.config.lr})"
+                    f"training diverged: {name} is not finite after {run.steps} steps; lower learner.lr ({self.config.lr}), unless the "
+                    f"model that training began with is to blame: its largest value is {largest:.3g}"
                 )
         return run.session(self._read())
 
