@@ -9,8 +9,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from server import intake
 from server.aggregate import AggregationConfig
 from server.attendance import Chosen
+from server.bounds import Bounds, Workbook, most_reply_bytes
 from server.broadcast import Base, Broadcast
 from server.conditions import PHASES, Conditions, Fate
+from server.estimate import Workload
 from server.fleet import Member
 from server.intake import Accepted, Measures, message_bytes
 from server.ledger import DONE, Done, Ledger, Where
@@ -81,7 +83,9 @@ class Exchange:
         conditions: Conditions,
         ledger: Ledger,
         seed: int,
+        workload: Workload,
     ):
+        self.workbook, self.most_bytes = Workbook(workload), most_reply_bytes(whole)
         self.method, self.federation, self.whole, self.tiers = method, federation, whole, tiers
         self.conditions, self.ledger = conditions, ledger
         self.layout = whole if federation.batchnorm == "global" else whole.without_statistics()
@@ -139,15 +143,26 @@ class Exchange:
         where = f"device {sent.where.device}, round {sent.where.round}"
         if reason := intake.missing(message, where):
             return Reply(missing=reason)
+        if problem := self.oversize(message):
+            return Reply(problem=f"{where}, stage decode: {problem}", message_bytes=self.most_bytes, report_bytes=self.most_bytes)
         measures, report, observed, problem = None, None, None, ""
         try:
-            measures = intake.read_measures(message)
+            measures = intake.read_measures(message, self.bounds(sent))
             report = intake.read_report(message)
             if self.federation.batchnorm == "local" and self.whole.statistics:
                 observed = intake.observed(message, self.whole)
         except CodecError as error:
             problem = f"{where}, stage decode: {error}"
         return Reply("", measures, report, observed, problem, message_bytes(message), intake.report_bytes(message))
+
+    def oversize(self, message: Message) -> str:
+        """Why a reply is too large to be looked at, empty if it is not. What came of it is not read beyond that size, nor paid for."""
+        size = intake.payload_bytes(message)
+        return f"the reply has {size} bytes: for this model at most {self.most_bytes} can be needed" if size > self.most_bytes else ""
+
+    def bounds(self, sent: Sent) -> Bounds:
+        """What this device's round can have taken at most."""
+        return self.workbook.bounds(sent.where.task, sent.member.samples)
 
     def accept(self, sent: Sent, reply: Reply, masking: SharedMasks | LocalMasks) -> tuple[Accepted | None, str]:
         """The update of a reply, or why there is none."""

@@ -83,7 +83,7 @@ class SparCLStrategy(Strategy):
         self.method, self.federation, self.aggregation, self.seed, self.ledger = method, federation, aggregation, seed, ledger
         self.clock, self.attendance, self.whole, self.classifier = clock, attendance, layout, classifier
         self.weights = {name: value.copy() for name, value in weights.items()}
-        args = (layout, classifier, weights, masks, attendance.tiers, attendance.conditions, ledger, seed)
+        args = (layout, classifier, weights, masks, attendance.tiers, attendance.conditions, ledger, seed, attendance.estimates.workload)
         self.exchange = Exchange(method, federation, wire, aggregation, *args)
         self.layout = self.exchange.layout
         self.optimizer = ServerOptimizer(optimizer, self.layout)
@@ -232,7 +232,8 @@ class SparCLStrategy(Strategy):
         for message in replies:  # each as it comes in; a reply of a device that was not asked is none
             if sent := self._cohort.get(message.metadata.src_node_id):
                 reply = self.exchange.read(sent, message)
-                found[sent.where.device] = (reply, *self.exchange.accept(sent, reply, self.masking))
+                accepted, problem = self.exchange.accept(sent, reply, self.masking)
+                found[sent.where.device] = (replace(reply, report=None), accepted, problem)  # its bytes are not kept
         fates, costs = {}, {}
         for sent in self._cohort.values():
             device = sent.where.device
