@@ -24,6 +24,7 @@ from client.versions import Versions
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
 from sparcl_core.footprint import activation_bytes, footprint
+from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
 from sparcl_core.losses import REPLAY_DRAWS
 from sparcl_core.masks import State, count_active
@@ -187,4 +188,4 @@ def _stage(where: str, stage: str):
     try:
         yield
     except Exception as error:
-        raise DeviceError(f"{where}, stage {stage}: {type(error).__name__}: {error}") from error
+        raise DeviceError(f"{where}, stage {stage}: {type(error).__name__}: {printable(error)}") from error

@@ -45,10 +45,11 @@ class Attendance:
         seed: int,
         origin: float = 0.0,
         chunks: int = 1,
+        most_samples: int = 2**31 - 1,
     ):
-        """`origin`: virtual second at which streams begin; `chunks`: steps that a task has, side by side."""
+        """`origin`: virtual second at which streams begin; `chunks`: steps that a task has, side by side; `most_samples`: of a step."""
         self.conditions, self.tiers, self.estimates, self.selection, self.seed = conditions, tiers, estimates, selection, seed
-        self.origin, self.chunks = origin, chunks
+        self.origin, self.chunks, self.most_samples = origin, chunks, most_samples
         count = len(conditions.hardware)
         self.finished, self.last_round = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.loss = np.full(count, np.nan)

@@ -5,8 +5,9 @@ soon as the clock needs to know when that is, and not before: as long as all tha
 done at the earliest, its training waits, so that several devices train side by side. Results do not depend on it: a device's training is a
 function of what it was sent (the size of a Flower message may differ by a byte: it holds the number of its exchange).
 
-A device takes part once in a round. An update that is tau versions old weighs (1 + tau)^-staleness_exponent; places that masks have dropped
-since are left out of it, and those grown since it did not hold.
+A device takes part once in a round. An update that is tau versions old has the weight (1 + tau)^-staleness_exponent, and moves the model by
+so much less (`aggregation.stale = "shrink"`, as in FedBuff); places that masks have dropped since are left out of it, and those grown since
+it did not hold.
 """
 
 from collections.abc import Callable, Iterable

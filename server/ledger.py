@@ -8,7 +8,7 @@ Phases: `register` (once, where devices were asked who they are; a simulation kn
 | `ok` | did it |
 | `clipped` | did it, and sent an update that stood out of its round: it counts, scaled down (`server.clipping`) |
 | `sat-out` | has no data for the round: one row a round where all devices take part; where a cohort is drawn, who is not in it has none |
-| `refused` | cannot take part at all, as its memory or its energy budget is too small: one row, when the run begins |
+| `refused` | cannot take part at all: its memory or its energy budget is too small, or a node (-2) was not registered; one row at first |
 | `skipped` | was asked and declined: its battery, or its budget of the day |
 | `failed` | raised an error (device or worker), or was cut short: it went offline, failed, or its battery was empty |
 | `late`, `cancelled` | was stopped at the deadline; was stopped as enough others had reported |
@@ -101,7 +101,7 @@ class Done:
 DONE = Done()
 PHASES = ("register", "download", "train", "upload", "calibrate", "aggregate")
 DELIVERED = ("ok", "clipped")  # outcomes of an upload whose update counts
-SERVER = -1  # in the place of a device
+SERVER, STRANGER = -1, -2  # in the place of a device: the server itself, and a node that is none
 KINDS = tuple(field.name for field in fields(Sizes))
 COLUMNS = tuple(field.name for field in fields(Row))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -25,11 +25,12 @@ from server.clock import ClockConfig
 from server.conditions import Fate, end_of_round
 from server.errors import FleetError
 from server.exchange import Exchange, Reply, Sent
-from server.fleet import Member, Roster
-from server.intake import Accepted, message_bytes
-from server.ledger import DONE, Done, Ledger, Where
+from server.fleet import Roster
+from server.intake import Accepted
+from server.ledger import DONE, STRANGER, Done, Ledger, Where
 from server.masking import Diversity, LocalMasks, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
+from server.registration import register
 from server.rollback import Rollback, Step
 from server.settings import FederationConfig
 from server.snapshot import Snapshot, same_model, under, within
@@ -123,24 +124,24 @@ class SparCLStrategy(Strategy):
         return self.attendance.roster
 
     def register(self, grid: Grid) -> None:
-        """Ask every node which device it is and how much data it has for each task.
+        """Ask every node which device it is and how much data it has. A node whose answer cannot be has a row, and is left out.
 
         Raises:
-            FleetError: if a node does not answer, or there is none.
+            FleetError: if no device is left, and as `enrol` does.
         """
-        queries = [Message(RecordDict(), node, "query", group_id="register") for node in grid.get_node_ids()]
-        members, sizes = [], {}
-        for reply in grid.send_and_receive(queries):
-            if reply.has_error():
-                raise FleetError(f"a device could not be registered: {reply.error.reason}")
-            content = reply.content["device"]
-            members.append(Member(content["device"], reply.metadata.src_node_id, tuple(content["samples"])))
-            sizes[content["device"]] = message_bytes(reply)
-        is_resumed = bool(self.ledger.rows)
-        self.enrol(Roster.of(members))
-        if not is_resumed:
-            for device in self.roster.devices.tolist():  # in device order: replies come in any
-                self.ledger.registered(device, sizes[device])
+        attendance, is_resumed = self.attendance, bool(self.ledger.rows)
+        found = register(grid, len(attendance.conditions.hardware), attendance.conditions.pace.steps, attendance.most_samples)
+        for reason in found.refused:
+            log.warning("%s", reason)
+        if found.refused and not len(found.roster):
+            raise FleetError(f"none of {len(found.refused)} nodes could be registered; the first: {found.refused[0]}")
+        self.enrol(found.roster)
+        if is_resumed:
+            return
+        for device, size in sorted(found.message_bytes.items()):  # in device order: replies come in any
+            self.ledger.registered(device, size)
+        for reason in found.refused:
+            self.ledger.absent(Where(0, -1, STRANGER, self.now), "refused", reason, "register")
 
     def enrol(self, roster: Roster) -> None:
         """Take the fleet as known, as a simulation does that made it: nobody is asked, which for 100,000 devices takes minutes.

@@ -6,7 +6,7 @@ the matrix of its own steps, in its own order, each task in the device's own mix
 
 import numpy as np
 
-from server.ledger import SERVER, Row
+from server.ledger import Row
 from simulations.run import Result
 from sparcl_core.curves import matrix_at
 from sparcl_core.fairness import device_accuracy
@@ -26,7 +26,7 @@ OUTCOMES = ("ok", "clipped", "late", "cancelled", "stale", "failed", "rejected",
 def device_table(result: Result) -> dict[str, np.ndarray]:
     """Columns, a row for every device that the ledger knows, in device order."""
     rows = result.strategy.ledger.rows
-    devices = np.array(sorted({row.device for row in rows} - {SERVER})[:MOST], np.int64)
+    devices = np.array(sorted({row.device for row in rows if row.device >= 0})[:MOST], np.int64)
     place = {device: index for index, device in enumerate(devices.tolist())}
     paid = {name: np.zeros(len(devices)) for name in PAID}
     ended = {outcome: np.zeros(len(devices), np.int64) for outcome in OUTCOMES}
@@ -67,7 +67,7 @@ def endings(rows: list[Row]) -> dict[tuple[int, int], str]:
     """
     found: dict[tuple[int, int], str] = {}
     for row in rows:
-        if row.device != SERVER and (row.phase == "upload" or row.outcome != "ok"):
+        if row.device >= 0 and (row.phase == "upload" or row.outcome != "ok"):
             found.setdefault((row.round, row.device), row.outcome)
     return found
 

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import tomli_w
 from safetensors.numpy import save_file
 
-from server.ledger import SERVER, Row
+from server.ledger import Row
 from simulations.alone import SoloResult
 from simulations.config import ConfigError, Experiment, to_tree
 from simulations.environment import environment
@@ -121,7 +121,7 @@ PROBLEMS = ("clipped", "rejected", "failed", "rolled-back")
 def problems(rows: list[Row]) -> list[dict]:
     """What went wrong, in the order of `PROBLEMS`: outcome, how many rows and devices had it, and its most frequent reason.
 
-    Reasons that differ in numbers alone (device, round, sizes) count as one, and the first of them is shown. The server is no device.
+    Reasons that differ in numbers alone (device, round, sizes) count as one, and the first of them is shown.
     """
     found = []
     for outcome in PROBLEMS:
@@ -131,7 +131,7 @@ def problems(rows: list[Row]) -> list[dict]:
         kinds = Counter(_NUMBER.sub("#", row.reason) for row in own)
         usual = kinds.most_common(1)[0][0]
         reason = next(row.reason for row in own if _NUMBER.sub("#", row.reason) == usual)
-        devices = len({row.device for row in own} - {SERVER})
+        devices = len({row.device for row in own if row.device >= 0})
         found.append({"outcome": outcome, "rows": len(own), "devices": devices, "reason": reason})
     return found
 

@@ -77,10 +77,15 @@ def test_a_run_has_the_result_of_our_own_command(project, tmp_path, caplog):
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.parametrize("nodes", [2, 4])
-def test_a_fleet_of_another_size_is_refused(project, nodes):
-    with pytest.raises(FleetError, match=f"stream.devices is 3, but {nodes} SuperNodes are connected"):
-        run(project, f'experiment="{TINY}" patience-seconds=0', nodes)
+def test_a_fleet_that_is_too_small_is_refused(project):
+    with pytest.raises(FleetError, match="stream.devices is 3, but 2 SuperNodes are connected"):
+        run(project, f'experiment="{TINY}" patience-seconds=0', 2)
+
+
+def test_a_node_too_many_is_left_out(project, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(project, f'experiment="{TINY}" set="stream.tasks=1 federation.rounds=1" patience-seconds=0', 4)
+    assert sum("could not be registered" in message for message in caplog.messages) == 1
 
 
 def test_settings_in_one_string():
