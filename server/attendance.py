@@ -142,7 +142,11 @@ class Attendance:
 
     def anyone_comes(self, time: float) -> bool:
         """Is any device there at `time`, or later?"""
-        return bool(np.isfinite(self.conditions.availability.next_on(self.roster.devices, time)).any())
+        return bool(np.isfinite(self.first_comes(time)))
+
+    def first_comes(self, time: float) -> float:
+        """The first instant from `time` on at which any device is there; infinite if none ever is."""
+        return float(self.conditions.availability.next_on(self.roster.devices, time).min(initial=np.inf))
 
     def without_data(self, server_round: int, time: float) -> list[tuple[int, int]]:
         """(device, step) of those that have begun and could take part, had they data."""

@@ -177,7 +177,7 @@ class _Round:
                 continue
             costs = strategy.exchange.costs(sent, reply)
             fate = strategy.attendance.conditions.fate(device, sent.where.round, sent.where.time, costs)
-            self.rounds.add(Flight(sent, reply, costs, fate))
+            self.rounds.add(Flight(sent.sealed(), reply, costs, fate))
             if not fate.has_trained:
                 strategy.undone.append(device)
 

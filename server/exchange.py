@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
 from server import intake
 from server.aggregate import AggregationConfig
@@ -36,16 +36,28 @@ class Sent:
     Attributes:
         member, where: to whom; round, step and instant.
         base: the version that it brings the device to.
-        sizes, message_bytes: of its payloads by kind, and of the Flower message.
+        sizes: of its payloads by kind.
+        rest_bytes: of the Flower message without its metadata.
         extra_s: what jitter adds to the way there and back.
+        metadata: the message's, which has its number only when the message has been pushed; None: it is part of `rest_bytes`.
     """
 
     member: Member
     where: Where
     base: Base
     sizes: Sizes
-    message_bytes: int
+    rest_bytes: int
     extra_s: tuple[float, float] = (0.0, 0.0)
+    metadata: Metadata | None = None
+
+    @property
+    def message_bytes(self) -> int:
+        """Of the Flower message; of one that was pushed, as it was serialised."""
+        return self.rest_bytes + (intake.metadata_bytes(self.metadata) if self.metadata else 0)
+
+    def sealed(self) -> "Sent":
+        """The same as a value: the message was pushed, and its metadata will not change any more."""
+        return replace(self, rest_bytes=self.message_bytes, metadata=None)
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,8 @@ class Exchange:
         sizes = sum((payload.sizes for payload in payloads), Sizes(header=len(instruction.control)))
         extra_s = tuple(self.conditions.jitter(device, server_round, f"{action}-{way}") for way in ("down", "up"))
         where = Where(server_round, chosen.step, device, time)
-        return message, Sent(member, where, broadcast.base, sizes, message_bytes(message), extra_s)
+        rest_bytes = message_bytes(message) - intake.metadata_bytes(message.metadata)
+        return message, Sent(member, where, broadcast.base, sizes, rest_bytes, extra_s, message.metadata)
 
     def read(self, sent: Sent, message: Message | None) -> Reply:
         """What a reply of training says. Changes nothing here, so it does not matter which reply comes first."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 
 import numpy as np
-from flwr.app import Array, Message
-from flwr.common.serde import message_to_proto
+from flwr.app import Array, Message, Metadata
+from flwr.common.serde import message_to_proto, metadata_to_proto
 
 from server.aggregate import Update
 from server.bounds import LARGEST_LOSS, LONGEST_S, Bounds
@@ -12,6 +12,7 @@ from server.broadcast import Base, Broadcast
 from server.masking import LocalMasks, SharedMasks
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Layout, Payload, Sizes
+from sparcl_core.codec.bits import varint
 from sparcl_core.flops import Flops
 from sparcl_core.footprint import Footprint
 from sparcl_core.foreign import printable
@@ -174,6 +175,12 @@ def report_bytes(reply: Message) -> int:
 def message_bytes(message: Message) -> int:
     """Size of the serialised Flower message."""
     return message_to_proto(message).ByteSize()
+
+
+def metadata_bytes(metadata: Metadata) -> int:
+    """What of that is its metadata: a field of the message, behind its tag and its length."""
+    size = metadata_to_proto(metadata).ByteSize()
+    return 1 + len(varint(size)) + size
 
 
 def _expect_version(model: int, masks: int, base: Base) -> None:

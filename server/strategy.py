@@ -16,12 +16,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server import recompute
+from server.absence import ensure_anyone_comes
 from server.aggregate import AggregationConfig, mean_update, voted
 from server.attendance import Attendance, Chosen
 from server.broadcast import Broadcast
 from server.buffered import RETRY_S, BufferedRounds
 from server.clipping import Seen, bounded
-from server.clock import ClockConfig
+from server.clock import HOUR, ClockConfig
 from server.conditions import Fate, end_of_round
 from server.errors import FleetError
 from server.exchange import Exchange, Reply, Sent
@@ -94,7 +95,7 @@ class SparCLStrategy(Strategy):
         self.stages = StageClock(federation.rounds_per_task, follows_reports)
         self.diversity: Diversity | None = None
         self.seen, self.rollback = Seen(), Rollback()
-        self.now, self.is_over = clock.start_hour * 3600, False
+        self.now, self.is_over = clock.start_hour * HOUR, False
         self.undone: list[int] = []
         self.buffered = BufferedRounds(self) if clock.is_buffered else None
         self._cohort: dict[int, Sent] = {}
@@ -158,6 +159,8 @@ class SparCLStrategy(Strategy):
                 f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); let sparsity follow the budget "
                 f"(budget.memory=fit), or take a smaller model, learner.batch_size or learner.buffer_share"
             )
+        if not self.ledger.rows:  # later in a run all may have gone
+            ensure_anyone_comes(self.attendance, self.clock, self.now)
         least = self.attendance.least_seconds()
         if least > self.clock.deadline:
             raise FleetError(

@@ -16,6 +16,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from server.absence import ensure_anyone_came
 from server.app import RoundRecord, run_rounds
 from server.strategy import FleetError
 from simulations.build import World, make_evaluator, make_strategy, make_world
@@ -65,6 +66,7 @@ def main(grid: Grid, context: Context) -> None:
 
     rounds = {"rounds": experiment.rounds, "evaluate_every": experiment.evaluate_every}
     run_rounds(grid, strategy, **rounds, evaluate=make_evaluator(world), observe=observe)
+    ensure_anyone_came(strategy.ledger.rows, strategy.attendance, strategy.clock, strategy.now)
     result = {"experiment": experiment.name, "seed": experiment.seed, **_figures(records), "totals": strategy.ledger.totals()}
     log.info("result: %s", json.dumps(result["accuracy"]))
     if out := str(context.run_config["out"]):
