@@ -25,8 +25,8 @@ def ensure_anyone_came(rows: list[Row], attendance: Attendance, clock: ClockConf
         raise FleetError(f"no device is there within the horizon: {_when(attendance, clock, now)}")
     last = absent[-1]
     raise FleetError(
-        f"no device is there within the horizon: {len(absent)} times one could have been asked, and was not; the last: device {last.device}, "
-        f"round {last.round}: {last.reason}"
+        f"no device is there within the horizon: {len(absent)} times one could have been asked, and was not; the last: device "
+        f"{last.device}, round {last.round}: {last.reason}"
     )
 
 
@@ -35,6 +35,6 @@ def _when(attendance: Attendance, clock: ClockConfig, now: float) -> str:
     first = attendance.first_comes(start)
     when = f"the first comes at {first:.6g} s" if np.isfinite(first) else "none comes any more"
     return (
-        f"the run begins at {start:g} s and is over at {now:g} s, and {when}. Times are seconds from Monday, 00:00 UTC (a trace of UNIX time "
-        f"must be shifted), and nobody is waited for longer than {PATIENCE_S / DAY:g} days; see [availability] and clock.start_hour"
+        f"the run begins at {start:g} s and is over at {now:g} s, and {when}. Times are seconds from Monday, 00:00 UTC (a trace of UNIX "
+        f"time must be shifted), and nobody is waited for longer than {PATIENCE_S / DAY:g} days; see [availability] and clock.start_hour"
     )

@@ -14,7 +14,7 @@ and how far an update stands out is the largest of its sizes over the medians, t
 - else it is used as it is, to the bit.
 
 Why two bounds: honest updates late in a task shrink to a tenth of those at its beginning, and one that still learns stands out of its round
-by 12, or by 28 where few devices meet new classes. Held against M_t none of 9,200 honest updates stood out by more than 4.2 (docs/wire.md).
+by 12, or by 100 where only few meet new classes. Held against M_t none of 9,200 honest updates stood out by more than 4.2 (docs/wire.md).
 So M_t finds who is to blame, without an innocent, and m_t keeps whoever was found from doing more than its share in the quiet rounds.
 
 The norm is of all values, not per coordinate, sample or step: what counts is how far an update moves the model, and it is what honest
