@@ -24,6 +24,7 @@ from client.versions import Versions
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
 from sparcl_core.footprint import activation_bytes, footprint
+from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
 from sparcl_core.masks import State, count_active
 from sparcl_core.protocol import Instruction, Report
@@ -33,14 +34,15 @@ class DeviceError(RuntimeError):
     """A device failed; the message says which, in what round and at what stage."""
 
 
-def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream]) -> ClientApp:
+def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner] = Learner) -> ClientApp:
     """A ClientApp that can stand for any device of the fleet, one after another.
 
     Args:
         stream_of: device number -> its stream.
+        make_learner: arguments of `Learner` -> the one that trains; another than `Learner` for devices that do not train as they should.
     """
     app = ClientApp()
-    trainer = _Trainer(config, stream_of)
+    trainer = _Trainer(config, stream_of, make_learner)
 
     @app.query()
     def describe(message: Message, context: Context) -> Message:
@@ -64,8 +66,8 @@ def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream]) ->
 class _Trainer:
     """Holds what devices share: the reusable learner and the models; made when the first message arrives, in the process that trains."""
 
-    def __init__(self, config: ClientConfig, stream_of: Callable[[int], Stream]):
-        self.config, self.stream_of = config, stream_of
+    def __init__(self, config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner]):
+        self.config, self.stream_of, self.make_learner = config, stream_of, make_learner
         self._learner: Learner | None = None
         self._versions: Versions | None = None
         self._activations = 0
@@ -74,7 +76,7 @@ class _Trainer:
     def learner(self) -> Learner:
         if self._learner is None:
             config = self.config
-            self._learner = Learner(config.method, config.inputs, config.task_epochs, config.seed)
+            self._learner = self.make_learner(config.method, config.inputs, config.task_epochs, config.seed)
             self._activations = activation_bytes(self._learner.model, config.inputs.shape)
         return self._learner
 
@@ -185,4 +187,4 @@ def _stage(where: str, stage: str):
     try:
         yield
     except Exception as error:
-        raise DeviceError(f"{where}, stage {stage}: {type(error).__name__}: {error}") from error
+        raise DeviceError(f"{where}, stage {stage}: {type(error).__name__}: {printable(error)}") from error

@@ -12,6 +12,11 @@ With the server's weights w, what is added to w_j is, by rule:
   the baseline that shows the danger. In the row of a class, devices that have not seen it leave both sums: to have no data
   of a class is not to want its weights at 0.
 
+An update that is old has a weight s_k < 1 (asynchronous rounds). With `stale = "shrink"` d_kj counts as s_k d_kj above and all else stays:
+a round of old updates moves the model less, as FedBuff's sum of s_k d_k over K (Nguyen et al., AISTATS 2022, Algorithm 1; its K updates
+count alike, ours by samples). With `stale = "normalise"` n_k counts as n_k s_k throughout: who is older has less to say beside the others,
+and three updates of one age move the model as if they were new.
+
 tau = shrinkage * sum_k n_k over all devices: the server's own value is one more holder, with tau samples, so that the fewer devices
 hold a coordinate, the closer it stays to the server's value.
 
@@ -47,6 +52,10 @@ class AggregationConfig:
             dense tensors included.
         shrinkage: weight of the server's own value as a share of all samples of the round; 0 for none.
         row_voting: classifier rows are averaged over the devices that have seen the class.
+        stale: what the weight of an old update does: `shrink` its step, or `normalise`, only its say beside the others.
+        clip: an update that is more than so many times as large as the largest median of a round so far is scaled down to the median of its
+            own, see `server.clipping`. 0: none is.
+        probation: updates for which a device is on probation then: what stands out of its round is refused. 0: none.
     """
 
     rule: Literal["masked-mean", "zero-filled", "count-mean"] = "masked-mean"
@@ -54,6 +63,9 @@ class AggregationConfig:
     min_votes: int = 1
     shrinkage: float = 0.0
     row_voting: bool = True
+    stale: Literal["shrink", "normalise"] = "shrink"
+    clip: float = 5.0
+    probation: int = 10
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -64,6 +76,12 @@ class AggregationConfig:
             raise ValueError(f"min_votes is {self.min_votes}: at least 1; 1 moves whatever a single device holds")
         if not 0 <= self.shrinkage < math.inf:
             raise ValueError(f"shrinkage is {self.shrinkage}: finite and not negative; 0 switches it off")
+        if self.stale not in ("shrink", "normalise"):
+            raise ValueError(f"stale is {self.stale!r}: choose shrink (an old update moves the model less) or normalise")
+        if not (self.clip == 0 or 1 <= self.clip < math.inf):
+            raise ValueError(f"clip is {self.clip}: at least 1 times the largest median, and finite; 0 switches it off")
+        if self.probation < 0:
+            raise ValueError(f"probation is {self.probation}: a number of updates; 0 for none")
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,7 @@ class Update:
         tensors: d_k, the change of the model that the device received; tensors and places left out did not change.
         masks: the weight masks that the device ended with (mask mode `local`), bool in the layout's shapes. A tensor without a mask is
             held wholly; None: so are all (shared masks: inactive places are in no update, and stay at 0).
-        weight: what its n_k is multiplied by; less than 1 for an update that is stale.
+        weight: s_k; less than 1 for an update that is stale.
     """
 
     device: int
@@ -101,11 +119,12 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, classifie
         ValueError: if there is no update, they are out of order, all samples are 0, or a device sent a value where its mask is off.
     """
     counts = _counts(updates, config)
+    steps = counts if config.stale == "normalise" else [count * update.weight for count, update in zip(counts, updates, strict=True)]
     tau = config.shrinkage * sum(counts)
     result = {}
     for name, shape in layout.shapes.items():
         votes = _votes(name, updates, counts, layout, classifier, config)
-        mean = _sums(name, updates, counts, votes, layout)
+        mean = _sums(name, updates, steps, votes, layout)
         old = weights[name].reshape(mean.shape)
         total = votes.weight
         if config.rule == "zero-filled":
@@ -217,10 +236,13 @@ def _mask(update: Update, name: str, layout: Layout) -> np.ndarray | None:
 
 
 def _counts(updates: list[Update], config: AggregationConfig) -> list[float]:
-    """n_k by device, 1 under `count-mean`, of updates that are fit to be averaged."""
+    """n_k by device, 1 under `count-mean`, of updates that are fit to be averaged; times s_k where weights are normalised."""
     order = [update.device for update in updates]
     if not updates or order != sorted(set(order)):
         raise ValueError(f"updates of devices {order}: at least one, each device once, in device order")
     if sum(update.samples for update in updates) <= 0:
         raise ValueError("no update has a sample behind it: they cannot be weighted")
-    return [(1.0 if config.rule == "count-mean" else float(update.samples)) * update.weight for update in updates]
+    counts = [1.0 if config.rule == "count-mean" else float(update.samples) for update in updates]
+    if config.stale == "normalise":
+        return [count * update.weight for count, update in zip(counts, updates, strict=True)]
+    return counts

@@ -45,10 +45,11 @@ class Attendance:
         seed: int,
         origin: float = 0.0,
         chunks: int = 1,
+        most_samples: int = 2**31 - 1,
     ):
-        """`origin`: virtual second at which streams begin; `chunks`: steps that a task has, side by side."""
+        """`origin`: virtual second at which streams begin; `chunks`: steps that a task has, side by side; `most_samples`: of a step."""
         self.conditions, self.tiers, self.estimates, self.selection, self.seed = conditions, tiers, estimates, selection, seed
-        self.origin, self.chunks = origin, chunks
+        self.origin, self.chunks, self.most_samples = origin, chunks, most_samples
         count = len(conditions.hardware)
         self.finished, self.last_round = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.loss = np.full(count, np.nan)
@@ -146,7 +147,11 @@ class Attendance:
 
     def anyone_comes(self, time: float) -> bool:
         """Is any device there at `time`, or later?"""
-        return bool(np.isfinite(self.conditions.availability.next_on(self.roster.devices, time)).any())
+        return bool(np.isfinite(self.first_comes(time)))
+
+    def first_comes(self, time: float) -> float:
+        """The first instant from `time` on at which any device is there; infinite if none ever is."""
+        return float(self.conditions.availability.next_on(self.roster.devices, time).min(initial=np.inf))
 
     def without_data(self, server_round: int, time: float) -> list[tuple[int, int]]:
         """(device, step) of those that have begun and could take part, had they data, or enough of it."""

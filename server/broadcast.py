@@ -89,6 +89,14 @@ class Broadcast:
         self._whole = None
         self._forget()
 
+    def restart(self, weights: State) -> None:
+        """Let the held model be `weights`, as far as the masks go. No step leads there from an older version: whoever has one, or is at
+        work with one, is sent the whole model next."""
+        self.held = {name: weights[name].copy() for name in self.layout.shapes}
+        apply_masks_(self.held, self.masks)
+        self.version += 1
+        self._steps, self._pending_mask, self._whole = {}, [], None
+
     def _delta(self, weights: State) -> Encoded:
         coded, wire = {}, self.wire
         for name in self.layout.shapes:

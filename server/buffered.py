@@ -5,8 +5,9 @@ soon as the clock needs to know when that is, and not before: as long as all tha
 done at the earliest, its training waits, so that several devices train side by side. Results do not depend on it: a device's training is a
 function of what it was sent (the size of a Flower message may differ by a byte: it holds the number of its exchange).
 
-A device takes part once in a round. An update that is tau versions old weighs (1 + tau)^-staleness_exponent; places that masks have dropped
-since are left out of it, and those grown since it did not hold.
+A device takes part once in a round. An update that is tau versions old has the weight (1 + tau)^-staleness_exponent, and moves the model by
+so much less (`aggregation.stale = "shrink"`, as in FedBuff); places that masks have dropped since are left out of it, and those grown since
+it did not hold.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +20,6 @@ from server import flights
 from server.broadcast import Base
 from server.clock import EventHeap
 from server.conditions import cut
-from server.errors import FleetError
 from server.exchange import Reply, Sent
 from server.flights import Flight
 from server.intake import Accepted
@@ -48,7 +48,7 @@ class BufferedRounds:
         """One round. `exchange`: messages -> replies.
 
         Raises:
-            FleetError: if all devices of the round raised an error, or sent what cannot be used.
+            FleetError: see `SparCLStrategy.all_failed`.
         """
         return _Round(self, server_round, exchange).play()
 
@@ -89,7 +89,7 @@ class _Round:
         self.pending: list[tuple[Message, Sent]] = []
         self.asked: set[int] = set()
         self.arrived: list[Accepted] = []
-        self.problems: list[str] = []
+        self.problems: dict[int, str] = {}
         self.returned = 0
 
     def play(self) -> MetricRecord:
@@ -116,8 +116,8 @@ class _Round:
             strategy.now += RETRY_S
         self._train()  # nobody who was asked is left untrained between rounds: the checkpoint holds replies, not messages
         if self.problems and len(self.problems) == self.returned and not self.arrived and not self.rounds.flights:
-            raise FleetError(f"all {self.returned} devices of round {self.number} failed; the first: {self.problems[0]}")
-        return strategy.finish_round(sorted(self.arrived, key=lambda one: one.update.device))
+            strategy.all_failed(self.number, self.problems)
+        return strategy.finish_round(self.number, sorted(self.arrived, key=lambda one: one.update.device))
 
     def _ask(self) -> None:
         """Ask as many devices as may work at once, of those who are there and were not asked in this round."""
@@ -172,12 +172,12 @@ class _Round:
             reply = replies.get(device) or Reply(missing=f"device {device}, round {sent.where.round}: no reply")
             if reply.missing:
                 strategy.failed(sent, reply.missing)
-                self.problems.append(reply.missing)
+                self.problems[device] = reply.missing
                 self.returned += 1
                 continue
             costs = strategy.exchange.costs(sent, reply)
             fate = strategy.attendance.conditions.fate(device, sent.where.round, sent.where.time, costs)
-            self.rounds.add(Flight(sent, reply, costs, fate))
+            self.rounds.add(Flight(sent.sealed(), reply, costs, fate))
             if not fate.has_trained:
                 strategy.undone.append(device)
 
@@ -195,7 +195,7 @@ class _Round:
         stale = f"it is {age} versions old, at most {most} are used" if most and age > most else ""
         update, problem = strategy.settle(flight.sent, (flight.reply, accepted, problem), flight.fate, flight.costs, stale)
         if problem:
-            self.problems.append(problem)
+            self.problems[device] = problem
         if update:
             weight = (1 + age) ** -self.clock.staleness_exponent
             self.arrived.append(aged(update, flight.sent.base, broadcast.base, weight))

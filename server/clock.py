@@ -27,7 +27,7 @@ class ClockConfig:
         period_s: virtual seconds of a semi-synchronous round; synchronous rounds begin at least that far apart.
         min_devices: a synchronous round waits until so many can take part.
         buffer_size: updates per asynchronous round.
-        staleness_exponent: a: an update that is tau versions old weighs (1 + tau)^-a (FedBuff has 0.5).
+        staleness_exponent: a: an update that is tau versions old has the weight (1 + tau)^-a (FedBuff has 0.5), see aggregation.stale.
         max_staleness: older updates are not used. 0: all are.
         horizon_hours: the run ends with the first round that ends so many hours after its start. 0: after all rounds.
     """

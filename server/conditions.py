@@ -84,7 +84,8 @@ class Conditions:
         share = failure_point(self.seed, device, server_round, self.failure) if self.failure else None
         if share is not None:
             limits.append((start + share * seconds, "it failed in the middle of its work"))
-        limits.append((self.batteries.empties(device, start, joules, seconds), "its battery was empty"))
+        booked = max(start, float(self.batteries.time[device]))  # a download whose device then failed may outlast the round
+        limits.append((self.batteries.empties(device, booked, joules, seconds), "its battery was empty"))
         end, reason = min(limits, key=lambda limit: limit[0])
         whole = Fate(device, start, start + seconds, (1.0,) * len(costs), joules=joules)
         return whole if end >= whole.end else cut(whole, costs, end, "failed", reason)

@@ -4,13 +4,15 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
 from server import intake
 from server.aggregate import AggregationConfig
 from server.attendance import Chosen
+from server.bounds import Bounds, Workbook, most_reply_bytes
 from server.broadcast import Base, Broadcast
 from server.conditions import PHASES, Conditions, Fate
+from server.estimate import Workload
 from server.fleet import Member
 from server.intake import Accepted, Measures, message_bytes
 from server.ledger import DONE, Done, Ledger, Where
@@ -34,16 +36,28 @@ class Sent:
     Attributes:
         member, where: to whom; round, step and instant.
         base: the version that it brings the device to.
-        sizes, message_bytes: of its payloads by kind, and of the Flower message.
+        sizes: of its payloads by kind.
+        rest_bytes: of the Flower message without its metadata.
         extra_s: what jitter adds to the way there and back.
+        metadata: the message's, which has its number only when the message has been pushed; None: it is part of `rest_bytes`.
     """
 
     member: Member
     where: Where
     base: Base
     sizes: Sizes
-    message_bytes: int
+    rest_bytes: int
     extra_s: tuple[float, float] = (0.0, 0.0)
+    metadata: Metadata | None = None
+
+    @property
+    def message_bytes(self) -> int:
+        """Of the Flower message; of one that was pushed, as it was serialised."""
+        return self.rest_bytes + (intake.metadata_bytes(self.metadata) if self.metadata else 0)
+
+    def sealed(self) -> "Sent":
+        """The same as a value: the message was pushed, and its metadata will not change any more."""
+        return replace(self, rest_bytes=self.message_bytes, metadata=None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,9 @@ class Exchange:
         conditions: Conditions,
         ledger: Ledger,
         seed: int,
+        workload: Workload,
     ):
+        self.workbook, self.most_bytes = Workbook(workload), most_reply_bytes(whole)
         self.method, self.federation, self.whole, self.tiers = method, federation, whole, tiers
         self.conditions, self.ledger = conditions, ledger
         self.layout = whole if federation.batchnorm == "global" else whole.without_statistics()
@@ -110,6 +126,11 @@ class Exchange:
         for broadcast in self.broadcasts:
             broadcast.publish(weights)
 
+    def restart(self, weights: State) -> None:
+        """Everybody is sent these weights whole; masks stay as they are."""
+        for broadcast in self.broadcasts:
+            broadcast.restart(weights)
+
     def tier(self, device: int) -> int:
         return int(self.tiers.of[device])
 
@@ -127,22 +148,34 @@ class Exchange:
         sizes = sum((payload.sizes for payload in payloads), Sizes(header=len(instruction.control)))
         extra_s = tuple(self.conditions.jitter(device, server_round, f"{action}-{way}") for way in ("down", "up"))
         where = Where(server_round, chosen.step, device, time)
-        return message, Sent(member, where, broadcast.base, sizes, message_bytes(message), extra_s)
+        rest_bytes = message_bytes(message) - intake.metadata_bytes(message.metadata)
+        return message, Sent(member, where, broadcast.base, sizes, rest_bytes, extra_s, message.metadata)
 
     def read(self, sent: Sent, message: Message | None) -> Reply:
         """What a reply of training says. Changes nothing here, so it does not matter which reply comes first."""
         where = f"device {sent.where.device}, round {sent.where.round}"
         if reason := intake.missing(message, where):
             return Reply(missing=reason)
+        if problem := self.oversize(message):
+            return Reply(problem=f"{where}, stage decode: {problem}", message_bytes=self.most_bytes, report_bytes=self.most_bytes)
         measures, report, observed, problem = None, None, None, ""
         try:
-            measures = intake.read_measures(message)
+            measures = intake.read_measures(message, self.bounds(sent))
             report = intake.read_report(message)
             if self.federation.batchnorm == "local" and self.whole.statistics:
                 observed = intake.observed(message, self.whole)
         except CodecError as error:
             problem = f"{where}, stage decode: {error}"
         return Reply("", measures, report, observed, problem, message_bytes(message), intake.report_bytes(message))
+
+    def oversize(self, message: Message) -> str:
+        """Why a reply is too large to be looked at, empty if it is not. What came of it is not read beyond that size, nor paid for."""
+        size = intake.payload_bytes(message)
+        return f"the reply has {size} bytes: for this model at most {self.most_bytes} can be needed" if size > self.most_bytes else ""
+
+    def bounds(self, sent: Sent) -> Bounds:
+        """What this device's round can have taken at most."""
+        return self.workbook.bounds(sent.where.task, sent.member.samples)
 
     def accept(self, sent: Sent, reply: Reply, masking: SharedMasks | LocalMasks) -> tuple[Accepted | None, str]:
         """The update of a reply, or why there is none."""

@@ -1,18 +1,21 @@
 """From a device's reply to values that can be averaged, or to the reason why not."""
 
-import math
 from dataclasses import dataclass, fields
 
 import numpy as np
-from flwr.app import Message
-from flwr.common.serde import message_to_proto
+from flwr.app import Array, Message, Metadata
+from flwr.common.serde import message_to_proto, metadata_to_proto
 
 from server.aggregate import Update
+from server.bounds import LARGEST_LOSS, LONGEST_S, Bounds
 from server.broadcast import Base, Broadcast
 from server.masking import LocalMasks, SharedMasks
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Layout, Payload, Sizes
+from sparcl_core.codec.bits import varint
 from sparcl_core.flops import Flops
+from sparcl_core.footprint import Footprint
+from sparcl_core.foreign import printable
 from sparcl_core.masks import State
 from sparcl_core.protocol import Report
 
@@ -48,40 +51,57 @@ class Measures:
 
 
 def missing(reply: Message | None, where: str, records: tuple[str, ...] = ("report", "measures")) -> str:
-    """Why there is nothing to decode; empty if there is."""
+    """Why there is nothing to decode; empty if there is. Fit to be printed."""
     if reply is None:
         return f"{where}: no reply"
     if reply.has_error():
-        return reply.error.reason or f"{where}: failed without a reason"
+        return printable(reply.error.reason) or f"{where}: failed without a reason"
+    if not reply.has_content():
+        return f"{where}: the reply has no content"
     absent = [name for name in records if name not in reply.content]
     return f"{where}: the reply has no record {absent[0]!r}" if absent else ""
+
+
+def payload_bytes(reply: Message) -> int:
+    """Bytes of all that a reply carries, without copying any of it: numbers count 8, text and keys as many as they have characters."""
+    return sum(_weight(value) + len(key) for record in reply.content.values() for key, value in record.items())
+
+
+def _weight(value: object) -> int:
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, Array):
+        return len(value.data)
+    return sum(map(_weight, value)) if isinstance(value, list) else 8
 
 
 def read_report(reply: Message) -> Report:
     """Raises CodecError if the record is none of ours."""
     wire = reply.content["report"]
-    try:
-        parts = [wire[key] for key in ("control", "delta", "masks")]
-    except KeyError as error:
-        raise CodecError(f"the report has no part {error}") from error
+    if absent := [key for key in ("control", "delta", "masks") if key not in wire]:
+        raise CodecError(f"the report has no part {absent[0]!r}")
+    parts = [wire[key] for key in ("control", "delta", "masks")]
     if not all(isinstance(part, bytes) for part in parts):
         raise CodecError("a part of the report is not made of bytes")
     return Report.from_wire(*parts)
 
 
-def read_measures(reply: Message) -> Measures:
-    """Raises CodecError if one is missing, or cannot be: they are stored, and a table with a NaN in it is only noticed at the end."""
+def read_measures(reply: Message, bounds: Bounds) -> Measures:
+    """Raises CodecError if one is missing, or cannot be: the clock goes by them, and they are stored."""
     wire = reply.content["measures"]
-    memory = sum(_count(wire, key) for key in wire if key.startswith("memory."))
-    counts = {key: _count(wire, key) for key in COUNTS}
-    reals = (_real(wire, key) for key in ("loss", "wall-seconds", "compute-seconds"))
-    return Measures(read_flops(reply), read_flops(reply, "dense-flops"), memory, counts, *reals)
+    memory = sum(_count(wire, f"memory.{part.name}", bounds.memory_bytes) for part in fields(Footprint))
+    if memory > bounds.memory_bytes:
+        raise CodecError(f"the measures say that training needs {memory} bytes: at most {bounds.memory_bytes} can have been needed")
+    counts = {key: _count(wire, key, bounds.counts[key]) for key in COUNTS}
+    loss = _real(wire, "loss", -LARGEST_LOSS, LARGEST_LOSS)
+    seconds = (_real(wire, key, 0.0, LONGEST_S) for key in ("wall-seconds", "compute-seconds"))
+    return Measures(read_flops(reply, bounds), read_flops(reply, bounds, "dense-flops"), memory, counts, loss, *seconds)
 
 
-def read_flops(reply: Message, kind: str = "flops") -> Flops:
+def read_flops(reply: Message, bounds: Bounds, kind: str = "flops") -> Flops:
     """FLOPs among the measures. Raises CodecError as `read_measures`."""
     wire = reply.content["measures"]
-    return Flops(**{part.name: _count(wire, f"{kind}.{part.name}") for part in fields(Flops)})
+    return Flops(**{part.name: _count(wire, f"{kind}.{part.name}", bounds.flops[part.name]) for part in fields(Flops)})
 
 
 def accept(
@@ -121,10 +141,10 @@ def accept(
     return Accepted(update, told, report.base_version, sizes + delta.sizes, has_changed=report.has_changed)
 
 
-def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout) -> tuple[State, Sizes]:
+def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout, most_samples: int) -> tuple[State, Sizes]:
     """Decode and check one report of recomputed statistics; its bytes by kind. Raises CodecError if anything about it is wrong."""
-    if report.samples < 1:
-        raise CodecError("the statistics rest on no sample")
+    if not 1 <= report.samples <= most_samples:
+        raise CodecError(f"the statistics rest on {report.samples} samples, which cannot be: at least 1, at most {most_samples}")
     payload = codec.decode(report.delta, whole, {})
     for model in (report.base_version, payload.model_version):
         _expect_version(model, payload.mask_version, broadcast.base)
@@ -157,6 +177,12 @@ def message_bytes(message: Message) -> int:
     return message_to_proto(message).ByteSize()
 
 
+def metadata_bytes(metadata: Metadata) -> int:
+    """What of that is its metadata: a field of the message, behind its tag and its length."""
+    size = metadata_to_proto(metadata).ByteSize()
+    return 1 + len(varint(size)) + size
+
+
 def _expect_version(model: int, masks: int, base: Base) -> None:
     if (model, masks) != (base.version, base.mask_version):
         raise CodecError(
@@ -172,15 +198,17 @@ def _expect_range(delta: Payload, broadcast: Broadcast) -> None:
             raise CodecError(f"{name} moves by more than {broadcast.held[name].dtype} can hold")
 
 
-def _count(measures, key: str) -> int:
+def _count(measures, key: str, most: int) -> int:
     value = measures.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 60:  # sums of a row stay within 64 bits
-        raise CodecError(f"the measures say that {key} is {value!r}: a count was expected")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise CodecError(f"the measures say that {key} is {printable(value, 50)}: a count was expected")
+    if value > most:
+        raise CodecError(f"the measures say that {key} is {value}: the round can have had at most {most}")
     return value
 
 
-def _real(measures, key: str) -> float:
+def _real(measures, key: str, least: float, most: float) -> float:
     value = measures.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CodecError(f"the measures say that {key} is {value!r}: a number was expected")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise CodecError(f"the measures say that {key} is {printable(value, 50)}: a number from {least:g} to {most:g} was expected")
     return float(value)

@@ -1,18 +1,20 @@
 """The ledger: what every device paid, one row per device, round and phase.
 
 Phases: `register` (once, where devices were asked who they are; a simulation knows), `download`, `train`, `upload`, `calibrate`
-(BatchNorm statistics recomputed, with a `download` and an `upload` of its own). Outcomes:
+(BatchNorm statistics recomputed, with a `download` and an `upload` of its own), `aggregate` (the server's own). Outcomes:
 
 | outcome | of a device that |
 |---|---|
 | `ok` | did it |
+| `clipped` | did it, and sent an update that stood out of its round: it counts, scaled down (`server.clipping`) |
 | `sat-out` | has no data for the round, or too little: one row a round where all take part; of a cohort that is drawn, there are none |
-| `refused` | cannot take part at all, as its memory or its energy budget is too small: one row, when the run begins |
+| `refused` | cannot take part at all: its memory or its energy budget is too small, or a node (-2) was not registered; one row at first |
 | `skipped` | was asked and declined: its battery, or its budget of the day |
 | `failed` | raised an error (device or worker), or was cut short: it went offline, failed, or its battery was empty |
 | `late`, `cancelled` | was stopped at the deadline; was stopped as enough others had reported |
 | `stale` | sent an update that was too old to be used |
-| `rejected` | sent what the server could not use |
+| `rejected` | sent what the server could not use, or what stood out of its round while the device was on probation |
+| `rolled-back` | none: the server (device -1) took back the model's last update, as nobody could train with it; one row, of no cost |
 
 A phase that was cut short has a row with the share that was done of its seconds, joules, FLOPs and bytes; those behind it have none.
 Totals are sums of rows. What the bytes of a message are for stands beside them: `codec.Sizes`; of a message that was cut short they are
@@ -20,7 +22,7 @@ Totals are sums of rows. What the bytes of a message are for stands beside them:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from sparcl_core.codec import Sizes
 from sparcl_core.costs import Cost, DeviceProfile, compute_cost, download_cost, upload_cost
@@ -99,7 +101,9 @@ class Done:
 
 
 DONE = Done()
-PHASES = ("register", "download", "train", "upload", "calibrate")
+PHASES = ("register", "download", "train", "upload", "calibrate", "aggregate")
+DELIVERED = ("ok", "clipped")  # outcomes of an upload whose update counts
+SERVER, STRANGER = -1, -2  # in the place of a device: the server itself, and a node that is none
 KINDS = tuple(field.name for field in fields(Sizes))
 COLUMNS = tuple(field.name for field in fields(Row))
 
@@ -128,6 +132,10 @@ class Ledger:
     def absent(self, where: Where, outcome: str, reason: str, phase: str = "train") -> None:
         """A device that did nothing, or of which nothing is known but why."""
         self.rows.append(Row(where.round, where.task, where.device, phase, outcome, reason, time=where.time))
+
+    def rolled_back(self, server_round: int, time: float, reason: str) -> None:
+        """The server took back the model's last update."""
+        self.rows.append(Row(server_round, -1, SERVER, "aggregate", "rolled-back", reason, time=time))
 
     def downloaded(self, where: Where, sizes: Sizes, message_bytes: int, done: Done = DONE, has_twin: bool = True) -> None:
         """`has_twin`: the dense twin, which averages its statistics, sends such a message, too."""
@@ -162,6 +170,15 @@ class Ledger:
             measures = {"memory_bytes": measures.get("memory_bytes", 0)}
         outcome = (where.round, where.task, where.device, "train", done.outcome, done.reason)
         self.rows.append(Row(*outcome, **counts, **times, **measures, time=where.time))
+
+    def amend(self, device: int, outcome: str, reason: str) -> None:
+        """The device's last upload came in, and only the comparison with others showed what it is worth: say so in its row."""
+        for place in range(len(self.rows) - 1, -1, -1):
+            row = self.rows[place]
+            if row.device == device and row.phase == "upload":
+                self.rows[place] = replace(row, outcome=outcome, reason=reason)
+                return
+        raise ValueError(f"device {device} has uploaded nothing: its update cannot be {outcome}")
 
     def compute_cost(self, device: int, flops: Flops, is_sparse: bool) -> Cost:
         return compute_cost(self.profile_of(device), flops, is_sparse, self.moved_per_sample, self.layer_passes)

@@ -21,12 +21,22 @@ def pool(strategy: "SparCLStrategy", server_round: int, replies: Iterable[Messag
     The clock moves on by what the slowest device took.
     """
     cohort, ledger, pooled, took = strategy.by_node, strategy.ledger, [], [0.0]
-    by_device = {cohort[one.metadata.src_node_id].where.device: one for one in replies if one.metadata.src_node_id in cohort}
+    exchange, by_device = strategy.exchange, {}
+    for reply in replies:
+        if sent := cohort.get(reply.metadata.src_node_id):
+            missing = intake.missing(reply, f"device {sent.where.device}, round {server_round}")
+            problem = "" if missing else exchange.oversize(reply)
+            by_device[sent.where.device] = (missing, problem, None if problem else reply)  # what is too large is not kept
     for sent in cohort.values():
         where, device = sent.where, sent.where.device
-        reply, name = by_device.get(device), f"device {device}, round {server_round}"
-        if reason := intake.missing(reply, name):
-            strategy.failed(sent, reason, "calibrate")
+        name, bounds, broadcast = (
+            f"device {device}, round {server_round}",
+            exchange.bounds(sent),
+            exchange.broadcasts[exchange.tier(device)],
+        )
+        missing, problem, reply = by_device.get(device, (f"{name}: no reply", "", None))
+        if missing:
+            strategy.failed(sent, missing, "calibrate")
             continue
         before = len(ledger.rows)
 
@@ -36,15 +46,18 @@ def pool(strategy: "SparCLStrategy", server_round: int, replies: Iterable[Messag
 
         ledger.downloaded(where, sent.sizes, sent.message_bytes, Done(extra_s=sent.extra_s[0]), has_twin=False)
         try:
-            ledger.calibrated(at(), intake.read_flops(reply), strategy.method.is_sparse)
+            if problem:
+                raise CodecError(problem)
+            ledger.calibrated(at(), intake.read_flops(reply, bounds), strategy.method.is_sparse)
             report = intake.read_report(reply)
-            own, sizes = intake.accept_statistics(report, strategy.exchange.broadcasts[strategy.exchange.tier(device)], strategy.whole)
+            own, sizes = intake.accept_statistics(report, broadcast, strategy.whole, bounds.statistics)
         except CodecError as error:
-            strategy.exchange.held[device], own = 0, None
-            unread = Sizes(unread=intake.report_bytes(reply))
-            ledger.uploaded(at(), unread, message_bytes(reply), Done("rejected", f"{name}, stage decode: {error}"), has_twin=False)
+            exchange.held[device] = 0
+            size, unread = (message_bytes(reply), intake.report_bytes(reply)) if reply else (exchange.most_bytes,) * 2
+            done = Done("rejected", f"{name}, stage decode: {error}")
+            ledger.uploaded(at(), Sizes(unread=unread), size, done, has_twin=False)
         else:
-            strategy.exchange.held[device] = report.base_version
+            exchange.held[device] = report.base_version
             ledger.uploaded(at(), sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
             pooled.append((report.samples, own))
         took.append(at().time - where.time)

@@ -8,26 +8,31 @@ and node ids are random per run: a device's identity is the number that it regis
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server import recompute
+from server.absence import ensure_anyone_comes
 from server.aggregate import AggregationConfig, mean_update, voted
 from server.attendance import Attendance, Chosen
 from server.broadcast import Broadcast
 from server.buffered import RETRY_S, BufferedRounds
-from server.clock import ClockConfig
+from server.clipping import Seen, bounded
+from server.clock import HOUR, ClockConfig
 from server.conditions import Fate, end_of_round
 from server.errors import FleetError
 from server.exchange import Exchange, Reply, Sent
-from server.fleet import Member, Roster
-from server.intake import Accepted, message_bytes
-from server.ledger import DONE, Done, Ledger, Where
+from server.fleet import Roster
+from server.intake import Accepted
+from server.ledger import DONE, STRANGER, Done, Ledger, Where
 from server.masking import Diversity, LocalMasks, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
+from server.registration import register
+from server.rollback import Rollback, Step
 from server.settings import FederationConfig
 from server.snapshot import Snapshot, same_model, under, within
 from server.stages import StageClock
@@ -35,7 +40,8 @@ from server.statistics import pooled_statistics
 from sparcl_core import tdm
 from sparcl_core.codec import Layout
 from sparcl_core.costs import Cost
-from sparcl_core.masks import Masks, State
+from sparcl_core.foreign import printable
+from sparcl_core.masks import Masks, State, apply_masks_
 from sparcl_core.method import MethodConfig
 from sparcl_core.wire import WireConfig
 
@@ -79,7 +85,7 @@ class SparCLStrategy(Strategy):
         self.method, self.federation, self.aggregation, self.seed, self.ledger = method, federation, aggregation, seed, ledger
         self.clock, self.attendance, self.whole, self.classifier = clock, attendance, layout, classifier
         self.weights = {name: value.copy() for name, value in weights.items()}
-        args = (layout, classifier, weights, masks, attendance.tiers, attendance.conditions, ledger, seed)
+        args = (layout, classifier, weights, masks, attendance.tiers, attendance.conditions, ledger, seed, attendance.estimates.workload)
         self.exchange = Exchange(method, federation, wire, aggregation, *args)
         self.layout = self.exchange.layout
         self.optimizer = ServerOptimizer(optimizer, self.layout)
@@ -88,7 +94,8 @@ class SparCLStrategy(Strategy):
         self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
         self.stages = StageClock(federation.rounds_per_task, follows_reports)
         self.diversity: Diversity | None = None
-        self.now, self.is_over = clock.start_hour * 3600, False
+        self.seen, self.rollback = Seen(), Rollback()
+        self.now, self.is_over = clock.start_hour * HOUR, False
         self.undone: list[int] = []
         self.buffered = BufferedRounds(self) if clock.is_buffered else None
         self._cohort: dict[int, Sent] = {}
@@ -118,24 +125,24 @@ class SparCLStrategy(Strategy):
         return self.attendance.roster
 
     def register(self, grid: Grid) -> None:
-        """Ask every node which device it is and how much data it has for each task.
+        """Ask every node which device it is and how much data it has. A node whose answer cannot be has a row, and is left out.
 
         Raises:
-            FleetError: if a node does not answer, or there is none.
+            FleetError: if no device is left, and as `enrol` does.
         """
-        queries = [Message(RecordDict(), node, "query", group_id="register") for node in grid.get_node_ids()]
-        members, sizes = [], {}
-        for reply in grid.send_and_receive(queries):
-            if reply.has_error():
-                raise FleetError(f"a device could not be registered: {reply.error.reason}")
-            content = reply.content["device"]
-            members.append(Member(content["device"], reply.metadata.src_node_id, tuple(content["samples"])))
-            sizes[content["device"]] = message_bytes(reply)
-        is_resumed = bool(self.ledger.rows)
-        self.enrol(Roster.of(members))
-        if not is_resumed:
-            for device in self.roster.devices.tolist():  # in device order: replies come in any
-                self.ledger.registered(device, sizes[device])
+        attendance, is_resumed = self.attendance, bool(self.ledger.rows)
+        found = register(grid, len(attendance.conditions.hardware), attendance.conditions.pace.steps, attendance.most_samples)
+        for reason in found.refused:
+            log.warning("%s", reason)
+        if found.refused and not len(found.roster):
+            raise FleetError(f"none of {len(found.refused)} nodes could be registered; the first: {found.refused[0]}")
+        self.enrol(found.roster)
+        if is_resumed:
+            return
+        for device, size in sorted(found.message_bytes.items()):  # in device order: replies come in any
+            self.ledger.registered(device, size)
+        for reason in found.refused:
+            self.ledger.absent(Where(0, -1, STRANGER, self.now), "refused", reason, "register")
 
     def enrol(self, roster: Roster) -> None:
         """Take the fleet as known, as a simulation does that made it: nobody is asked, which for 100,000 devices takes minutes.
@@ -152,6 +159,8 @@ class SparCLStrategy(Strategy):
                 f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); let sparsity follow the budget "
                 f"(budget.memory=fit), or take a smaller model, learner.batch_size or learner.buffer_share"
             )
+        if not self.ledger.rows:  # later in a run all may have gone
+            ensure_anyone_comes(self.attendance, self.clock, self.now)
         least = self.attendance.least_seconds()
         if least > self.clock.deadline:
             raise FleetError(
@@ -167,7 +176,7 @@ class SparCLStrategy(Strategy):
         task, session = self.stages.position(server_round)
         surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
         self.optimizer.drop(surviving)
-        self._publish()
+        self._publish(server_round)
         return self.masking.wants_report(task, session)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -223,13 +232,14 @@ class SparCLStrategy(Strategy):
         """Average what is there in time into the model. Who is late, fails or is rejected has ledger rows; the round goes on without.
 
         Raises:
-            FleetError: if every device of the round raised an error, or sent what cannot be used.
+            FleetError: see `all_failed`.
         """
         found: dict[int, tuple[Reply, Accepted | None, str]] = {}
         for message in replies:  # each as it comes in; a reply of a device that was not asked is none
             if sent := self._cohort.get(message.metadata.src_node_id):
                 reply = self.exchange.read(sent, message)
-                found[sent.where.device] = (reply, *self.exchange.accept(sent, reply, self.masking))
+                accepted, problem = self.exchange.accept(sent, reply, self.masking)
+                found[sent.where.device] = (replace(reply, report=None), accepted, problem)  # its bytes are not kept
         fates, costs = {}, {}
         for sent in self._cohort.values():
             device = sent.where.device
@@ -238,26 +248,26 @@ class SparCLStrategy(Strategy):
                 fates[device] = self.attendance.conditions.fate(device, server_round, sent.where.time, costs[device])
         fates, self.now = end_of_round(self.clock, fates, costs, self.now, self.federation.cohort_size)
         self._reached = {device for device, fate in fates.items() if fate.outcome != "failed"}
-        accepted, problems = [], []
+        accepted, problems = [], {}
         for sent in self._cohort.values():
             device = sent.where.device
             if device not in fates:
                 missing = found[device][0].missing if device in found else f"device {device}, round {server_round}: no reply"
                 self.failed(sent, missing)
-                problems.append(missing)
+                problems[device] = missing
                 log.warning("round %d goes on without device %d: %s", server_round, device, missing)
                 continue
             update, problem = self.settle(sent, found[device], fates[device], costs[device])
             if not fates[device].has_trained:
                 self.undone.append(device)
             if problem:
-                problems.append(problem)
+                problems[device] = problem
                 log.warning("round %d goes on without device %d: %s", server_round, device, problem)
             if update:
                 accepted.append(update)
         if len(problems) == len(self._cohort) > 0:
-            raise FleetError(f"all {len(problems)} devices of round {server_round} failed; the first: {problems[0]}")
-        return None, self.finish_round(accepted)
+            self.all_failed(server_round, problems)
+        return None, self.finish_round(server_round, accepted)
 
     def settle(
         self, sent: Sent, found: tuple[Reply, Accepted | None, str], fate: Fate, costs: tuple[Cost, ...], stale: str = ""
@@ -285,8 +295,23 @@ class SparCLStrategy(Strategy):
         start, device = sent.where.time, sent.where.device
         self.attendance.conditions.spend(device, start, start + sum(row.seconds for row in rows), sum(row.joules for row in rows))
 
-    def finish_round(self, accepted: list[Accepted]) -> MetricRecord:
-        """Average these updates, in device order, into the model."""
+    def all_failed(self, server_round: int, problems: dict[int, str]) -> None:
+        """In a round that brought nothing every device raised an error or sent what cannot be used: `problems`, by device.
+
+        Takes back the model's last update, with a row in the ledger, or where that was done already, or there is none, gives up.
+
+        Raises:
+            FleetError: if that was done already, or there is nothing to take back.
+        """
+        if not self.rollback.is_the_models_fault(set(problems), len(self.roster)):
+            return
+        count, rounds, first = len(self.rollback.failed), self.rollback.rounds, problems[min(problems)]
+        when = f"round {server_round}" if rounds == 1 else f"the last {rounds} rounds"
+        self._take_back(server_round, f"all {count} devices of {when} failed; the first: {first}")
+
+    def finish_round(self, server_round: int, accepted: list[Accepted]) -> MetricRecord:
+        """Average these updates, in device order, into the model; what stands out of them is clipped or refused, with its row."""
+        accepted = self._bounded(server_round, accepted)
         self._apply(accepted)
         if observed := [(one.update.samples, one.statistics) for one in accepted if one.statistics]:
             self.set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
@@ -296,6 +321,33 @@ class SparCLStrategy(Strategy):
         samples = sum(one.update.samples for one in accepted)
         return MetricRecord({"num-devices": len(accepted), "num-examples": samples})
 
+    def _bounded(self, server_round: int, accepted: list[Accepted]) -> list[Accepted]:
+        """Those that are used, as they are used; what was done to the others is in the ledger."""
+        found, self.seen = bounded([one.update for one in accepted], self.seen, self.layout, self.aggregation)
+        for one in found.unusual:
+            self.ledger.amend(one.device, "rejected" if one.is_refused else "clipped", one.reason)
+            if one.is_refused:
+                self.exchange.held[one.device] = 0
+        used = {update.device: update for update in found.updates}
+        if found.updates:
+            before = {name: value.copy() for name, value in self.weights.items()}
+            optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
+            self.rollback.moved(Step(server_round, before, optimizer, found.told(server_round)))
+        return [replace(one, update=used[one.update.device]) for one in accepted if one.update.device in used]
+
+    def _take_back(self, server_round: int, reason: str) -> None:
+        """Let the model be as before its last update, and send it whole to everybody. Raises FleetError if there is none to take back."""
+        step = self.rollback.take()
+        if step is None:
+            raise FleetError(f"{reason}; {self.rollback.undone}" if self.rollback.undone else reason)
+        self.weights = step.weights
+        apply_masks_(self.weights, self.masks)
+        self.optimizer.restore(step.optimizer)
+        self.optimizer.drop(self.masks)
+        self.exchange.restart(self.weights)
+        self.ledger.rolled_back(server_round, self.now, printable(f"{step.told} was taken back: {reason}"))
+        log.warning("round %d: %s was taken back: %s", server_round, step.told, printable(reason))
+
     @property
     def recomputes_statistics(self) -> bool:
         """Do devices recompute the global model's statistics before it is evaluated?"""
@@ -303,7 +355,7 @@ class SparCLStrategy(Strategy):
 
     def configure_calibrate(self, server_round: int) -> Iterable[Message]:
         """Bring the round's devices to the model as it is now, and ask for its statistics on their data."""
-        self._publish()
+        self._publish(server_round)
         again = [Chosen(sent.member, sent.where.task) for sent in self._cohort.values() if sent.where.device in self._reached]
         return self.send("query.calibrate", server_round, again, False)
 
@@ -335,6 +387,8 @@ class SparCLStrategy(Strategy):
             **under("optimizer", self.optimizer.snapshot()),
             **under("masking", self.masking.snapshot()),
             **under("stages", self.stages.snapshot()),
+            **under("seen", self.seen.snapshot()),
+            **under("rollback", self.rollback.snapshot()),
             **under("attendance", self.attendance.snapshot()),
             **under("batteries", self.attendance.conditions.batteries.snapshot()),
             **(under("flights", self.buffered.snapshot()) if self.buffered else {}),
@@ -352,6 +406,8 @@ class SparCLStrategy(Strategy):
             self.optimizer.restore(within("optimizer", snapshot))
             self.masking.restore(within("masking", snapshot), self.broadcast)
             self.stages.restore(within("stages", snapshot))
+            self.seen = Seen.restored(within("seen", snapshot))
+            self.rollback.restore(within("rollback", snapshot), self.weights)
             self.attendance.restore(within("attendance", snapshot))
             self.attendance.conditions.batteries.restore(within("batteries", snapshot))
             if self.buffered:
@@ -363,11 +419,12 @@ class SparCLStrategy(Strategy):
         self.is_over = bool(is_over)
         self.diversity = Diversity(*apart) if apart else None
 
-    def _publish(self) -> None:
+    def _publish(self, server_round: int) -> None:
         try:
             self.exchange.publish(self.weights)
         except ValueError as error:
-            raise FleetError(f"the global model cannot be sent: {error}") from error
+            self._take_back(server_round, f"the global model cannot be sent: {error}")
+            self.exchange.publish(self.weights)
 
     def _apply(self, accepted: list[Accepted]) -> None:
         """Move the weights by the average, then let the masks follow."""
@@ -380,10 +437,13 @@ class SparCLStrategy(Strategy):
         votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.classifier, self.aggregation)
         step = self.optimizer.step(mean, votes)
         for name, change in step.items():
-            self.weights[name] += change.astype(self.weights[name].dtype)
+            with np.errstate(over="ignore"):  # looked at below
+                self.weights[name] += change.astype(self.weights[name].dtype)
             if name in self.layout.statistics and name.endswith("running_var"):
                 # a lossy code errs by a share of the change, which may be more than what is left of a variance that fell
                 np.maximum(self.weights[name], 0, out=self.weights[name])
+        if infinite := [name for name, value in self.weights.items() if not np.isfinite(value).all()]:
+            self._take_back(self.rollback.step.round, f"it made {infinite[0]} infinite")
         reports = [(one.update.samples, one.report) for one in accepted if one.report is not None]
         self.masking.after_round(updates, reports, self.weights, self.broadcast)
         self.optimizer.drop(self.masks)

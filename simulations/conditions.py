@@ -48,7 +48,7 @@ def make_attendance(experiment: Experiment, streams: Streams, learner: Learner) 
     estimates = Estimates(hardware, workload, tiers.levels, tiers.of)
     conditions = Conditions(hardware, _availability(e, count), _batteries(e, hardware), _pace(e, streams), e.availability.failure, e.seed)
     return Shape(
-        Attendance(conditions, tiers, estimates, e.selection, e.seed, e.clock.start_hour * HOUR, streams.chunks),
+        Attendance(conditions, tiers, estimates, e.selection, e.seed, e.clock.start_hour * HOUR, streams.chunks, int(sizes.max(initial=0))),
         moved,
         workload.layer_passes,
     )

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from server.clock import HOUR
+from server.ledger import DELIVERED
 from simulations.per_device import booked_rounds, endings
 from simulations.run import Result
 from sparcl_core.curves import area, reach
@@ -43,7 +44,7 @@ def fleet_figures(result: Result, devices: dict[str, np.ndarray]) -> dict:
     return {
         "virtual_hours": float((result.rounds[-1].time - result.rounds[0].time) / HOUR),
         "asked": asked,
-        "in_time": outcomes["ok"] / asked if asked else None,
+        "in_time": sum(outcomes[name] for name in DELIVERED) / asked if asked else None,
         "outcomes": outcomes,
         "refused": int((devices["refused"] > 0).sum()),
         "joules_lost": float(sum(row.joules for row in rows if (row.round, row.device) in lost)),

@@ -20,13 +20,13 @@ PAID = {
     "seconds": ("seconds",),
     "joules": ("joules",),
 }
-OUTCOMES = ("ok", "late", "cancelled", "stale", "failed", "rejected", "skipped")
+OUTCOMES = ("ok", "clipped", "late", "cancelled", "stale", "failed", "rejected", "skipped")
 
 
 def device_table(result: Result) -> dict[str, np.ndarray]:
     """Columns, a row for every device that the ledger knows, in device order."""
     rows = result.strategy.ledger.rows
-    devices = np.array(sorted({row.device for row in rows})[:MOST], np.int64)
+    devices = np.array(sorted({row.device for row in rows if row.device >= 0})[:MOST], np.int64)
     place = {device: index for index, device in enumerate(devices.tolist())}
     paid = {name: np.zeros(len(devices)) for name in PAID}
     ended = {outcome: np.zeros(len(devices), np.int64) for outcome in OUTCOMES}
@@ -67,7 +67,7 @@ def endings(rows: list[Row]) -> dict[tuple[int, int], str]:
     """
     found: dict[tuple[int, int], str] = {}
     for row in rows:
-        if row.phase == "upload" or row.outcome != "ok":
+        if row.device >= 0 and (row.phase == "upload" or row.outcome != "ok"):
             found.setdefault((row.round, row.device), row.outcome)
     return found
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 INK, SPARSE, DENSE, FAINT = "#222222", "#0b6e99", "#b4541a", "#cccccc"
 KINDS = {"values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "header": "#8c8c8c", "unread": "#c0392b"}
 ENDINGS = {
-    "ok": "#0b6e99", "late": "#e0a458", "cancelled": "#cccccc", "stale": "#b58db6", "failed": "#c0392b", "rejected": "#7a1f14",
-    "skipped": "#8c8c8c",
+    "ok": "#0b6e99", "clipped": "#2a9d8f", "late": "#e0a458", "cancelled": "#cccccc", "stale": "#b58db6", "failed": "#c0392b",
+    "rejected": "#7a1f14", "skipped": "#8c8c8c",
 }  # fmt: skip
 UNITS = (("days", 24, 48), ("hours", 1, 2), ("minutes", 1 / 60, 1 / 30), ("seconds", 1 / 3600, 0))
 NAMES = {"rest": "dense rest", "header": "headers"}
@@ -37,7 +37,7 @@ def draw_report(folder: Path) -> Path:
             known = ~np.isnan(values)
             panel.plot(numbers[known], values[known], style, color=SPARSE, label=scenario.title().replace("Il", "IL"))
         panel.set(title="Accuracy on the tasks so far", ylabel="%", ylim=(0, 102), xlabel="round")
-        panel.legend(frameon=False, loc="center right")
+        _legend(panel, frameon=False, loc="center right")
 
         flops = ("train_flops", "importance_flops", "mask_flops", "statistics_flops")
         _costs(axes[0, 1], ledger, numbers, flops, ("dense_flops",), "Training FLOPs, total so far")
@@ -61,6 +61,12 @@ def draw_report(folder: Path) -> Path:
     return path
 
 
+def _legend(panel, **options) -> None:
+    """A legend, if there is anything to be explained."""
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(**options)
+
+
 def _over_time(panel, rounds: dict) -> None:
     """Accuracy on all tasks, also those to come, over virtual time: a run whose rounds are faster climbs earlier."""
     hours = (np.array(rounds["time_s"]) - rounds["time_s"][0]) / 3600
@@ -71,12 +77,13 @@ def _over_time(panel, rounds: dict) -> None:
         label = scenario.title().replace("Il", "IL")
         panel.plot(hours[known] / size, values[known], style, color=SPARSE, drawstyle="steps-post", label=label)
     panel.set(title="Accuracy on all tasks, over virtual time", xlabel=unit, ylabel="%", ylim=(0, 102))
-    panel.legend(frameon=False, loc="lower right")
+    _legend(panel, frameon=False, loc="lower right")
 
 
 def _endings(panel, ledger: dict, numbers: np.ndarray) -> None:
     """How the rounds of devices ended, per round of the server."""
-    outcomes, phases, rounds = (np.array(ledger[name]) for name in ("outcome", "phase", "round"))
+    outcomes, phases = (np.array(ledger[name], object) for name in ("outcome", "phase"))
+    rounds = np.array(ledger["round"], np.int64)
     below = np.zeros(numbers.max() + 1)
     for outcome, color in ENDINGS.items():
         own = (outcomes == outcome) & ((phases == "upload") | (outcome != "ok")) & (rounds <= numbers.max())
@@ -87,7 +94,7 @@ def _endings(panel, ledger: dict, numbers: np.ndarray) -> None:
     panel.set(title="Devices per round, by how it ended", xlabel="round", ylabel="devices")
     panel.margins(x=0.01)
     panel.set_ylim(0, 1.3 * below[1:].max(initial=1))
-    panel.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
+    _legend(panel, frameon=False, fontsize=8, ncols=4, loc="upper right")
 
 
 def _costs(panel, ledger: dict, numbers: np.ndarray, own: tuple[str, ...], dense: tuple[str, ...], title: str) -> None:
@@ -95,18 +102,20 @@ def _costs(panel, ledger: dict, numbers: np.ndarray, own: tuple[str, ...], dense
     for names, color, label in ((own, SPARSE, "this run"), (dense, DENSE, "dense twin")):
         per_round = np.zeros(numbers.max() + 1)
         for name in names:
-            np.add.at(per_round, ledger["round"], ledger[name])
+            np.add.at(per_round, np.array(ledger["round"], np.int64), ledger[name])
         total = np.cumsum(per_round)
         panel.plot(numbers[1:], total[1:], color=color)
         panel.annotate(f"{label} {total[-1]:.3g}", (numbers[-1], total[-1]), color=color, ha="right", va="bottom", fontsize=8)
-    panel.set(title=title, xlabel="round", yscale="log")
+    panel.set(title=title, xlabel="round")
+    if any(line.get_ydata().any() for line in panel.lines):
+        panel.set_yscale("log")
     panel.margins(y=0.15)
 
 
 def _bytes_by_kind(panel, ledger: dict, numbers: np.ndarray, phase: str, title: str) -> None:
     """What the average message of a round is made of; its first bar is cut where it dwarfs the others (whole models going out)."""
-    own = np.array([p == phase for p in ledger["phase"]])
-    rounds = np.array(ledger["round"])[own]
+    own = np.array([p == phase for p in ledger["phase"]], bool)
+    rounds = np.array(ledger["round"], np.int64)[own]
     messages = np.maximum(np.bincount(rounds, minlength=numbers.max() + 1), 1)
     below = np.zeros(numbers.max() + 1)
     for kind, color in KINDS.items():
@@ -116,10 +125,10 @@ def _bytes_by_kind(panel, ledger: dict, numbers: np.ndarray, phase: str, title: 
         below += height
     panel.set(title=title, xlabel="round", ylabel="bytes")
     panel.margins(x=0.01)
-    usual, largest = np.percentile(below[1:], 95), below.max()
+    usual, largest = np.percentile(below[1:], 95) if below[1:].size else 0.0, below.max()
     cut = largest > 1.6 * usual > 0
     panel.set_ylim(0, 1.35 * (usual if cut else largest) or 1)
     if cut:
         where = (numbers[1 + int(below[1:].argmax())] + 1, 1.3 * usual)
         panel.annotate(f"up to {largest:,.0f}", where, fontsize=7, color="#555555", va="top")
-    panel.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    _legend(panel, frameon=False, fontsize=8, ncols=3, loc="upper right")

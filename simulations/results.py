@@ -19,7 +19,9 @@ and renamed when it is whole. A fleet's run has run.json in its folder until it 
 
 import json
 import os
+import re
 import secrets
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +31,7 @@ import pyarrow.parquet as pq
 import tomli_w
 from safetensors.numpy import save
 
+from server.ledger import Row
 from simulations.alone import SoloResult
 from simulations.config import ConfigError, Experiment, to_tree
 from simulations.disk import delete, flush, make_folder, put
@@ -120,11 +123,36 @@ def summarise(result: Result, baseline: Result | None = None, devices: dict | No
         "peak_device_memory_bytes": max((row.memory_bytes for row in rows), default=0),
         "masks": mask_figures(result),
         "fleet": fleet,
+        "problems": problems(rows),
         "rows_by_outcome": {outcome: sum(row.outcome == outcome for row in rows) for outcome in outcomes},
         "dense_accuracy": accuracy_figures(baseline) if baseline else None,
         "dense_run_totals": baseline.strategy.ledger.totals() if baseline else None,
         "dense_fleet": fleet_figures(baseline, device_table(baseline)) if baseline else None,
     }
+
+
+PROBLEMS = ("clipped", "rejected", "failed", "rolled-back")
+
+
+def problems(rows: list[Row]) -> list[dict]:
+    """What went wrong, in the order of `PROBLEMS`: outcome, how many rows and devices had it, and its most frequent reason.
+
+    Reasons that differ in numbers alone (device, round, sizes) count as one, and the first of them is shown.
+    """
+    found = []
+    for outcome in PROBLEMS:
+        own = [row for row in rows if row.outcome == outcome]
+        if not own:
+            continue
+        kinds = Counter(_NUMBER.sub("#", row.reason) for row in own)
+        usual = kinds.most_common(1)[0][0]
+        reason = next(row.reason for row in own if _NUMBER.sub("#", row.reason) == usual)
+        devices = len({row.device for row in own if row.device >= 0})
+        found.append({"outcome": outcome, "rows": len(own), "devices": devices, "reason": reason})
+    return found
+
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def summarise_solo(result: SoloResult, baseline: SoloResult | None = None) -> dict:

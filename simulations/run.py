@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
+from server.absence import ensure_anyone_came
 from server.app import RoundRecord, make_server_app
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_evaluator, make_roster, make_strategy
@@ -102,6 +103,9 @@ def run_world(
         workers: Ray workers; 0 takes one per core. The result does not depend on it.
         keep: where the run is kept from round to round; without it, it cannot be resumed.
         pool: Ray workers that are already there; they stay.
+
+    Raises:
+        FleetError: if the run cannot go on, or nobody ever took part in it.
     """
     observer, strategy, rounds = observer or Silent(), make_strategy(world), world.experiment.rounds
     found = keep.checkpoints.load(keep.store.check) if keep else None
@@ -123,6 +127,7 @@ def run_world(
         wall_s = _play(world, strategy, grid, observe, first_round=len(records))
     else:
         strategy.enrol(make_roster(world.streams))  # nothing is played any more, but results speak of the fleet
+    ensure_anyone_came(strategy.ledger.rows, strategy.attendance, strategy.clock, strategy.now)
     versions = tuple(keep.checkpoints.versions) if keep else ()
     return Result(world, strategy, records, accuracy_matrix(records), engine, workers, wall_s, versions)
 

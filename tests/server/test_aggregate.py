@@ -54,6 +54,22 @@ def hidden(updates, weight: float = 0.0, **settings) -> list[float]:
     return mean(updates, ZERO | {"hidden": np.full((2, 3), weight, dtype=np.float32)}, **settings)["hidden"].reshape(-1).tolist()
 
 
+def test_old_updates_move_the_model_less():
+    """Three of age 3 with a = 1/2 have s = (1 + 3)^-1/2 = 1/2. FedBuff: w += sum s d / K = (1/2 * 4 + 1/2 * 8 + 1/2 * 6) / 3 = 3."""
+    old = [replace(holding([0], value, device, 10), weight=0.5) for device, value in enumerate((4.0, 8.0, 6.0))]
+    assert hidden(old)[0] == 3.0 and hidden(old, rule="count-mean")[0] == 3.0
+    assert hidden(old, stale="normalise")[0] == 6.0  # as if they were new: only their say beside others is less
+
+
+def test_a_new_update_beside_an_old_one():
+    """30 samples that say 1 and, of age 3, 10 that say 5: (30 * 1 + 10 * 5 / 2) / 40 = 1.375; normalised (30 + 5 * 5) / 35 = 11 / 7."""
+    pair = [holding([2], 1.0, 0, 30), replace(holding([2], 5.0, 1, 10), weight=0.5)]
+    assert hidden(pair)[2] == 1.375
+    assert hidden(pair, stale="normalise")[2] == pytest.approx(11 / 7, rel=1e-15)
+    # zero-filled: theta = (30 * 3 + 10 * (2 + 5 / 2)) / 40, which is 2 + 1.375
+    assert hidden(pair, weight=2, rule="zero-filled")[2] == 1.375
+
+
 def test_full_updates_average_as_in_fedavg():
     rng = np.random.default_rng(0)
     samples = (30, 10, 60)

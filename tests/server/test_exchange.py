@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flwr.common.serde import message_to_proto
 from test_tiers import FIT, MEMORY
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world, toy_fleet
 
@@ -68,6 +69,18 @@ def test_a_message_and_what_is_remembered_of_it(desk):
     assert desk.sent.sizes.total == len(wire["control"]) + sum(map(len, wire["payloads"])) < desk.sent.message_bytes
     assert (desk.sent.where.time, desk.sent.where.device, desk.sent.base.version) == (70.0, 1, 1)
     assert desk.sent.extra_s == (0.0, 0.0) and not desk.exchange.held  # it holds nothing until it has worked
+
+
+@pytest.mark.parametrize("mode", [(), ("clock.mode=async", "clock.buffer_size=2")])
+def test_a_download_is_booked_as_large_as_the_message_that_was_serialised(mode):
+    """The engine numbers a message when it is pushed, and the number is part of it."""
+    world = tiny_world("stream.tasks=1", "tdm.enabled=false", *mode)
+    grid = RecordingGrid(world)
+    rows = play(world, grid).ledger.rows
+    pushed = [message for sent in (grid.sent, grid.calibrating) for messages in sent.values() for message in messages]
+    assert all(message.metadata.message_id for message in pushed)
+    sizes = sorted(message_to_proto(message).ByteSize() for message in pushed)
+    assert sorted(row.message_bytes for row in rows if row.phase == "download") == sizes
 
 
 def test_a_device_is_sent_what_it_misses(desk):

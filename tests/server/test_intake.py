@@ -4,6 +4,7 @@ import logging
 import re
 import struct
 import zlib
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
+from sparcl_core.footprint import Footprint
 from sparcl_core.protocol import Report
 
 
@@ -123,11 +125,11 @@ def measured(**changes):
 
     def damage(forger, content):
         for key, value in changes.items():
-            key = key.replace("__", ".").replace("_s", "-s")
+            key = key.replace("__", ".").replace("_seconds", "-seconds")
             if value is None:
                 del content["measures"][key]
             else:
-                content["measures"][key] = value
+                content["measures"][key.replace("dense_", "dense-")] = value
 
     return damage
 
@@ -136,6 +138,11 @@ def as_text(forger, content) -> None:
     content["measures"] = ConfigRecord({"samples": "many"})
 
 
+def too_large(forger, content) -> None:
+    content["report"]["masks"] = bytes(3_000_000)
+
+
+MEMORY = [f"memory__{part.name}" for part in fields(Footprint)]
 DAMAGES = {
     "NaN": (not_finite(np.nan), "NaN or infinite"),
     "infinite": (not_finite(-np.inf), "NaN or infinite"),
@@ -156,9 +163,21 @@ DAMAGES = {
     "arrays": (of_arrays, "the report has no part"),
     "too many samples": (with_more_samples_than_there_are, "rests on 4294967295 samples"),
     "old importance": (with_old_importance, "against version 1, masks 0"),
+    "too large": (too_large, r"the reply has \d{7} bytes: for this model at most \d{6} can be needed"),
     "no samples measured": (measured(samples=None), "samples is None"),
     "samples below nothing": (measured(samples=-1), "samples is -1"),
-    "absurd samples": (measured(samples=2**62), "samples is 4611686018427387904"),
+    "absurd samples": (measured(samples=2**62), "samples is 4611686018427387904: the round can have had at most"),
+    "absurd memory": (
+        measured(**dict.fromkeys(MEMORY, 2**60 - 1)),
+        "memory.weights is 1152921504606846975: the round can have had at most",
+    ),
+    "much memory of every kind": (measured(**dict.fromkeys(MEMORY, 100_000)), "training needs 700000 bytes: at most"),
+    "absurd FLOPs": (measured(flops__train_sparse=2**60), "flops.train_sparse is 1152921504606846976: the round can have had at most"),
+    "absurd FLOPs of the twin": (measured(**{"dense_flops__train_dense": 2**60}), "dense-flops.train_dense is"),
+    "more than there is": (measured(kept=10_000), "kept is 10000"),
+    "seconds before it began": (measured(wall_seconds=-1.0), "wall-seconds is -1.0"),
+    "years of computing": (measured(compute_seconds=1e300), "compute-seconds is 1e"),
+    "a loss beyond float32": (measured(loss=1e300), "loss is 1e"),
     "half a sample": (measured(samples=0.5), "samples is 0.5"),
     "a list of samples": (measured(samples=[1, 2]), r"samples is \[1, 2\]"),
     "no loss": (measured(loss=None), "loss is None"),

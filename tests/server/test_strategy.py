@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
 from client.app import make_client_app
 from client.stream import Stream
 from server.fleet import Roster
+from server.ledger import STRANGER
 from server.settings import FederationConfig
 from server.strategy import FleetError
 from simulations.build import make_strategy
@@ -169,7 +171,55 @@ def test_a_device_that_cannot_register_is_named(world):
         return world.streams[device]
 
     grid = RecordingGrid(world, make_app=lambda *_: make_client_app(world.client_config, stream_of))
-    with pytest.raises(FleetError, match="could not be registered: no such disk"):
+    strategy = play(world, grid, registers=True)
+    (row,) = [row for row in strategy.ledger.rows if row.outcome == "refused"]
+    assert (row.round, row.device, row.phase) == (0, STRANGER, "register")
+    assert row.reason == "node 2 could not be registered: no such disk"
+    assert strategy.roster.devices.tolist() == [0, 2]
+
+
+ANSWERS = {
+    "10^12 samples": ({"device": 1, "samples": [10**12, 5]}, "device 1 says that it has 1000000000000 samples in a step: at most"),
+    "samples below nothing": ({"device": 1, "samples": [-1, 5]}, "it has -1 samples"),
+    "half a sample": ({"device": 1, "samples": [0.5, 5.0]}, "it has 0.5 samples"),
+    "another number of tasks": ({"device": 1, "samples": [5]}, "says that its stream has 1 steps: the experiment's has 2"),
+    "samples as text": ({"device": 1, "samples": "many"}, "says that its stream has 4 steps"),
+    "no samples": ({"device": 1}, "says that its stream has None"),
+    "a negative number": ({"device": -1, "samples": [5, 5]}, "its number is -1: there are devices 0 to 2"),
+    "a number too many": ({"device": 3, "samples": [5, 5]}, "its number is 3"),
+    "a number as text": ({"device": "1\x1b[31m", "samples": [5, 5]}, "its number is 1: there"),
+    "true": ({"device": True, "samples": [5, 5]}, "its number is True"),
+    "the number of another": ({"device": 0, "samples": [5, 5]}, "it says that it is device 0, which node 1 is already"),
+    "no record": (None, "its answer has no record 'device'"),
+}
+
+
+@pytest.mark.parametrize(("answer", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_a_node_whose_answer_cannot_be_is_left_out_with_a_row(world, answer, reason):
+    grid = RecordingGrid(world)
+
+    def send_and_receive(messages):
+        replies = list(grid.stream(messages))
+        for reply in replies:
+            if reply.metadata.src_node_id == 2 and answer is None:
+                del reply.content["device"]
+            elif reply.metadata.src_node_id == 2:
+                reply.content["device"] = ConfigRecord(answer)
+        return replies
+
+    grid.send_and_receive = send_and_receive
+    strategy = make_strategy(world)
+    strategy.register(grid)
+    rows = {row.device: row for row in strategy.ledger.rows}
+    assert rows.keys() == {0, 2, STRANGER} and strategy.roster.devices.tolist() == [0, 2]
+    assert rows[STRANGER].outcome == "refused" and rows[STRANGER].reason.startswith("node 2 could not be registered: ")
+    assert reason in rows[STRANGER].reason and rows[STRANGER].reason.isprintable()
+
+
+def test_where_no_node_can_be_registered_the_run_does_not_begin(world):
+    grid = RecordingGrid(world)
+    grid.send_and_receive = lambda messages: []
+    with pytest.raises(FleetError, match="none of 3 nodes could be registered; the first: node 1 .*: it did not answer"):
         play(world, grid, registers=True)
 
 

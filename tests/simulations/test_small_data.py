@@ -50,7 +50,7 @@ def test_a_task_that_no_device_can_be_trained_on_is_refused_before_anything_is_t
 def test_a_learning_rate_that_is_too_large_is_blamed_by_device_task_and_epoch():
     """One device in a fleet of three is a row, and the run goes on; alone it is one message."""
     where = "training diverged in task 0, local epoch 0, step 4 of the round: the loss is nan; lower learner.lr (10)"
-    rows = [row for row in play(tiny_world("learner.lr=10.0")).ledger.rows if row.outcome != "ok"]
+    rows = [row for row in play(tiny_world("learner.lr=10.0")).ledger.rows if row.outcome == "failed"]
     assert [(row.outcome, row.reason) for row in rows] == [
         ("failed", f"device {rows[0].device}, round 1, stage train: FloatingPointError: {where}")
     ]
