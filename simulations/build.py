@@ -17,11 +17,10 @@ from simulations.config import Experiment
 from simulations.data import Dataset, load_data
 from simulations.evaluate import Evaluator
 from simulations.partition import make_streams
-from sparcl_core.batches import smallest_batch
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.losses import REPLAY_DRAWS
-from sparcl_core.models import build_model, has_batch_statistics, sparse_names
+from sparcl_core.models import build_model, has_batch_statistics, smallest_batch, sparse_names
 from sparcl_core.solo import start_model
 
 

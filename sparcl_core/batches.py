@@ -8,8 +8,6 @@ before it, but for `drop`; all other nets train on a batch of one.
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import nn
 
 LastBatch = Literal["keep", "join", "drop"]
 
@@ -20,7 +18,7 @@ def batch_sizes(count: int, size: int, least: int = 1, last: LastBatch = "keep")
     Args:
         count: samples of the epoch. Those that do not fill a single batch are one batch, whatever `last` is.
         size: of a batch, at least `least`.
-        least: samples that a batch must have, see `smallest_batch`.
+        least: samples that a batch must have, see `models.smallest_batch`.
         last: what becomes of the rest: `keep`, a batch of its own; `join`, it joins the batch before it; `drop`, it is left out.
     """
     whole, rest = divmod(count, size)
@@ -43,25 +41,3 @@ def largest_batch(samples: np.ndarray, size: int, least: int = 1, last: LastBatc
     """The most samples that one batch of an epoch over up to `samples` [n] of them can have, [n]."""
     above = {"keep": least - 1, "join": size - 1, "drop": 0}[last]
     return np.minimum(samples, size + above)
-
-
-def smallest_batch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """The fewest samples that `model` can be trained on at once: 2 where a BatchNorm sees one value per channel of a sample, else 1."""
-    values: list[int] = []
-
-    def record(module, inputs, output):
-        values.append(inputs[0][0, 0].numel())
-
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not handles:
-        return 1
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return 2 if min(values) == 1 else 1

@@ -121,7 +121,7 @@ def remove(state: DDRState, labels: np.ndarray, batch_size: int, config: DDRConf
         labels: [N] classes of the task's samples.
         batch_size: samples per batch, for the protected rest.
         epochs: K, the task's epochs.
-        least: samples without which the model cannot be trained, see `batches.smallest_batch`.
+        least: samples without which the model cannot be trained, see `models.smallest_batch`.
     """
     size = state.kept.size
     done, stages = state.stages + 1, num_stages(config, epochs)

@@ -22,7 +22,7 @@ from torch import Tensor
 from sparcl_core import buffer as rehearsal
 from sparcl_core import ddr as data_removal
 from sparcl_core import dgm as gradient_masking
-from sparcl_core.batches import batch_sizes, cut, largest_batch, smallest_batch
+from sparcl_core.batches import batch_sizes, cut, largest_batch
 from sparcl_core.buffer import Buffer
 from sparcl_core.ddr import DDRState
 from sparcl_core.flops import Flops, dense_forward, layer_shapes, paper_flops, per_sample, sizes
@@ -33,7 +33,7 @@ from sparcl_core.kernels.convert import convert, sparse_layers, trainable
 from sparcl_core.losses import REPLAY_DRAWS, Replay, current_term, draw_term, single_head
 from sparcl_core.masks import Masks, State, count_active, num_active
 from sparcl_core.method import MethodConfig, make_layout
-from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, read_state
+from sparcl_core.models import DTYPES, build_model, collect_statistics, has_batch_statistics, load_state_, read_state, smallest_batch
 from sparcl_core.seeding import generator
 
 
@@ -113,7 +113,7 @@ class Learner:
     Attributes:
         model: the dense model until the first device with masks comes, from then on a sparse one (`kernels.convert`).
         held, layers, layout: of the dense model.
-        least: samples that a batch must have, see `batches.smallest_batch`.
+        least: samples that a batch must have, see `models.smallest_batch`.
 
     Raises:
         ValueError: if `learner.batch_size` is below `least`.
