@@ -64,7 +64,7 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     labels, train_y, test_y = number_classes(raw.train_y, raw.test_y)
     raw = replace(raw, train_y=train_y, test_y=test_y)
     if config.validation:
-        held = _per_class(raw.train_y, lambda count: _held_out(config.validation, count), seed, "validation")
+        held = _hold_out(raw.train_y, config.validation, seed)
         rest = np.setdiff1d(np.arange(len(raw.train_y)), held)
         raw = replace(raw.training(rest), test_x=raw.train_x[held], test_y=raw.train_y[held])
     if config.train_limit:
@@ -78,14 +78,19 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     return Dataset(raw, spec, labels)
 
 
-def _held_out(share: float, count: int) -> int:
-    """Of a class's `count` samples; one stays at least, and of a single one none is held out."""
-    held = max(1, round(share * count)) if count > 1 else 0
-    if count > 1 and held >= count:
+def _hold_out(y: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Indices of `share` of every class's samples, at least one; of a class with a single sample none.
+
+    Raises:
+        ConfigError: if no sample of a class would be left to train on.
+    """
+    counts = np.bincount(y)
+    fewest = int(counts[counts > 1].min(initial=len(y)))
+    if round(share * fewest) >= fewest:
         raise ConfigError(
-            f"data.validation is {share}: of a class with {count} samples that leaves none to train on; take at most {1 - 1 / count:.4g}"
+            f"data.validation is {share}: of a class with {fewest} samples that leaves none to train on; take at most {1 - 1 / fewest:.3g}"
         )
-    return held
+    return _per_class(y, lambda count: max(1, round(share * count)) if count > 1 else 0, seed, "validation")
 
 
 def _digits(config: DataConfig, seed: int) -> Raw:

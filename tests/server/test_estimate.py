@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_attendance import METHOD
 from worlds import TOY, play, tiny_world, toy_fleet
 
 from server.estimate import Estimates, Workload, layer_passes
 from server.hardware import Hardware
+from sparcl_core.batches import batch_sizes
 from sparcl_core.costs import DeviceProfile
 from sparcl_core.dgm import DGMConfig
 from sparcl_core.flops import LayerShape, per_sample
@@ -29,6 +32,17 @@ def only(values) -> float:
 
 
 # -- by hand
+
+
+@given(count=st.integers(2, 60), size=st.integers(2, 20), least=st.integers(1, 2), last=st.sampled_from(["keep", "join", "drop"]))
+def test_the_least_work_stays_below_what_is_done_whatever_becomes_of_a_rest(count, size, least, last):
+    learner = replace(METHOD.learner, batch_size=size, last_batch=last)
+    work = replace(WORK, method=replace(METHOD, learner=learner, ddr=replace(METHOD.ddr, enabled=False)), least=least, epochs=1)
+    batches = batch_sizes(count, size, least, last)
+    samples, steps = work.samples(np.array([count]), least=True)
+    assert only(samples) <= sum(batches) and 1 <= only(steps) <= len(batches)
+    needed = work.memory(0.5, np.array([0]), np.array([count])) - work.memory(0.5, np.array([0]), np.array([0]))
+    assert only(needed) >= max(batches) * 3 * work.moved  # derpp draws two batches beside one
 
 
 def test_the_work_of_a_sparsity_by_hand():

@@ -198,7 +198,7 @@ def test_ids_stay_with_their_samples(tmp_path):
 
 def test_bad_id_columns(tmp_path):
     plain = write(tmp_path, pa.array([None, *range(9)]))
-    with pytest.raises(ConfigError, match="column 'writer' must hold an integer or text in every row; it is int64, 1 of 10 rows are empty"):
+    with pytest.raises(ConfigError, match=r"column 'writer': .* must hold an integer or text .* it is int64, 1 of 10 rows are empty"):
         load_data(plain, 0)
     with pytest.raises(ConfigError, match=r"has no column 'author'; it has img, label, writer: set data\.id_column"):
         load_data(DataConfig("parquet", str(tmp_path), id_column="author"), 0)
