@@ -202,7 +202,7 @@ def _shown(value: object) -> str:
 
 class _Signals:
     """Around an app in the main thread, where Python runs the handlers of signals: what a handler raises is not the app's, and is raised
-    again behind the app, even if that has caught it."""
+    again behind the app, even if that has caught it. Handlers are those of before when the app is done."""
 
     def __enter__(self) -> None:
         self._raised: BaseException | None = None
@@ -210,13 +210,14 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            if callable(before := getsignal(number)):
-                self._before[number] = before
+            self._before[number] = before = getsignal(number)
+            if callable(before):
                 set_signal(number, self._heard)
 
     def __exit__(self, *_) -> None:
         for number, before in self._before.items():
-            set_signal(number, before)
+            if before is not None and getsignal(number) is not before:  # None: it was not set by Python, which cannot set it again
+                set_signal(number, before)
         if self._raised is not None:
             raise self._raised
 

@@ -125,10 +125,6 @@ def speak() -> None:
     raise Speaking
 
 
-def replace() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def grid_of(act) -> InlineGrid:
     app = ClientApp()
 
@@ -169,10 +165,11 @@ def test_a_handler_that_raises_nothing_ends_nothing():
     assert heard == [signal.SIGINT] * 2 and not any(reply.has_error() for reply in replies)
 
 
-def test_an_app_cannot_take_the_users_interrupt_away():
-    handler = signal.getsignal(signal.SIGINT)
-    grid_of(replace).send_and_receive(messages(2))
-    assert signal.getsignal(signal.SIGINT) is handler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_app_cannot_take_the_users_signals_away(number):
+    handler = signal.getsignal(number)
+    grid_of(lambda: signal.signal(number, lambda *_: None)).send_and_receive(messages(2))
+    assert signal.getsignal(number) is handler
 
 
 def test_a_thread_that_has_no_signals_works_too():
