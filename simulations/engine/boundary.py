@@ -48,7 +48,7 @@ class Handled:
     out_of_memory: bool = False
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """What the app returned or left behind cannot be taken; the text says why."""
 
     def __init__(self, reason: str, code: int = APP_RAISED):
@@ -73,25 +73,28 @@ def handle(
             context = Context(RUN_ID, request.dst_node_id, dict(node_config), kept, dict(run_config))
             reply = _stamped(app(received, context), request, where)
             if context.run_config != run_config:
-                raise _Refused(f"{where}, stage app: the `run_config` field of the `Context` object cannot be modified", ErrorCode.UNKNOWN)
+                raise Refused(f"{where}, stage app: the `run_config` field of the `Context` object cannot be modified", ErrorCode.UNKNOWN)
             answer = _packed(detach_message, reply, f"{where}, stage reply")
             expect_size(answer.num_bytes, limit_bytes, where)
             return Handled(answer, _packed(_detach_state, context.state, f"{where}, stage state"))
         except BaseException as error:
-            code = error.code if type(error) is _Refused else APP_RAISED
+            code = error.code if type(error) is Refused else APP_RAISED
             failure = reply_to(request, error=Error(code, reason_of(error, where)))
             return Handled(detach_message(failure), None, lacked_memory(error))
 
 
-def opened(answer: Parcel, request: Metadata, device: int, limit_bytes: int | None) -> Message:
-    """The reply that comes in a parcel of another process, or an error in its place: what cannot be read must not end the run."""
+def opened(answer: Parcel, device: int, limit_bytes: int | None) -> Message:
+    """The reply that comes in a parcel of another process.
+
+    Raises:
+        Refused: if it is too large, or cannot be read.
+    """
     where = f"device {device}"
+    expect_size(answer.num_bytes, limit_bytes, where)
     try:
-        expect_size(answer.num_bytes, limit_bytes, where)
         return attach_message(answer)
     except Exception as error:
-        reason = str(error) if type(error) is _Refused else f"{where}, stage reply: it cannot be read: {_said(error)}"
-        return reply_to(request, error=Error(APP_RAISED, reason))
+        raise Refused(f"{where}, stage reply: it cannot be read: {type(error).__name__}: {_said(error)}") from error
 
 
 def sendable(error: BaseException) -> Exception:
@@ -108,7 +111,7 @@ def sendable(error: BaseException) -> Exception:
 
 def expect_size(num_bytes: int, limit_bytes: int | None, where: str) -> None:
     if limit_bytes is not None and num_bytes > limit_bytes:
-        raise _Refused(
+        raise Refused(
             f"{where}, stage reply: the reply has {num_bytes} bytes, more than the {limit_bytes} that one to this message can need"
         )
 
@@ -142,13 +145,13 @@ def _is_of_memory(error: BaseException) -> bool:
 def _stamped(reply: object, request: Metadata, where: str) -> Message:
     """The app's reply as the one to this message from this device."""
     if not isinstance(reply, Message):
-        raise _Refused(f"{where}, stage app: returned {_shown(reply)}, where a ClientApp returns a Message")
+        raise Refused(f"{where}, stage app: returned {_shown(reply)}, where a ClientApp returns a Message")
     if reply.has_error():
         own = reply.error
         return reply_to(request, error=Error(own.code, own.reason and _said(own.reason)))
     if not reply.has_content() or not isinstance(reply.content, RecordDict):
         held = _shown(reply.content) if reply.has_content() else "neither content nor error"
-        raise _Refused(f"{where}, stage app: returned a Message with {held}, where it holds a RecordDict")
+        raise Refused(f"{where}, stage app: returned a Message with {held}, where it holds a RecordDict")
     ttl = getattr(reply.metadata, "ttl", None)
     return reply_to(request, content=reply.content, ttl=float(ttl) if isinstance(ttl, int | float) and ttl > 0 else None)
 
@@ -157,12 +160,12 @@ def _packed(pack, value: object, where: str) -> Parcel:
     """`value` as a parcel, with the limits of protobuf: integers of 64 bits, text that is Unicode."""
     try:
         return pack(value)
-    except _Refused:
+    except Refused:
         raise
     except Exception as error:
         if lacked_memory(error):
             raise
-        raise _Refused(f"{where}: it cannot be serialised: {type(error).__name__}: {_said(error)}") from error
+        raise Refused(f"{where}: it cannot be serialised: {type(error).__name__}: {_said(error)}") from error
 
 
 def _detach_state(state: object) -> Parcel:
@@ -199,7 +202,7 @@ def _shown(value: object) -> str:
 
 class _Signals:
     """Around an app in the main thread, where Python runs the handlers of signals: what a handler raises is not the app's, and is raised
-    again behind the app, even if that has caught it."""
+    again behind the app, even if that has caught it. Handlers are those of before when the app is done."""
 
     def __enter__(self) -> None:
         self._raised: BaseException | None = None
@@ -207,13 +210,14 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            if callable(before := getsignal(number)):
-                self._before[number] = before
+            self._before[number] = before = getsignal(number)
+            if callable(before):
                 set_signal(number, self._heard)
 
     def __exit__(self, *_) -> None:
         for number, before in self._before.items():
-            set_signal(number, before)
+            if before is not None and getsignal(number) is not before:  # None: it was not set by Python, which cannot set it again
+                set_signal(number, before)
         if self._raised is not None:
             raise self._raised
 

@@ -19,8 +19,19 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from simulations.engine.adapter import RUN_ID, ErrorCode, Metadata, Run, copy_metadata, identify_process, number_message, unavailable
-from simulations.engine.boundary import opened
+from simulations.engine.adapter import (
+    RUN_ID,
+    Error,
+    ErrorCode,
+    Metadata,
+    Run,
+    copy_metadata,
+    identify_process,
+    number_message,
+    reply_to,
+    unavailable,
+)
+from simulations.engine.boundary import Refused, opened
 from simulations.engine.manifest import Manifest
 from simulations.engine.parcel import Parcel, detach_message
 from simulations.engine.states import StateChanges
@@ -99,9 +110,13 @@ class EngineGrid(Grid):
     def close(self) -> None:
         """Give back what the engine holds."""
 
-    def _read(self, job: Job, answer: Parcel) -> Message:
-        """The reply of `job`, or an error if it is too large or cannot be read."""
-        return opened(answer, job.request, job.device, self.reply_limit_bytes)
+    def _receive(self, job: Job, answer: Parcel, state: tuple[str, ...] | None) -> None:
+        """`_finish` with what an app has answered; one that is too large or cannot be read is an error."""
+        try:
+            reply = opened(answer, job.device, self.reply_limit_bytes)
+        except Refused as refused:
+            reply, state = reply_to(job.request, error=Error(refused.code, str(refused))), None
+        self._finish(job, reply, state)
 
     def _finish(self, job: Job, reply: Message, state: tuple[str, ...] | None) -> None:
         """The reply of `job` is there; `state`: the shared blobs of the device's new state, None if it keeps the old one."""

@@ -56,7 +56,7 @@ class InlineGrid(EngineGrid):
         if handled.state is not None and not job.has_expired:
             state = self._states.put(job.device, job.exchange, handled.state)
         self._waiting.popleft()  # only now: a job that was interrupted still waits
-        self._finish(job, self._read(job, handled.reply), state)
+        self._receive(job, handled.reply, state)
 
     def _forget(self, ids: set[str]) -> None:
         self._waiting = deque(job for job in self._waiting if job.id not in ids)

@@ -196,7 +196,7 @@ class RayGrid(EngineGrid):
             if one.out_of_memory:
                 self._lost(slot, "ran out of memory", [job], batch[len(done) :] + _jobs(slot.in_flight))
                 return
-            self._finish(job, self._read(job, Parcel(one.shell, tuple(blob.tobytes() for blob in one.blobs))), one.state)
+            self._receive(job, Parcel(one.shell, tuple(blob.tobytes() for blob in one.blobs)), one.state)
 
     def _heal(self, lost: list[str]) -> None:
         """If a node that held device states is lost, they are held by others from now on."""

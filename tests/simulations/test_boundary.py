@@ -11,9 +11,9 @@ from flwr.clientapp import ClientApp
 from hostile import DEVICES, FAILURES, LIMIT, MEMORY, expect_rows, hostile_app
 
 from simulations.engine.adapter import identify_process, number_message, unavailable
-from simulations.engine.boundary import handle, lacked_memory, opened
+from simulations.engine.boundary import Handled, Refused, handle, lacked_memory, opened
 from simulations.engine.inline import InlineGrid
-from simulations.engine.parcel import Parcel, attach_message, detach_message
+from simulations.engine.parcel import Parcel, attach_message, detach_message, detach_records
 
 
 def messages(devices: int) -> list[Message]:
@@ -59,22 +59,31 @@ def message() -> Message:
     return made
 
 
-def test_a_reply_that_cannot_be_read_is_an_error(message):
+def test_a_reply_that_cannot_be_read_is_refused(message):
     good = answer_of(message, RecordDict({"it": ConfigRecord({"x": b"x" * 20_000})}))
     for bad in (Parcel(b"", ()), Parcel(good.shell, ()), Parcel(good.shell[:-9], good.blobs), Parcel(b"\xff" * 40, good.blobs)):
-        reply = opened(bad, message.metadata, 2, None)
-        assert reply.error.reason.startswith("device 2, stage reply: it cannot be read: ") and reply.metadata.src_node_id == 3
-        assert reply.metadata.reply_to_message_id == "5-0"
-    assert opened(good, message.metadata, 2, good.num_bytes).content["it"]["x"] == b"x" * 20_000
+        with pytest.raises(Refused, match="^device 2, stage reply: it cannot be read: "):
+            opened(bad, 2, None)
+    assert opened(good, 2, good.num_bytes).content["it"]["x"] == b"x" * 20_000
 
 
 def test_a_reply_that_is_too_large_is_not_even_opened(message, monkeypatch):
     parcel = answer_of(message, RecordDict({"it": ConfigRecord({"x": b"x" * 20_000})}))
-    monkeypatch.delattr("simulations.engine.boundary.attach_message")
-    reply = opened(parcel, message.metadata, 2, parcel.num_bytes - 1)
     limit = parcel.num_bytes - 1
+    monkeypatch.delattr("simulations.engine.boundary.attach_message")
+    with pytest.raises(Refused) as refused:
+        opened(parcel, 2, limit)
     expected = f"device 2, stage reply: the reply has {limit + 1} bytes, more than the {limit} that one to this message can need"
-    assert reply.error.reason == expected
+    assert str(refused.value) == expected
+
+
+def test_what_the_driver_refuses_is_the_devices_failure_and_leaves_its_state(monkeypatch):
+    """A worker refuses it itself, unless its app has meddled with that."""
+    grid = grid_of(lambda: None)
+    monkeypatch.setattr("simulations.engine.inline.handle", lambda *_: Handled(Parcel(b"", ()), detach_records(RecordDict())))
+    first, second = sorted(grid.send_and_receive(messages(2)), key=lambda reply: reply.metadata.src_node_id)
+    assert first.error.reason.startswith("device 0, stage reply: it cannot be read: ") and second.has_error()
+    assert grid.manifest.current(0) == grid.manifest.current(1) == 0
 
 
 def test_an_error_of_the_apps_own_keeps_its_code_and_loses_what_cannot_be_printed(message):
@@ -114,10 +123,6 @@ class Speaking(Exception):
 
 def speak() -> None:
     raise Speaking
-
-
-def replace() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def grid_of(act) -> InlineGrid:
@@ -160,10 +165,11 @@ def test_a_handler_that_raises_nothing_ends_nothing():
     assert heard == [signal.SIGINT] * 2 and not any(reply.has_error() for reply in replies)
 
 
-def test_an_app_cannot_take_the_users_interrupt_away():
-    handler = signal.getsignal(signal.SIGINT)
-    grid_of(replace).send_and_receive(messages(2))
-    assert signal.getsignal(signal.SIGINT) is handler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_app_cannot_take_the_users_signals_away(number):
+    handler = signal.getsignal(number)
+    grid_of(lambda: signal.signal(number, lambda *_: None)).send_and_receive(messages(2))
+    assert signal.getsignal(number) is handler
 
 
 def test_a_thread_that_has_no_signals_works_too():
