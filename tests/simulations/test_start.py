@@ -15,7 +15,7 @@ from worlds import TINY, tiny
 
 from simulations import preflight
 from simulations.__main__ import app
-from simulations.config import dense_twin, load
+from simulations.config import dense_twin
 from simulations.naming import LONGEST, run_name
 
 HEAVY = ("torch", "ray", "flwr", "scipy", "pyarrow", "sklearn", "matplotlib")
