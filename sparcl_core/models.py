@@ -214,28 +214,6 @@ def _floating(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
 
 
-def smallest_batch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """The fewest samples that `model` can be trained on at once: 2 where a BatchNorm sees one value per channel of a sample, else 1."""
-    values: list[int] = []
-
-    def record(module, inputs, output):
-        values.append(inputs[0][0, 0].numel())
-
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not handles:
-        return 1
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return 2 if min(values) == 1 else 1
-
-
 def has_batch_statistics(model: nn.Module) -> bool:
     """True if a forward pass mixes samples (BatchNorm), so that batches must not be joined."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

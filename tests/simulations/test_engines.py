@@ -20,8 +20,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
-from worlds import assert_same_arrays, play, tiny_world, toy_fleet
+from worlds import TINY, assert_same_arrays, play, tiny_world, toy_fleet
 
+import sparcl
 from client.app import make_client_app
 from client.stream import Stream
 from simulations.engine import cluster
@@ -82,6 +83,13 @@ def test_the_result_does_not_depend_on_the_engine(world, on_inline, four_cores, 
     for record, other in zip(result.rounds, on_inline.rounds, strict=True):
         assert plain(record) == plain(other)
     assert (result.workers, result.engine) == (workers, "ray")
+
+
+def test_nor_on_how_a_script_starts_it(on_inline, four_cores):
+    """And the Ray that was there stays."""
+    result = sparcl.run(str(TINY), workers=2)
+    assert (result.engine, result.workers) == ("ray", 2) and ray.is_initialized()
+    assert_same_arrays(result.strategy.weights, on_inline.strategy.weights)
 
 
 @pytest.mark.parametrize(
