@@ -577,7 +577,7 @@ def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path, name):
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
     if name == "latest.json":
-        with pytest.raises(OSError, match="Is a directory"):  # it cannot be replaced
+        with pytest.raises(CheckpointError, match=r"cannot be replaced \(Is a directory\)"):
             Checkpoints(tmp_path).load()
     else:
         assert_whole(tmp_path, 2)
