@@ -189,8 +189,8 @@ class Checkpoints:
             os.replace(staging, self.folder / LATEST)
             flush([self.folder])
         except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(f"checkpoint {self.folder / LATEST} cannot be replaced ({reason}): see to its space and access") from error
+            what = f"cannot be replaced ({error.strerror or error}): see to its space and access"
+            raise CheckpointError(f"checkpoint {self.folder / LATEST} {what}") from error
 
     def _forget_but(self, states: set[str]) -> None:
         for path in self.folder.iterdir():
