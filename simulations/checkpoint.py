@@ -145,9 +145,7 @@ class Checkpoints:
                 continue
             if faults:
                 log.warning("the last checkpoint is damaged (%s): going on from the one before it, of round %d", *faults, pointer.round)
-                flush([staging := self._prepare(LATEST, pointer)])
-                os.replace(staging, self.folder / LATEST)
-                flush([self.folder])
+                self._go_back_to(pointer)
             self._last = pointer
             self._compare(pointer)
             return found
@@ -183,6 +181,16 @@ class Checkpoints:
         staging = self.folder / f"{name}.new"
         put(staging, [pointer.to_json()])
         return staging
+
+    def _go_back_to(self, pointer: Pointer) -> None:
+        """Let the older checkpoint be the last one."""
+        try:
+            flush([staging := self._prepare(LATEST, pointer)])
+            os.replace(staging, self.folder / LATEST)
+            flush([self.folder])
+        except OSError as error:
+            what = f"cannot be replaced ({error.strerror or error}): see to its space and access"
+            raise CheckpointError(f"checkpoint {self.folder / LATEST} {what}") from error
 
     def _forget_but(self, states: set[str]) -> None:
         for path in self.folder.iterdir():

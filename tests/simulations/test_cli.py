@@ -185,7 +185,7 @@ def test_device_states_are_kept_where_store_says_and_go_with_the_run(tmp_path, m
     monkeypatch.setattr(View, "device_done", lambda view, device: seen.append(len(list(store.glob("*/run/states/*/*")))))
     result = run_tiny(tmp_path / "out", "stream.tasks=1", options=("--store", store))
     assert result.exit_code == 0, result.output
-    assert seen == [1, 2, 3, 4, 5, 6] + [4, 5, 6] * 2  # three devices; what a round replaces goes when it is over
+    assert seen == [1, 2, 3, 4, 5, 6] + [7, 8, 9] * 2  # three devices; what a round replaces goes when the next one is over
     assert list(store.iterdir()) == [] and not (tmp_path / "out" / "tiny-tasks1-seed0" / "devices").exists()
 
 

@@ -10,7 +10,7 @@ import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.cluster_utils import Cluster
-from worlds import assert_same_arrays, play, tiny_world
+from worlds import assert_same_arrays, play, tiny, tiny_world
 
 from simulations.devices import client_app
 from simulations.engine import cluster as clusters
@@ -20,6 +20,7 @@ from simulations.engine.files import LocalFiles, StoreError, open_files
 from simulations.engine.pool import EngineOptions, Pool
 from simulations.engine.ray import RayGrid
 from simulations.run import run_world
+from simulations.unfinished import How, give_up, new_run, open_run
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,21 @@ def test_a_store_that_is_not_the_same_place_everywhere_is_refused(pool, tmp_path
         replicas.expect_shared(open_files("memory://there"))
     replicas.expect_shared(LocalFiles(str(tmp_path)))
     assert list(tmp_path.rglob("probe*")) == []
+
+
+def test_states_that_no_node_holds_any_more_cannot_be_resumed(pool, tmp_path):
+    """As when the cluster was started anew meanwhile: one sentence, and none of resuming."""
+    how = How("ray", False, address="auto", on_nodes=True)
+    with new_run(tmp_path, tiny(), how) as run:  # and its process was killed
+        (run.folder / "checkpoint" / "run").mkdir(parents=True)
+        (run.folder / "checkpoint" / "run" / "latest.json").touch()
+    with pytest.raises(replicas.StatesGone) as gone, open_run(run.folder) as again:
+        again.keep("run")
+    assert str(gone.value) == "the cluster holds no device states of this run any more"
+    (note,) = gone.value.__notes__
+    assert note.startswith("the run cannot be resumed as it is: `sparcl run ")
+    with open_run(run.folder) as again:
+        assert give_up(again) == f"{run.folder} is removed" and not run.folder.exists()
 
 
 def test_a_node_is_lost_and_another_joins(world, on_inline, two_nodes, pool, caplog):

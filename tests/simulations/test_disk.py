@@ -61,7 +61,7 @@ def precious(tmp_path_factory) -> tuple[Path, Path]:
     return here, beside
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 @given(files_of, others_of, st.booleans(), st.booleans())
 def test_a_store_deletes_its_own_names_and_nothing_else(tmp_path_factory, own, others, by_fsspec, destroys):
     root, beside = precious(tmp_path_factory)
@@ -127,7 +127,7 @@ RUN_FOREIGN = (
 )  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 @given(
     st.dictionaries(st.sampled_from(RUN_FILES), st.sampled_from(["file", "link to a file", "link to a folder", "link to nowhere"])),
     st.dictionaries(st.sampled_from(RUN_FOREIGN), kinds),

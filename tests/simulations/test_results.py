@@ -177,25 +177,20 @@ def test_results_that_cannot_be_moved_are_not_lost(tmp_path, monkeypatch):
     assert (staging / "summary.json").read_text() == "1" and str(staging) in str(failed.value)
 
 
-def test_all_files_have_the_rights_that_the_umask_says(result, tmp_path):
-    before = os.umask(0o027)
+def test_results_have_the_rights_that_the_umask_says_and_replace_links(result, tmp_path):
+    """What a link leads to stays as it is."""
+    (tmp_path / "thesis").write_text("years of work")
+    folder, before = tmp_path / "run", os.umask(0o027)
     try:
-        write_run(tmp_path, result)
-        draw_report(tmp_path)
+        folder.mkdir()
+        for name in FILES:
+            (folder / name).symlink_to(tmp_path / "thesis")
+        write_run(folder, result)
+        draw_report(folder)
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == dict.fromkeys(FILES, 0o640)
-
-
-def test_results_replace_links_and_leave_what_they_lead_to(result, tmp_path):
-    (tmp_path / "thesis").write_text("years of work")
-    (tmp_path / "run").mkdir()
-    for name in FILES:
-        (tmp_path / "run" / name).symlink_to(tmp_path / "thesis")
-    write_run(tmp_path / "run", result)
-    draw_report(tmp_path / "run")
     assert (tmp_path / "thesis").read_text() == "years of work"
-    assert not any(path.is_symlink() for path in (tmp_path / "run").iterdir())
+    assert {path.name: stat.filemode(path.lstat().st_mode) for path in folder.iterdir()} == dict.fromkeys(FILES, "-rw-r-----")
 
 
 def test_the_software_is_noted_where_a_run_went_on_with_another(result, tmp_path):
