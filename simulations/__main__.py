@@ -255,13 +255,14 @@ def _twin(run: "Unfinished", experiment: "Experiment", pool: "Pool | None") -> "
 
 
 def _show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:
-    from simulations.view import bytes_by_kind, final_table, footnote
+    from simulations.view import bytes_by_kind, final_table, footnote, problems
 
-    console.print(final_table(summary))
+    console.print(final_table(summary, console.width))
+    if went_wrong := problems(summary):
+        console.print(went_wrong, markup=False)
     if made_of := bytes_by_kind(summary):
         console.print(made_of)
     console.print(footnote(summary, assumed))
-    console.print()
     say(f"run folder: {folder}")
 
 

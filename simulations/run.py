@@ -115,7 +115,8 @@ def run_world(
         found.restore(strategy)
         observer.resumed(records)
     if len(records) <= rounds and not strategy.is_over:
-        grid = make_grid(world, engine, workers, observer.device_done, keep, pool)
+        most = strategy.exchange.most_bytes
+        grid = make_grid(world, engine, workers, on_reply=observer.device_done, keep=keep, pool=pool, reply_limit_bytes=most)
         if found:
             try:
                 grid.restore(found.journals[-1].exchange, [journal.changes for journal in found.journals])
@@ -189,12 +190,20 @@ def _play(world: World, strategy: SparCLStrategy, grid: EngineGrid, observe: Cal
 
 
 def make_grid(
-    world: World, engine: EngineName, workers: int, on_reply: Callable[[int], None], keep: Keep | None, pool: "Pool | None" = None
+    world: World,
+    engine: EngineName,
+    workers: int,
+    *,
+    on_reply: Callable[[int], None],
+    keep: Keep | None,
+    pool: "Pool | None" = None,
+    reply_limit_bytes: int | None = None,
 ) -> EngineGrid:
-    """The engine, its workers already starting. Rounds are committed by the caller."""
-    store, devices = keep.store if keep else None, len(world.streams)
+    """The engine, its workers already starting. Rounds are committed by the caller. `reply_limit_bytes`: what a reply can weigh."""
+    devices = len(world.streams)
+    common = {"on_reply": on_reply, "store": keep.store if keep else None, "waits_for_commit": True, "reply_limit_bytes": reply_limit_bytes}
     if engine == "inline":
-        return InlineGrid(client_app, world.app_args, devices, on_reply=on_reply, store=store, waits_for_commit=True)
+        return InlineGrid(client_app, world.app_args, devices, **common)
     from simulations.engine.ray import RayGrid  # imported late: the inline engine needs no Ray
 
-    return RayGrid(client_app, world.app_args, devices, workers, on_reply=on_reply, store=store, waits_for_commit=True, pool=pool)
+    return RayGrid(client_app, world.app_args, devices, workers, pool=pool, **common)
