@@ -1,10 +1,10 @@
 """A stream hands out a device's own samples, task by task; a fleet of streams is a few arrays."""
 
 import pickle
-import time
 
 import numpy as np
 import pytest
+from effort import at_most
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,10 +157,9 @@ def test_more_than_a_task_has_cannot_be_drawn():
 
 
 def test_a_million_drawn_devices_cost_nothing_until_they_are_asked():
-    """A draw takes tenths of a millisecond; the bound is for busy machines."""
-    started = time.perf_counter()
-    streams = fleet(devices=1_000_000, size=20)
-    assert streams.sizes.sum() == 40_000_000 and streams.sizes.base.nbytes <= 8
-    for device in range(0, 1_000_000, 10_000):
-        streams[device]
-    assert time.perf_counter() - started < 1
+    """And then each costs its own draw."""
+    with at_most(calls=100_000):
+        streams = fleet(devices=1_000_000, size=20)
+        assert streams.sizes.sum() == 40_000_000 and streams.sizes.base.nbytes <= 8
+        for device in range(0, 1_000_000, 10_000):
+            streams[device]

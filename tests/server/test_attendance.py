@@ -1,9 +1,9 @@
 """Who takes part in a round: who is there, has data and fits, who is chosen of them, and how long the server waits for somebody."""
 
-import time
 
 import numpy as np
 import pytest
+from effort import at_most
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import TOY, assert_same_arrays
@@ -130,15 +130,13 @@ def test_cohorts_are_drawn_uniformly_from_those_with_data():
 
 
 def test_a_million_devices():
-    """Bounds are ten times what two busy cores need: they catch work per device in Python, not a slow machine."""
+    """No work per device in Python."""
     devices = np.arange(1_000_000)
     roster = Roster(devices, (devices + 1).astype(np.uint64), np.broadcast_to(np.int64(20), (1_000_000, 5)))
     attendance = attendance_of(roster)
-    started = time.perf_counter()
-    chosen = cohort(attendance, 1, 100)
-    drawn = time.perf_counter()
+    with at_most(calls=5000):
+        chosen = cohort(attendance, 1, 100)
     assert len(set(chosen)) == 100
-    assert drawn - started < 1
 
 
 def test_a_further_draw_of_a_round_is_another_draw():

@@ -1,9 +1,9 @@
 """The roster: who is there, in device order. Who takes part in a round: test_attendance.py."""
 
-import time
 
 import numpy as np
 import pytest
+from effort import at_most
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,8 +64,8 @@ def test_members_are_those_that_were_put_in(samples, random):
 
 
 def test_a_million_devices():
-    """The bound is ten times what two busy cores need: it catches work per device in Python, not a slow machine."""
-    started = time.perf_counter()
-    devices = np.arange(1_000_000)
-    roster = Roster(devices, (devices + 1).astype(np.uint64), np.broadcast_to(np.int64(20), (1_000_000, 5)))
-    assert time.perf_counter() - started < 0.5 and len(roster) == 1_000_000
+    """No work per device in Python."""
+    with at_most(calls=1000):
+        devices = np.arange(1_000_000)
+        roster = Roster(devices, (devices + 1).astype(np.uint64), np.broadcast_to(np.int64(20), (1_000_000, 5)))
+    assert len(roster) == 1_000_000
