@@ -75,7 +75,7 @@ def handle(
             if context.run_config != run_config:
                 raise Refused(f"{where}, stage app: the `run_config` field of the `Context` object cannot be modified", ErrorCode.UNKNOWN)
             answer = _packed(detach_message, reply, f"{where}, stage reply")
-            expect_size(answer.num_bytes, limit_bytes, where)
+            _expect_size(answer.num_bytes, limit_bytes, where)
             return Handled(answer, _packed(_detach_state, context.state, f"{where}, stage state"))
         except BaseException as error:
             code = error.code if type(error) is Refused else APP_RAISED
@@ -90,7 +90,7 @@ def opened(answer: Parcel, device: int, limit_bytes: int | None) -> Message:
         Refused: if it is too large, or cannot be read.
     """
     where = f"device {device}"
-    expect_size(answer.num_bytes, limit_bytes, where)
+    _expect_size(answer.num_bytes, limit_bytes, where)
     try:
         return attach_message(answer)
     except Exception as error:
@@ -109,7 +109,7 @@ def sendable(error: BaseException) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {_said(error)}")
 
 
-def expect_size(num_bytes: int, limit_bytes: int | None, where: str) -> None:
+def _expect_size(num_bytes: int, limit_bytes: int | None, where: str) -> None:
     if limit_bytes is not None and num_bytes > limit_bytes:
         raise Refused(
             f"{where}, stage reply: the reply has {num_bytes} bytes, more than the {limit_bytes} that one to this message can need"
