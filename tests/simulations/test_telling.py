@@ -23,8 +23,7 @@ def no_secrets():
 
 def test_a_log_line_of_foreign_text_is_short_and_shown_as_it_is():
     """A megabyte of quotes and numbers, which a highlighter would search for minutes. In a process of its own: logging is set up once."""
-    code = "import logging, sys\nfrom simulations.telling import one_message\n"
-    code += "with one_message(False): logging.warning('%s', sys.stdin.read())"
+    code = "import logging, sys; from simulations.telling import one_message\nwith one_message(False): logging.warning(sys.stdin.read())"
     done = subprocess.run([sys.executable, "-c", code], input=FOREIGN, capture_output=True, text=True)
     told = " ".join(done.stderr.split())
     assert done.returncode == 0 and told.startswith("[bold]not ours[/bold] :smile: 192.168.0.1 red 'quoted' 1234") and "\x1b" not in told
