@@ -60,6 +60,16 @@ def test_a_start_that_fails_for_good_ends_with_one_message(half_started, monkeyp
     assert len(processes) == starts
 
 
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "16000000"), ("0", "0")])
+def test_the_logs_of_workers_are_bounded_unless_the_user_says_otherwise(half_started, monkeypatch, set_by_user, expected):
+    for name in cluster.LOGS:
+        monkeypatch.delenv(name, raising=False)
+    if set_by_user:
+        monkeypatch.setenv("RAY_ROTATION_MAX_BYTES", set_by_user)
+    cluster.start_ray(1)
+    assert os.environ["RAY_ROTATION_MAX_BYTES"] == expected and os.environ["RAY_ROTATION_BACKUP_COUNT"] == "1"
+
+
 def long_folder(parent: Path) -> Path:
     folder = parent / ("x" * (90 - len(str(parent))) if len(str(parent)) < 80 else "x" * 20)
     folder.mkdir()
