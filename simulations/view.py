@@ -200,14 +200,14 @@ def bytes_by_kind(summary: dict) -> str:
 
 def footnote(summary: dict, assumed: dict[str, list[str]]) -> str:
     """What the marks of the table mean. `assumed`: profile -> its figures that are assumptions."""
-    accuracy = "" if summary["dense_accuracy"] else "; its accuracy needs --baseline"
+    accuracy = "" if summary["dense_accuracy"] else "; accuracy needs --baseline"
     if len(assumed) == 1:
         figures = ", ".join(next(iter(assumed.values())))
     else:
         figures = f"{sum(map(len, assumed.values()))} figures of them, marked in their files"
     return (
-        f"* simulated, summed over devices (hours: by the clock): {', '.join(assumed)}; assumed, not sourced: {figures}.\n"
-        f"Dense twin: the same schedule without sparsity, costs by formula{accuracy}."
+        f"* simulated: {', '.join(assumed)}; assumed, not sourced: {figures}.\n"
+        f"Dense twin: same schedule, costs by formula{accuracy}."
     )
 
 

@@ -17,8 +17,9 @@ SUMMARY = {
     "totals": {
         "flops": 29_800_000_000, "dense_flops": 345_000_000_000, "up_bytes": 2_190_000, "dense_up_bytes": 153_000_000,
         "down_bytes": 3_670_000, "dense_down_bytes": 153_000_000, "seconds": 72.1, "dense_seconds": 253.0, "joules": 351.0,
-        "dense_joules": 2550.0, **{f"{way}_{kind}_bytes": 100_000 for way in ("up", "down") for kind in
-                                   ("values", "positions", "rest", "masks", "header", "unread")},
+        "dense_joules": 2550.0,
+        **{f"{way}_{kind}_bytes": 100_000 for way in ("up", "down") for kind in ("values", "positions", "rest", "masks", "header")},
+        "up_unread_bytes": 0, "down_unread_bytes": 0,
     },
     "savings": {"flops": 11.6, "up_bytes": 69.9, "down_bytes": 41.8, "seconds": 3.5, "joules": 7.3},
     "fleet": {"virtual_hours": 0.003, "in_time": 1.0, "refused": 0, "target": 0.0, "fairness": {"worst_decile": 0.91}},
@@ -92,14 +93,13 @@ def test_the_table_fits_the_screen_and_ends_with_accuracy(width):
         assert figure in text
 
 
-def test_accuracy_stays_on_a_screen_of_24_lines():
+def test_the_whole_end_of_a_run_fits_a_screen_of_24_lines():
     out = io.StringIO()
     console = Console(file=out, width=80)
     assumed = {"raspberry-pi-4": ["efficiency", "sparse_efficiency", "radio_j_per_byte", "moved_bytes_per_s", "step_s"]}
-    for part in (final_table(SUMMARY), problems(SUMMARY), bytes_by_kind(SUMMARY), footnote(SUMMARY, assumed), "run folder: runs/x", "$"):
+    for part in (final_table(SUMMARY), bytes_by_kind(SUMMARY), footnote(SUMMARY, assumed), "run folder: runs/x", "$"):
         console.print(part)
-    shown = out.getvalue().splitlines()[-24:]
-    assert sum("93.7%" in line for line in shown) == 2
+    assert len(out.getvalue().splitlines()) <= 24
 
 
 def test_the_table_of_a_run_beside_its_twin_and_of_nothing():
