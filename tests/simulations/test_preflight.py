@@ -62,7 +62,7 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
         ("run", "--set", "profile=mine.toml"): "flops_per_s is -1",
         ("run", "--set", "fleet.mix.phon=1"): "did you mean 'phone'?",
         ("run", "--set", "fleet.file=fleet.csv"): "fleet.csv has 1 rows",
-        ("run", "--set", "fleet.file=nowhere.csv"): "nowhere.csv' cannot be read",
+        ("run", "--set", "fleet.file=nowhere.csv"): "nowhere.csv cannot be read",
         ("run", "--set", "availability.kind=trace", "--set", "availability.trace=trace.csv"): "availability: trace.csv, line 1: no column",
         ("run", "--set", "availability.kind=trace", "--set", "availability.trace=no.csv"): "trace no.csv cannot be read",
         ("run", "--set", "data.name=parquet", "--set", "data.path=nowhere"): "data.path: cannot read 'nowhere': there is no such folder",
