@@ -76,7 +76,7 @@ def load_claim(name: str) -> Claim:
     Raises:
         ConfigError: if there is no such claim, or something in it is wrong.
     """
-    known, own = CLAIMS / f"{name}.toml", Path(name if name.endswith(".toml") else f"{name}.toml").expanduser()
+    known, own = CLAIMS / f"{name}.toml", Path(os.path.expanduser(name if name.endswith(".toml") else f"{name}.toml"))
     path = known if name in available() else own
     try:
         tree = read_toml(path)
