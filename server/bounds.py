@@ -25,6 +25,7 @@ from sparcl_core.method import REPLAY_DRAWS
 GENEROUS = 2
 LONGEST_S = 1e9  # measured on the machine that simulates: no formula knows how fast it is
 LARGEST_LOSS = float(np.finfo(np.float32).max)
+LARGEST_STATISTIC = 1e18  # its square, which is part of a pooled variance, is finite in float32
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from flwr.app import Array, Message, Metadata
 from flwr.common.serde import message_to_proto, metadata_to_proto
 
 from server.aggregate import Update
-from server.bounds import LARGEST_LOSS, LONGEST_S, Bounds
+from server.bounds import LARGEST_LOSS, LARGEST_STATISTIC, LONGEST_S, Bounds
 from server.broadcast import Base, Broadcast
 from server.masking import LocalMasks, SharedMasks
 from sparcl_core import codec
@@ -160,10 +160,16 @@ def observed(reply: Message, whole: Layout) -> State:
 
 
 def _complete(payload: Payload, layout: Layout) -> State:
-    """Running statistics by name, float64 in their shapes."""
+    """Running statistics by name, float64 in their shapes. Raises CodecError if one is missing, or cannot be."""
     found = payload.tensors
     if payload.kind != "statistics" or any(name not in found or found[name].places.size < layout.size(name) for name in layout.statistics):
         raise CodecError(f"the running statistics are not complete (kind {payload.kind!r})")
+    for name in layout.shapes:  # in this order: the first one goes into the ledger
+        if name not in layout.statistics:
+            continue
+        least = 0.0 if name.endswith("running_var") else -LARGEST_STATISTIC
+        if found[name].values.min(initial=0.0) < least or found[name].values.max(initial=0.0) > LARGEST_STATISTIC:
+            raise CodecError(f"{name} is not within {least:g} and {LARGEST_STATISTIC:g}: no batch of activations has such statistics")
     return {name: found[name].values.astype(float).reshape(shape) for name, shape in layout.shapes.items() if name in layout.statistics}
 
 

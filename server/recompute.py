@@ -59,7 +59,7 @@ def pool(strategy: "SparCLStrategy", server_round: int, replies: Iterable[Messag
         else:
             exchange.held[device] = report.base_version
             ledger.uploaded(at(), sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
-            pooled.append((report.samples, own))
+            pooled.append((device, report.samples, own))
         took.append(at().time - where.time)
         strategy.attendance.conditions.spend(device, where.time, at().time, sum(row.joules for row in ledger.rows[before:]))
     strategy.now += max(took)

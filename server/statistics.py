@@ -1,8 +1,36 @@
 """BatchNorm statistics of several devices as if their samples had been seen together."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from server.aggregate import AggregationConfig, Update
+from server.clipping import Seen, Unusual, bounded
+from sparcl_core.codec import Layout, SparseTensor
 from sparcl_core.masks import State
+
+Observed = tuple[int, int, State]  # device, samples, its statistics by name
+
+
+def bounded_statistics(
+    found: list[Observed], before: State, seen: Seen, layout: Layout, config: AggregationConfig
+) -> tuple[list[Observed], list[Unusual], Seen]:
+    """Statistics as they may be pooled, what was done to some of them, and what is remembered.
+
+    How far each device's lie from those of the global model, `before`, is held against the others as updates are (`server.clipping`). What
+    stands out is scaled down, and never refused: the device's update is another matter. What does not is the same object.
+    """
+    changes = []
+    for device, samples, own in found:
+        moved = {name: (own[name].astype(np.float64) - before[name]).reshape(-1) for name in own}
+        changes.append(Update(device, samples, np.zeros(0, bool), {name: SparseTensor(np.arange(v.size), v) for name, v in moved.items()}))
+    held, seen = bounded(changes, seen, layout, replace(config, probation=0))
+    scaled, result = {one.device for one in held.unusual}, []
+    for (device, samples, own), change in zip(found, held.updates, strict=True):
+        if device in scaled:
+            own = {name: before[name] + change.tensors[name].values.reshape(before[name].shape) for name in own}
+        result.append((device, samples, own))
+    return result, held.unusual, seen
 
 
 def pooled_statistics(found: list[tuple[int, State]]) -> State:

@@ -36,7 +36,7 @@ from server.rollback import Rollback, Step
 from server.settings import FederationConfig
 from server.snapshot import Snapshot, same_model, under, within
 from server.stages import StageClock
-from server.statistics import pooled_statistics
+from server.statistics import Observed, bounded_statistics, pooled_statistics
 from sparcl_core import tdm
 from sparcl_core.codec import Layout
 from sparcl_core.costs import Cost
@@ -94,7 +94,7 @@ class SparCLStrategy(Strategy):
         self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
         self.stages = StageClock(federation.rounds_per_task, follows_reports)
         self.diversity: Diversity | None = None
-        self.seen, self.rollback = Seen(), Rollback()
+        self.seen, self.seen_statistics, self.rollback = Seen(), Seen(), Rollback()
         self.now, self.is_over = clock.start_hour * HOUR, False
         self.undone: list[int] = []
         self.buffered = BufferedRounds(self) if clock.is_buffered else None
@@ -313,7 +313,7 @@ class SparCLStrategy(Strategy):
         """Average these updates, in device order, into the model; what stands out of them is clipped or refused, with its row."""
         accepted = self._bounded(server_round, accepted)
         self._apply(accepted)
-        if observed := [(one.update.samples, one.statistics) for one in accepted if one.statistics]:
+        if observed := [(one.update.device, one.update.samples, one.statistics) for one in accepted if one.statistics]:
             self.set_statistics(observed)  # what stays on the devices, pooled: the global model is evaluated with it; it is never sent
         self.attendance.sent([(self.exchange.tier(one.update.device), one.sizes.total) for one in accepted], direction=1)
         self.stages.advance([one.has_changed for one in accepted])
@@ -388,6 +388,7 @@ class SparCLStrategy(Strategy):
             **under("masking", self.masking.snapshot()),
             **under("stages", self.stages.snapshot()),
             **under("seen", self.seen.snapshot()),
+            **under("seen_statistics", self.seen_statistics.snapshot()),
             **under("rollback", self.rollback.snapshot()),
             **under("attendance", self.attendance.snapshot()),
             **under("batteries", self.attendance.conditions.batteries.snapshot()),
@@ -407,6 +408,7 @@ class SparCLStrategy(Strategy):
             self.masking.restore(within("masking", snapshot), self.broadcast)
             self.stages.restore(within("stages", snapshot))
             self.seen = Seen.restored(within("seen", snapshot))
+            self.seen_statistics = Seen.restored(within("seen_statistics", snapshot))
             self.rollback.restore(within("rollback", snapshot), self.weights)
             self.attendance.restore(within("attendance", snapshot))
             self.attendance.conditions.batteries.restore(within("batteries", snapshot))
@@ -450,7 +452,10 @@ class SparCLStrategy(Strategy):
         if self.masks:
             self.diversity = diversity([update.masks or self.masks for update in updates])
 
-    def set_statistics(self, found: list[tuple[int, State]]) -> None:
-        """Running statistics of the global model from those of devices, by their samples."""
-        for name, value in pooled_statistics(found).items():
+    def set_statistics(self, found: list[Observed]) -> None:
+        """Running statistics of the global model from those of devices, by their samples. Which stand out are scaled down, with a row."""
+        found, unusual, self.seen_statistics = bounded_statistics(found, self.weights, self.seen_statistics, self.whole, self.aggregation)
+        for one in unusual:
+            self.ledger.amend(one.device, "clipped", one.reason)
+        for name, value in pooled_statistics([(samples, own) for _, samples, own in found]).items():
             self.weights[name] = value.astype(self.weights[name].dtype)

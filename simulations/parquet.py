@@ -4,6 +4,7 @@ What is wrong with the files of both parts is told at once, with file and row.
 """
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def read_folder(config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     Raises:
         ConfigError: if there is no such folder, or with what is wrong with its files.
     """
-    found, files, problems = find_splits(Path(config.path)), {split: [] for split in SPLITS}, []
+    found, files, problems = find_splits(Path(os.path.expanduser(config.path))), {split: [] for split in SPLITS}, []
     for split in SPLITS:
         for path in found[split]:
             try:

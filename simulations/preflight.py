@@ -39,8 +39,8 @@ def experiment_files(experiment: Experiment) -> Iterator[str]:
     if experiment.availability.kind == "trace":
         made = (experiment.availability, stream.devices, experiment.seed)
         yield from (f"availability: {problem}" for problem in _message(make_availability, *made))
-    if data.name == "parquet" and not _is(Path(data.path).expanduser(), "dir"):
-        there = "it is no folder" if _is(Path(data.path).expanduser(), "exists") else "there is no such folder"
+    if data.name == "parquet" and not _is(folder := Path(os.path.expanduser(data.path)), "dir"):
+        there = "it is no folder" if _is(folder, "exists") else "there is no such folder"
         yield (
             f"data.path: cannot read {printable(repr(data.path))}: {there}; it is a folder with train.parquet and test.parquet, "
             f"and this command runs in {printable(os.getcwd())}"
@@ -108,7 +108,7 @@ def _store_problem(store: str) -> str:
     except UnicodeEncodeError:
         return "it holds a byte that is not UTF-8"
     if "://" not in store and "::" not in store:
-        return unwritable(Path(store).expanduser())
+        return unwritable(Path(os.path.expanduser(store)))
     if set("*?[") & set(store):
         return "a URL of a store has none of the wildcards * ? ["
     from fsspec.registry import known_implementations, registry

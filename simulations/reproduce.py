@@ -8,7 +8,6 @@ run on the inline engine, whose bits are those of every other engine.
 import json
 import multiprocessing
 import os
-import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from simulations.config import ConfigError, Experiment, dense_twin, load
+from simulations.tomlfile import read_toml
 
 CLAIMS = Path(__file__).parent / "claims"
 
@@ -76,15 +76,13 @@ def load_claim(name: str) -> Claim:
     Raises:
         ConfigError: if there is no such claim, or something in it is wrong.
     """
-    known, own = CLAIMS / f"{name}.toml", Path(name if name.endswith(".toml") else f"{name}.toml").expanduser()
+    known, own = CLAIMS / f"{name}.toml", Path(os.path.expanduser(name if name.endswith(".toml") else f"{name}.toml"))
     path = known if name in available() else own
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tree = read_toml(path)
     except OSError as error:
         why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror or error})"
         raise ConfigError(f"claim {name!r} is not here{why}; there are {', '.join(available())}, or give a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
     try:
         found = TypeAdapter(_File).validate_json(json.dumps(tree, default=str))  # TOML also knows dates
     except ValidationError as error:

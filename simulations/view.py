@@ -181,8 +181,9 @@ def problems(summary: dict) -> str:
     """What went wrong on devices, one line per kind, with the most frequent reason; empty where nothing did."""
     lines = []
     for one in summary.get("problems", ()):
-        places = f"{one['rows']} time{'s' if one['rows'] > 1 else ''} on {one['devices']} device{'s' if one['devices'] > 1 else ''}"
-        lines.append(f"{one['outcome']} {places}: {one['reason']}")
+        rows, devices = one["rows"], one["devices"]
+        places = f" on {devices} device{'s' if devices > 1 else ''}" if devices else ""  # what the server did is on none
+        lines.append(f"{one['outcome']} {rows} time{'s' if rows > 1 else ''}{places}: {one['reason']}")
     return "\n".join(lines)
 
 

@@ -3,17 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 from worlds import BATCHNORM, LOSSLESS, RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
 from client.app import _Trainer
+from server import intake
 from server import strategy as strategies
-from server.aggregate import Update
+from server.aggregate import AggregationConfig, Update
+from server.clipping import Seen
 from server.conditions import cut
 from server.intake import Accepted
-from server.statistics import pooled_statistics
+from server.ledger import Where
+from server.statistics import bounded_statistics, pooled_statistics
 from simulations.build import make_strategy
+from simulations.engine.adapter import identify_process
 from sparcl_core import codec
-from sparcl_core.codec import Sizes
+from sparcl_core.codec import CodecError, Layout, Sizes, SparseTensor
 from sparcl_core.flops import per_sample
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
@@ -26,6 +31,9 @@ def of(samples: np.ndarray) -> dict[str, np.ndarray]:
     return {"bn.running_mean": samples.mean(0), "bn.running_var": samples.var(0)}
 
 
+LAYOUT = Layout({"bn.running_mean": (4,), "bn.running_var": (4,)}, frozenset(), frozenset({"bn.running_mean", "bn.running_var"}))
+
+
 # -- pooled
 
 
@@ -36,6 +44,55 @@ def test_pooled_statistics_are_those_of_all_samples_together():
     assert pooled.keys() == whole.keys()
     for name in whole:
         assert pooled[name].dtype == np.float64 and np.allclose(pooled[name], whole[name], rtol=1e-12)
+
+
+def test_one_device_moves_the_pooled_statistics_no_further_than_the_others():
+    """Four move the mean by 0.1 and one by 1e6: it is scaled to 0.1, and the others are the very arrays that they were."""
+    before = {"bn.running_mean": np.zeros(4, np.float32), "bn.running_var": np.ones(4, np.float32)}
+    found = [(device, 10, before | {"bn.running_mean": np.full(4, 1e6 if device == 3 else 0.1)}) for device in range(5)]
+    used, unusual, seen = bounded_statistics(found, before, Seen(), LAYOUT, AggregationConfig())
+    assert [(one.device, one.is_refused) for one in unusual] == [(3, False)] and "change of the running statistics" in unusual[0].reason
+    assert used[3][2]["bn.running_mean"] == pytest.approx(0.1) and used[3][2]["bn.running_var"] == pytest.approx(1.0)
+    assert all(used[device][2] is found[device][2] for device in (0, 1, 2, 4))
+    again, unusual, _ = bounded_statistics(found, before, seen, LAYOUT, AggregationConfig())
+    assert len(again) == 5 and len(unusual) == 1 and not unusual[0].is_refused  # its update is judged apart
+    assert bounded_statistics(found, before, Seen(), LAYOUT, AggregationConfig(clip=0))[1] == []
+
+
+def sent_statistics(mean: float, variance: float) -> bytes:
+    values = {"bn.running_mean": mean, "bn.running_var": variance}
+    coded = {}
+    for name, value in values.items():
+        over = codec.reference("statistics", LAYOUT, name, {})
+        coded[name] = codec.quantise(SparseTensor(np.arange(4), np.full(4, value)), over, "f64", name)
+    return codec.encode("statistics", LAYOUT, coded, 1, 0).data
+
+
+def test_statistics_that_no_batch_has_are_refused():
+    identify_process()
+
+    def read(mean, variance):
+        shown = ConfigRecord({"statistics": sent_statistics(mean, variance)})
+        return intake.observed(Message(RecordDict({"observed": shown}), 1, "train"), LAYOUT)
+
+    assert (read(-3.0, 0.0)["bn.running_mean"] == -3).all()
+    for wrong in ((0.0, -1e-9), (1e30, 1.0), (-1e30, 1.0), (0.0, 1e300)):
+        with pytest.raises(CodecError, match=r"bn.running_(mean|var) is not within"):
+            read(*wrong)
+
+
+def test_what_was_done_to_statistics_is_in_the_ledger_and_in_the_snapshot():
+    world = tiny_world(*BATCHNORM, "stream.devices=4", "federation.batchnorm=local")
+    strategy = make_strategy(world)
+    before = {name: strategy.weights[name].copy() for name in strategy.whole.statistics}
+    for device in range(4):
+        strategy.ledger.uploaded(Where(1, 0, device), Sizes(), 0)
+    strategy.set_statistics([(device, 5, {n: v + (1e6 if device == 2 else 0.01) for n, v in before.items()}) for device in range(4)])
+    assert [row.outcome for row in strategy.ledger.rows] == ["ok", "ok", "clipped", "ok"]
+    assert all(strategy.weights[name] == pytest.approx(before[name] + 0.01, abs=1e-3) for name in before)
+    other = make_strategy(world)
+    other.restore(strategy.snapshot())
+    assert np.array_equal(other.seen_statistics.largest, strategy.seen_statistics.largest) and other.seen_statistics.largest[2] > 0
 
 
 def test_pooled_statistics_by_hand():

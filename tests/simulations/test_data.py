@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from worlds import tiny
 
+from simulations import preflight
 from simulations.alone import train_one
 from simulations.build import make_world
 from simulations.config import ConfigError, DataConfig
@@ -120,6 +122,15 @@ def test_a_parquet_folder_becomes_arrays(folder):
     assert data.raw.train_y.tolist() == [0, 1, 2, 3] * 2 and data.raw.train_y.dtype == np.int64
     assert data.inputs.shape == (3, 6, 5) and data.num_classes == 4
     assert data.inputs.mean == pytest.approx(pictures(8).mean((0, 1, 2)))
+
+
+def test_a_folder_in_ones_home_is_found_where_the_check_before_the_start_has_found_it(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    config = parquet(Path("~", folder.name))
+    assert list(preflight.experiment_files(replace(tiny(), data=config))) == []
+    assert len(load_data(config, 0).raw.train_y) == 8
+    nobody = parquet(Path("~no-such-user-here/data"))
+    assert "there is no such folder" in list(preflight.experiment_files(replace(tiny(), data=nobody)))[0]
 
 
 def test_plain_bytes_other_column_names_and_grey_images(tmp_path):

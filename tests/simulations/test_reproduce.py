@@ -76,6 +76,8 @@ def test_a_claim_that_is_not_there_lists_those_that_are(name):
         (lambda text: text.split("\n", 2)[2], ("row 'all' names no experiment", "row 'half' names no experiment")),
         (lambda text: text + 'table = "x"', ("row.1.table: ",)),
         (lambda text: text.replace("= [3", "= ["), ("is no TOML",)),
+        (lambda text: text.replace("[3, 4]", "[" * 3000 + "]" * 3000), ("too deep",)),
+        (lambda text: text.replace("[3, 4]", f"[{'9' * 5000}]"), ("is no TOML",)),
     ],
 )
 def test_what_is_wrong_with_a_claim_is_said_at_once(own, change, parts):

@@ -114,4 +114,6 @@ def test_the_table_of_a_run_beside_its_twin_and_of_nothing():
 
 def test_problems_are_counted_with_their_reason():
     assert problems(SUMMARY) == "clipped 6 times on 1 device: its norm is 10.1 times the median"
+    taken_back = {"outcome": "rolled-back", "rows": 1, "devices": 0, "reason": "it made w infinite"}
+    assert problems({"problems": [taken_back]}) == "rolled-back 1 time: it made w infinite"
     assert problems({}) == problems({"problems": []}) == ""
