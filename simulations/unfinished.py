@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import secrets
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +35,7 @@ from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked,
 from simulations.engine.store import StateStore
 from simulations.errors import Lost, WeightsError
 from simulations.pointer import CheckpointError, Identity
+from simulations.preflight import command, finished
 from simulations.results import FILES as RESULTS
 from simulations.results import claim_folder
 from simulations.run import EngineName, Keep
@@ -260,10 +260,10 @@ def _way_on(run: Unfinished, error: BaseException) -> str:
     if run.is_finished:
         return f"the run is whole: {run.folder}"
     if _is_lost(error):
-        repeats, removes = _command("run", run.folder / "config.toml"), _command("forget", run.folder)
+        repeats, removes = command("run", run.folder / "config.toml"), command("forget", run.folder)
         return f"the run cannot be resumed as it is: {repeats} repeats it, {removes} removes it"
     held = "; the cluster holds its device states until then" if run.how.on_nodes else ""
-    return f"stopped after {run.rounds_done} rounds: {_command('resume', run.folder)} goes on from there{held}"
+    return f"stopped after {run.rounds_done} rounds: {command('resume', run.folder)} goes on from there{held}"
 
 
 def _is_lost(error: BaseException | None) -> bool:
@@ -272,11 +272,6 @@ def _is_lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _command(name: str, path: Path) -> str:
-    """As it is typed into a shell."""
-    return f"`sparcl {name} {shlex.quote(str(path))}`"
 
 
 def _config(experiment: Experiment) -> bytes:
@@ -296,7 +291,7 @@ def _write(run: Unfinished) -> None:
 
 
 def _read(folder: Path) -> Unfinished:
-    again = f"start the run again with {_command('run', folder / 'config.toml')}"
+    again = f"start the run again with {command('run', folder / 'config.toml')}"
     try:
         found = json.loads(_control(folder).read_bytes())
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
@@ -327,7 +322,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         file = open(_control(folder), "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
     except FileNotFoundError as error:
-        raise ConfigError(_finished(folder)) from error
+        raise ConfigError(finished(folder)) from error
     except OSError as error:
         raise ConfigError(f"{folder}/run.json cannot be opened ({error.strerror or error}): see to its access") from error
     with file:
@@ -338,17 +333,9 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         if not _control(folder).exists():
-            raise ConfigError(_finished(folder))  # a moment ago
+            raise ConfigError(finished(folder))  # a moment ago
         yield
 
 
 def _control(folder: Path) -> Path:
     return folder / WHOLE if (folder / WHOLE).exists() else folder / "run.json"
-
-
-def _finished(folder: Path) -> str:
-    """Why there is nothing to resume where run.json is missing: a run that ends well leaves all results and nothing of what it took."""
-    repeats = _command("run", folder / "config.toml")
-    if all((folder / name).is_file() for name in ("summary.json", "model.safetensors")) and not (folder / "checkpoint").exists():
-        return f"{folder} is finished: there is nothing to resume; {repeats} repeats it"
-    return f"{folder} has no run.json, without which a run cannot be resumed, and it is not finished: {repeats} repeats it"

@@ -201,7 +201,7 @@ class RayGrid(EngineGrid):
     def _heal(self, lost: list[str]) -> None:
         """If a node that held device states is lost, they are held by others from now on."""
         if healed := heal(self.store.files, lost):
-            self.store = self.store.on(healed)
+            self.store.files = healed  # in place: whoever lent the store destroys, at the end, what it is by then
             self._pool.use(self.store)
 
     def commit(self) -> None:

@@ -120,15 +120,12 @@ def split(parcel: Parcel, digest_of: Callable[[bytes], str] = digest) -> tuple[S
 class StateStore:
     """Device states on top of `files`. Safe with several processes that put the same state or value at once.
 
-    `run`: 16 bytes that tell the run from others; a state with other ones is refused as lost.
+    `run`: 16 bytes that tell the run from others; a state with other ones is refused as lost. `files` may be replaced by others that hold
+    the same.
     """
 
     def __init__(self, files: Files, run: bytes = NO_RUN):
         self.files, self.run = files, run
-
-    def on(self, files: Files) -> "StateStore":
-        """The same states, kept in other files."""
-        return StateStore(files, self.run)
 
     def put(self, device: int, exchange: int, parcel: Parcel) -> tuple[str, ...]:
         """Keep a state; the digests of the shared values that it refers to."""

@@ -111,7 +111,7 @@ def test_a_node_is_lost_and_another_joins(world, on_inline, two_nodes, pool, cap
     A third one joins before round 5, is given a worker, and takes over its part of the states.
     """
     grid = RayGrid(client_app, world.app_args, 3, pool=pool, waits_for_commit=True)
-    heard, workers = [], {}
+    heard, workers, store, files = [], {}, grid.store, grid.store.files
 
     def kill(device: int) -> None:
         heard.append(device)
@@ -135,6 +135,7 @@ def test_a_node_is_lost_and_another_joins(world, on_inline, two_nodes, pool, cap
     assert any("held device states was lost" in line for line in said), said
     assert len(ray.nodes()) == 3 and sum(node["Alive"] for node in ray.nodes()) == 2
     assert workers[8] == 2
+    assert grid.store is store and store.files is not files  # whoever lent it knows of the new copy, and can destroy it
     grid.close()
 
 

@@ -49,6 +49,9 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
     (tmp_path / "trace.csv").write_text("device,on\n0,1\n")
     (tmp_path / "broken.toml").write_text("seed = = 1")
     (tmp_path / "mine.toml").write_text('name = "mine"\n[flops_per_s]\nvalue = -1\nsource = "assumption"\n')
+    (tmp_path / "done").mkdir()
+    for name in ("config.toml", "summary.json", "model.safetensors"):
+        (tmp_path / "done" / name).write_text("")
     odd = tmp_path.as_posix() + "/\udcff"
     wrong = {
         ("run", "typo"): "experiment 'typo' is not here; there are",
@@ -89,6 +92,8 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
         ("train-one", "--set", "lr=1"): "did you mean 'learner.lr' or 'server_optimizer.lr'?",
         ("train-one", "--out", "file"): "it is a file",
         ("resume", "nowhere"): "nowhere is no run folder",
+        ("resume", "done"): "done is finished: there is nothing to resume; `sparcl run done/config.toml` repeats it",
+        ("forget", "done"): "done is finished",
         ("forget", "file"): "file is no run folder",
         ("reproduce", "typo"): "claim 'typo' is not here; there are",
         ("reproduce", "--out", "file"): "it is a file",
