@@ -4,6 +4,7 @@
 name of ours is ever deleted, no link is ever followed, and what is not ours stays, with the folders around it.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -153,4 +154,4 @@ def _flush(path: str | Path) -> None:
         os.close(held)
 
 
-_CANNOT = {22, 95}  # EINVAL, ENOTSUP: a file system that has no flush, of folders above all
+_CANNOT = {errno.EINVAL, errno.ENOTSUP}  # a file system that has no flush, of folders above all

@@ -114,6 +114,8 @@ class Unfinished:
             return replicas.find(name) if has_begun else replicas.on_two_nodes(name)
         store = how.store if how.store.endswith("/") else f"{how.store}/"
         url = f"{store}{how.id}/{part}" if how.store else str(self.folder / "devices" / part)
+        if has_begun and how.store and is_local(url) and not os.path.isdir(url):
+            raise StoreError(f"the store {how.store} does not hold this run's device states: is it mounted, is it where it was?")
         files = open_files(url, own_parts=2)
         if how.address:
             from simulations.engine import replicas

@@ -823,6 +823,17 @@ def test_a_store_under_a_file_is_refused_and_leaves_nothing(tmp_path):
     assert list((tmp_path / "out").iterdir()) == [] and (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_store_that_is_not_mounted_is_not_made_anew(tmp_path, uninterrupted):
+    store = tmp_path / "states"
+    folder = start(tmp_path / "out", How("inline", False, str(store)), rounds=2)
+    store.rename(tmp_path / "elsewhere")
+    with message("is it mounted", str(store), of=StoreError):
+        live(tmp_path / "out", tiny(*SHORT))
+    assert not store.exists() and (folder / "run.json").exists()
+    (tmp_path / "elsewhere").rename(store)
+    assert_same_run(live(tmp_path / "out", tiny(*SHORT)), uninterrupted(SHORT))
+
+
 @pytest.mark.parametrize("given", ["states", "./states/", "file://{here}/states", "file://{here}/states/"])
 def test_a_run_is_resumed_from_another_folder(tmp_path, monkeypatch, uninterrupted, given):
     """Its store is where it was, also if it was named relative to where the run began."""
