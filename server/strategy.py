@@ -32,6 +32,7 @@ from server.ledger import DONE, STRANGER, Done, Ledger, Where
 from server.masking import Diversity, LocalMasks, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from server.registration import register
+from server.reports import bounded_reports
 from server.rollback import Rollback, Step
 from server.ruin import ruinous
 from server.settings import FederationConfig
@@ -338,7 +339,16 @@ class SparCLStrategy(Strategy):
             optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
             step = Step(server_round, before, optimizer, found.told(server_round), self.broadcast.version)
             self.rollback.moved(step, max(one.base_version for one in accepted))
-        return [replace(one, update=used[one.update.device]) for one in accepted if one.update.device in used]
+        used = [replace(one, update=used[one.update.device]) for one in accepted if one.update.device in used]
+        return used if self.masking.by_votes else self._bounded_reports(used, {one.device for one in found.unusual})
+
+    def _bounded_reports(self, used: list[Accepted], clipped: set[int]) -> list[Accepted]:
+        """The same with their reports of importance as these count: that of a device whose update stood out does not."""
+        told = {one.update.device: one.report for one in used if one.report is not None and one.update.device not in clipped}
+        reports, unusual = bounded_reports(told, self.aggregation.clip)
+        for one in unusual:
+            self.ledger.amend(one.device, "clipped", one.reason)
+        return [replace(one, report=reports.get(one.update.device)) for one in used]
 
     def _take_back(self, server_round: int, reason: str) -> None:
         """Let the model be as before its last update, and send it whole to everybody.
