@@ -6,7 +6,7 @@ Phases: `register` (once, where devices were asked who they are; a simulation kn
 | outcome | of a device that |
 |---|---|
 | `ok` | did it |
-| `clipped` | did it, and sent an update that stood out of its round: it counts, scaled down (`server.clipping`) |
+| `clipped` | did it, and sent an update or importance that stood out of its round: it counts, scaled down (`.clipping`, `.reports`) |
 | `sat-out` | has no data for the round, or too little: one row a round where all take part; of a cohort that is drawn, there are none |
 | `refused` | cannot take part at all: its memory or its energy budget is too small, or a node (-2) was not registered; one row at first |
 | `skipped` | was asked and declined: its battery, or its budget of the day |

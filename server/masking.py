@@ -1,7 +1,7 @@
 """Who decides which weights exist: the server between rounds, or every device for itself.
 
-`SharedMasks`: TDM at the server. In the round before an update devices report importance or votes; the next downlink carries
-what is dropped, and everybody draws the same growth.
+`SharedMasks`: TDM at the server. In the round before an update devices report importance (which `server.reports` bounds) or votes; the next
+downlink carries what is dropped, and everybody draws the same growth.
 `LocalMasks`: TDM on the devices (FedDST, Bibikar et al. 2022). Each device starts a round from the global mask, adapts it, and sends what
 it dropped; the server draws the same growth, averages over holders, and keeps the largest weights of the union in every
 layer, so that the model stays as sparse as it was. K masks of density d that were drawn apart would have a union of
@@ -111,6 +111,8 @@ class SharedMasks:
 
 class LocalMasks:
     """Every device adapts its own mask; the server thins the union."""
+
+    by_votes = False
 
     def __init__(self, method: MethodConfig, seed: int):
         self.method, self.seed = method, seed

@@ -1,8 +1,10 @@
 """When a round ends with nothing because every device of it failed: the model's last update is taken back, once, before the run gives up.
+So is an update that makes the model infinite.
 
 What all devices of a round have in common is the model that they were sent. If none can train with it, the update that made it is the first
 to blame: the weights of before come back (within the masks of now: those that were dropped since stay dropped), with the optimiser's state
-of then, and everybody is sent the whole model. If nobody can train with that either, the run gives up and says what was seen.
+of then, and everybody is sent the whole model. If nobody can train with that either, the run gives up and says what was seen. So it does if
+the next update is as bad: only one that stays, and that a device has trained with, shows that taking back has helped.
 """
 
 import json
@@ -18,12 +20,16 @@ ROUNDS = 3  # without an update, after which it does not matter any more how few
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The model's last update: what was there before it, and what was seen. told: the largest of its updates, and what stood out."""
+    """The model's last update: what was there before it, and what was seen. told: the largest of its updates, and what stood out.
+
+    version: the last of the model that was published without it.
+    """
 
     round: int
     weights: State
     optimizer: Snapshot
     told: str
+    version: int
 
 
 class Rollback:
@@ -31,7 +37,7 @@ class Rollback:
 
     Attributes:
         step: the last update; None before the first, and when it was taken back.
-        undone: what was said of the update that was taken back; empty as soon as there is another.
+        undone: what was said of the update that was taken back; empty as soon as devices have trained with another one.
         failed, rounds: devices that failed in rounds without an update since the last one, and how many these were.
     """
 
@@ -44,9 +50,11 @@ class Rollback:
         self.failed: tuple[int, ...] = ()
         self.rounds = 0
 
-    def moved(self, step: Step) -> None:
-        """The model moves. Whatever failed before, somebody could train."""
-        self.step, self.undone = step, ""
+    def moved(self, step: Step, trained_with: int) -> None:
+        """The model moves. Whatever failed before, somebody could train: `trained_with` is the newest version that somebody did with."""
+        if self.step and trained_with > self.step.version:
+            self.undone = ""
+        self.step = step
         self._begin()
 
     def is_the_models_fault(self, devices: set[int], fleet: int) -> bool:
@@ -60,10 +68,11 @@ class Rollback:
 
     def take(self) -> Step | None:
         """The update that is to be taken back; None if there is none, or one was taken back already and it did not help."""
+        if self.step is None or self.undone:
+            return None
         step, self.step = self.step, None
-        if step:
-            self.undone = f"taking back {step.told} did not help"
-            self._begin()
+        self.undone = f"taking back {step.told} did not help"
+        self._begin()
         return step
 
     def snapshot(self) -> Snapshot:
@@ -71,7 +80,7 @@ class Rollback:
         said = {"undone": self.undone, "failed": self.failed, "rounds": self.rounds}
         if self.step is None:
             return {"text": _text(said)}
-        arrays = {"text": _text(said | {"round": self.step.round, "told": self.step.told})}
+        arrays = {"text": _text(said | {"round": self.step.round, "told": self.step.told, "version": self.step.version})}
         for name, value in self.step.weights.items():
             where = value.view(f"u{value.itemsize}").reshape(-1) != 0  # by their bits: -0.0 is not 0
             arrays |= {f"where/{name}": np.packbits(where), f"values/{name}": value.reshape(-1)[where]}
@@ -89,7 +98,7 @@ class Rollback:
             before[name] = np.zeros_like(value)
             before[name].reshape(-1)[np.unpackbits(where[name], count=value.size).astype(bool)] = values[name]
         optimizer = within("optimizer", snapshot)
-        self.step = Step(said["round"], before, in_order(sorted(optimizer), optimizer), said["told"])
+        self.step = Step(said["round"], before, in_order(sorted(optimizer), optimizer), said["told"], said["version"])
 
 
 def _text(said: dict) -> np.ndarray:

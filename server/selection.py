@@ -15,8 +15,10 @@
 Differences of `oort` from the paper: U is |B| sqrt(mean of loss^2) there. A device reports the mean of its losses only, so we take
 |B| |mean loss|; both are the same if all its samples have the same loss. U is clipped at its 95th percentile, as there, and divided by
 what it was clipped at, so that losses and sizes of any scale can be weighed against the other summand (the released code maps it to
-[0, 1] by smallest and largest). T and the share of exploration are settings, and do not move with the rounds ("pacer", decay); nobody is
-retired after many rounds. Those never tried are drawn by 1 / t.
+[0, 1] by smallest and largest). The percentile is the lower of the two values beside it: of two devices or more the largest U never sets
+the scale alone, or one that reports a loss of 1e30 would leave all others without utility. That helps against one in twenty; a loss has no
+bound of its own, as that of an honest device with new classes may be thousands of times that of others. T and the share of exploration
+are settings, and do not move with the rounds ("pacer", decay); nobody is retired after many rounds. Those never tried are drawn by 1 / t.
 
 Draws by weight w without replacement take the lowest of E / w, E exponential (Efraimidis and Spirakis, "Weighted random sampling with a
 reservoir", 2006): as if drawn one after another in proportion to w among those that are left.
@@ -157,8 +159,8 @@ def utility(config: SelectionConfig, candidates: Candidates, server_round: int, 
     with np.errstate(over="ignore", invalid="ignore"):
         value = candidates.samples[tried] * np.abs(candidates.loss[tried])
     value[~np.isfinite(value)] = 0.0
-    # the percentile may be 0 where few have a loss, and the largest 0 where none has
-    top = np.sort(value)[min(int(CLIP * len(value)), len(value) - 1)] or value.max() or 1.0
+    # the percentile may be 0 where few have a loss: then it is that of those few
+    top = _percentile(value) or _percentile(value[value > 0]) or 1.0
     value = np.minimum(value, top) / top
     seconds = candidates.seconds[tried]
     preferred = config.preferred_s or min(float(np.median(seconds)), deadline_s)
@@ -167,6 +169,11 @@ def utility(config: SelectionConfig, candidates: Candidates, server_round: int, 
     value[late] *= (preferred / seconds[late]) ** config.alpha
     result[tried] = value
     return result
+
+
+def _percentile(values: np.ndarray) -> float:
+    """The 95th, as `numpy.percentile` with `method="lower"` gives it: of two values or more never the largest alone. 0 of none."""
+    return float(np.sort(values)[int(CLIP * (len(values) - 1))]) if len(values) else 0.0
 
 
 def _oort(

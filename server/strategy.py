@@ -32,7 +32,9 @@ from server.ledger import DONE, STRANGER, Done, Ledger, Where
 from server.masking import Diversity, LocalMasks, SharedMasks, diversity
 from server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from server.registration import register
+from server.reports import bounded_reports
 from server.rollback import Rollback, Step
+from server.ruin import ruinous
 from server.settings import FederationConfig
 from server.snapshot import Snapshot, same_model, under, within
 from server.stages import StageClock
@@ -323,8 +325,11 @@ class SparCLStrategy(Strategy):
 
     def _bounded(self, server_round: int, accepted: list[Accepted]) -> list[Accepted]:
         """Those that are used, as they are used; what was done to the others is in the ledger."""
+        refused = ruinous([one.update for one in accepted], self.weights, bool(self.aggregation.clip))
+        devices = {one.device for one in refused}
+        accepted = [one for one in accepted if one.update.device not in devices]
         found, self.seen = bounded([one.update for one in accepted], self.seen, self.layout, self.aggregation)
-        for one in found.unusual:
+        for one in [*refused, *found.unusual]:
             self.ledger.amend(one.device, "rejected" if one.is_refused else "clipped", one.reason)
             if one.is_refused:
                 self.exchange.held[one.device] = 0
@@ -332,14 +337,30 @@ class SparCLStrategy(Strategy):
         if found.updates:
             before = {name: value.copy() for name, value in self.weights.items()}
             optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
-            self.rollback.moved(Step(server_round, before, optimizer, found.told(server_round)))
-        return [replace(one, update=used[one.update.device]) for one in accepted if one.update.device in used]
+            step = Step(server_round, before, optimizer, found.told(server_round), self.broadcast.version)
+            self.rollback.moved(step, max(one.base_version for one in accepted))
+        used = [replace(one, update=used[one.update.device]) for one in accepted if one.update.device in used]
+        return used if self.masking.by_votes else self._bounded_reports(used, {one.device for one in found.unusual})
+
+    def _bounded_reports(self, used: list[Accepted], clipped: set[int]) -> list[Accepted]:
+        """The same with their reports of importance as these count: that of a device whose update stood out does not."""
+        told = {one.update.device: one.report for one in used if one.report is not None and one.update.device not in clipped}
+        reports, unusual = bounded_reports(told, self.aggregation.clip)
+        for one in unusual:
+            self.ledger.amend(one.device, "clipped", one.reason)
+        return [replace(one, report=reports.get(one.update.device)) for one in used]
 
     def _take_back(self, server_round: int, reason: str) -> None:
-        """Let the model be as before its last update, and send it whole to everybody. Raises FleetError if there is none to take back."""
+        """Let the model be as before its last update, and send it whole to everybody.
+
+        Raises:
+            FleetError: if there is none to take back, or the one before was taken back and it did not help.
+        """
         step = self.rollback.take()
         if step is None:
-            raise FleetError(f"{reason}; {self.rollback.undone}" if self.rollback.undone else reason)
+            rate = self.optimizer.config.lr
+            advice = f"; server_optimizer.lr is {rate:g}: lower it" if rate > 1 else ""
+            raise FleetError(f"{reason}; {self.rollback.undone}{advice}" if self.rollback.undone else reason)
         self.weights = step.weights
         apply_masks_(self.weights, self.masks)
         self.optimizer.restore(step.optimizer)
@@ -445,7 +466,8 @@ class SparCLStrategy(Strategy):
                 # a lossy code errs by a share of the change, which may be more than what is left of a variance that fell
                 np.maximum(self.weights[name], 0, out=self.weights[name])
         if infinite := [name for name, value in self.weights.items() if not np.isfinite(value).all()]:
-            self._take_back(self.rollback.step.round, f"it made {infinite[0]} infinite")
+            step = self.rollback.step
+            self._take_back(step.round, f"the update of round {step.round} made {infinite[0]} infinite")
         reports = [(one.update.samples, one.report) for one in accepted if one.report is not None]
         self.masking.after_round(updates, reports, self.weights, self.broadcast)
         self.optimizer.drop(self.masks)

@@ -12,6 +12,7 @@ from server.aggregate import Update
 from server.errors import FleetError
 from server.intake import Accepted
 from server.ledger import SERVER
+from server.ruin import ruinous
 from simulations.build import make_roster, make_strategy
 from simulations.per_device import endings
 from simulations.results import problems
@@ -110,6 +111,64 @@ def test_what_the_roll_back_does_not_help_ends_the_run_and_the_checkpoint_is_sou
         play_on(world, grid, restored, 4, lambda record: None)
 
 
+def test_updates_that_are_infinite_one_after_another_end_the_run():
+    """Each would be taken back as it is made, so that no round fails: without an end to it the model never learns."""
+    message = (
+        r"the update of round 2 made \S+ infinite; taking back the update of round 1 \(3 devices; .*\) did not help; "
+        r"server_optimizer.lr is 1e\+60: lower it"
+    )
+    with pytest.raises(FleetError, match=message):
+        play(tiny_world("server_optimizer.lr=1e60"))
+
+
+def test_an_update_helps_when_a_device_has_trained_with_it_and_not_before(sabotage):
+    """Round 3 fails and round 2 is taken back. Nobody can train with what round 4 makes of it, either: the run ends."""
+    sabotage({2: 1e25, 4: 1e25})
+    with pytest.raises(FleetError, match=r"all 3 devices of round 5 failed; .*; taking back the update of round 2 .* did not help"):
+        play(tiny_world())
+    sabotage({2: 1e25, 5: 1e25})  # round 5 begins with the model of round 4, and all can train: round 4 has helped
+    rows = play(tiny_world()).ledger.rows
+    assert [row.round for row in rows if row.outcome == "rolled-back"] == [3, 6]
+
+
+def test_of_two_devices_the_one_that_would_ruin_the_model_is_refused(sabotage):
+    """Too few to be compared: device 0 sends 1e25 times what it learned in every round, and all the same the other one counts."""
+    sabotage(dict.fromkeys(range(1, 9), 1e25), only=(0,))
+    world = tiny_world("stream.devices=2", "stream.partition=iid", "wire.up=f32")
+    counts = []
+    strategy = play(world, observe=lambda record, _: counts.append(record.num_devices))
+    own = [row for row in strategy.ledger.rows if row.phase == "upload" and not row.device]
+    assert {row.outcome for row in own} == {"rejected"} and len(own) == 8
+    assert all("with which nobody can train: it was refused" in row.reason for row in own)
+    assert {row.outcome for row in strategy.ledger.rows if row.device} == {"ok"} and counts == [0] + [1] * 8
+    assert max(np.abs(value).max() for value in strategy.weights.values()) < 1e3
+
+
+def update_of(device: int, value: float) -> Update:
+    return Update(device, 1, np.ones(2, bool), {"w": SparseTensor(np.array([1]), np.array([value]))})
+
+
+@pytest.mark.parametrize(
+    ("values", "clips", "refused"),
+    [
+        ((1, 3e19), True, [1]),
+        ((1, -1e300), True, [1]),
+        ((0, 3e19), True, [1]),
+        ((1, 1e19), True, []),  # its square is finite in float32
+        ((3e19, 3e19), True, []),  # all of them: nobody is to blame more than others, and the model is looked at
+        ((3e19,), True, []),
+        ((1, 3e19, 1), True, []),  # clipping sees to it
+        ((1, 3e19, 1), False, [1]),
+        ((0, 3e19, 0), True, [1]),  # those that change nothing are no measure for clipping
+        ((), True, []),
+    ],
+)
+def test_who_would_ruin_the_model_by_itself(values, clips, refused):
+    updates = [update_of(device, value) for device, value in enumerate(values)]
+    found = ruinous(updates, {"w": np.zeros((2, 2), np.float32)}, clips)
+    assert [one.device for one in found] == refused and all(one.is_refused for one in found)
+
+
 def test_without_an_update_there_is_nothing_to_take_back(sabotage):
     sabotage({1: OSError("no disk")})
     with pytest.raises(FleetError, match=r"all 3 devices of round 1 failed; the first: device 0, round 1, stage train: OSError: no disk$"):
@@ -139,7 +198,7 @@ def test_an_update_that_makes_a_weight_infinite_is_taken_back_at_once():
     strategy.finish_round(1, [Accepted(Update(0, 1, np.ones(10, bool), tensors), None, 1, Sizes())])
     assert_same_arrays(strategy.weights, before)
     (row,) = strategy.ledger.rows
-    assert row.outcome == "rolled-back" and f"it made {bias} infinite" in row.reason
+    assert row.outcome == "rolled-back" and f"the update of round 1 made {bias} infinite" in row.reason
 
 
 def test_the_servers_row_is_no_device(sabotage):

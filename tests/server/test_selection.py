@@ -140,14 +140,14 @@ def test_energy_leaves_the_lowest_in_peace():
 
 
 def test_utility_by_hand():
-    """Round 9, T = 4 s, alpha = 2. Samples x loss: 20, 40, 10, and 0 for a loss that is no number; clipped at and divided by 40 (of
-    fewer than 20 devices the 95th percentile is the largest). Then sqrt(0.1 ln 9 / L); the second takes 8 s: a quarter."""
+    """Round 9, T = 4 s, alpha = 2. Samples x loss: 20, 40, 10, and 0 for a loss that is no number; clipped at and divided by 20 (of
+    up to 21 devices the 95th percentile is the second largest). Then sqrt(0.1 ln 9 / L); the second takes 8 s: a quarter."""
     among = candidates(
         5, samples=[10, 20, 10, 10, 99], loss=[2.0, -2.0, 1.0, math.nan, math.nan], last_round=[1, 4, 8, 2, 0], seconds=[4.0, 8, 1, 2, 1]
     )
     found = utility(SelectionConfig("oort", preferred_s=4.0), among, server_round=9)
     log = 0.1 * math.log(9)
-    expected = [0.5 + math.sqrt(log), (1 + math.sqrt(log / 4)) / 4, 0.25 + math.sqrt(log / 8), math.sqrt(log / 2), 0]
+    expected = [1 + math.sqrt(log), (1 + math.sqrt(log / 4)) / 4, 0.5 + math.sqrt(log / 8), math.sqrt(log / 2), 0]
     assert found.tolist() == pytest.approx(expected)
 
 
@@ -160,9 +160,26 @@ def test_the_preferred_duration_is_the_median_of_those_tried_within_the_deadline
 
 
 def test_an_outlier_counts_as_the_95th_percentile():
-    """40 devices of loss 1 but one of 1000: the 39th of the ascending list is 1."""
+    """40 devices of loss 1 but one of 1000: the 38th of the ascending list is 1."""
     found = utility(SelectionConfig("oort"), tried(40, loss=[1000.0] + [1.0] * 39), 1)
     assert (found == 1).all()
+
+
+@given(st.integers(2, 60), st.integers(0, 9), st.integers(0, 59), st.sampled_from([10.0, 1e30, 1e300]))
+def test_a_huge_loss_counts_as_the_largest_of_the_others(count, seed, who, huge):
+    """Nobody's utility depends on how much larger than the others' its loss is, and the best of the others is worth as much as it."""
+    loss = np.random.default_rng(seed).uniform(0.1, 2.0, count)
+    who %= count
+    others = np.arange(count) != who
+    config, liar, equal = SelectionConfig("oort"), loss.copy(), loss.copy()
+    liar[who], equal[who] = huge, loss[others].max()
+    found = utility(config, tried(count, loss=liar), 3)
+    assert np.array_equal(found, utility(config, tried(count, loss=equal), 3)) and found[others].max() >= 1
+
+
+def test_where_few_have_a_loss_a_huge_one_does_not_set_the_scale_either():
+    found = utility(SelectionConfig("oort"), tried(60, loss=[0.0] * 57 + [1.0, 2.0, 1e30]), 1)
+    assert found[-3:].tolist() == [0.5, 1, 1] and not found[:-3].any()
 
 
 def test_utility_does_not_depend_on_the_scale_of_losses_and_sizes():
@@ -181,13 +198,12 @@ def test_where_few_have_a_loss_they_are_preferred_and_where_none_has_one_all_are
 
 
 def test_exploitation_draws_by_utility_above_the_cutoff():
-    """Two of five without exploration; utilities 1, 0.8, 0.78, 0.7 and 0.1. The cut-off is 0.8 and 95 % of it 0.76: the last two are never
-    drawn. Left out of three is the first with 0.8 / 2.58 * 0.78 / 1.78 + 0.78 / 2.58 * 0.8 / 1.8, and so on."""
+    """Two of five without exploration; losses 1, 0.8, 0.78, 0.7 and 0.1 clipped at the second, utilities 1, 1, 0.975, 0.875 and 0.125. 95 %
+    of the cut-off is 0.95: the last two are never drawn. Left out of three is the third with 1 / 2.975 * 1 / 1.975, twice."""
     among = tried(5, loss=[1.0, 0.8, 0.78, 0.7, 0.1])
     drawn = frequencies(SelectionConfig("oort", exploration=0.0), replace(among, last_round=np.full(5, 10**9)), 2)
     assert drawn[3:].tolist() == [0, 0]
-    first = 0.8 / 2.58 * 0.78 / 1.78 + 0.78 / 2.58 * 0.8 / 1.8
-    assert abs(1000 - drawn[0] - 1000 * first) < 79
+    assert abs(1000 - drawn[2] - 1000 * 2 / 2.975 / 1.975) < 79
     best = choose(SelectionConfig("oort", exploration=0.0, cutoff=1.0), among, 2, 0, 1)
     assert best.tolist() == [0, 1]
 
