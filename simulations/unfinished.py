@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import secrets
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +35,8 @@ from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked,
 from simulations.engine.store import StateStore
 from simulations.errors import Lost, WeightsError
 from simulations.pointer import CheckpointError, Identity
+from simulations.preflight import WHOLE, no_control
+from simulations.preflight import command as _command
 from simulations.results import FILES as RESULTS
 from simulations.results import claim_folder
 from simulations.run import EngineName, Keep
@@ -44,7 +45,6 @@ from sparcl_core.foreign import printable
 log = logging.getLogger(__name__)
 FORMAT = 1
 PARTS = ("run", "twin")
-WHOLE = "whole.json"
 KEPT = Own(  # what it takes to resume a run
     files=re.compile(f"checkpoint/(run|twin)/({CHECKPOINT.files.pattern})|devices/(run|twin)/({STORE.files.pattern})"),
     folders=re.compile(
@@ -122,13 +122,12 @@ class Unfinished:
         return files
 
     @property
-    def rounds_done(self) -> int:
-        """Rounds that need not be trained again."""
-        done = 0
-        for part in PARTS:
-            with suppress(CheckpointError):  # whoever loads it says what is wrong with it
-                done += self._checkpoints(part).last_round or 0
-        return done
+    def rounds_done(self) -> int | None:
+        """Rounds that need not be trained again; None if the checkpoints are there and do not say."""
+        try:
+            return sum(self._checkpoints(part).last_round or 0 for part in PARTS)
+        except CheckpointError:  # whoever loads it says what is wrong with it
+            return None
 
     @property
     def is_whole(self) -> bool:
@@ -198,7 +197,7 @@ def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> I
         with _locked(folder):
             yield run
     except BaseException as error:
-        if not run.is_finished and not run.rounds_done:
+        if not run.is_finished and run.rounds_done == 0:
             try:
                 left = _remove(run)
             except (OSError, LinkRefused, StoreError) as trouble:
@@ -262,8 +261,10 @@ def _way_on(run: Unfinished, error: BaseException) -> str:
     if _is_lost(error):
         repeats, removes = _command("run", run.folder / "config.toml"), _command("forget", run.folder)
         return f"the run cannot be resumed as it is: {repeats} repeats it, {removes} removes it"
-    held = "; the cluster holds its device states until then" if run.how.on_nodes else ""
-    return f"stopped after {run.rounds_done} rounds: {_command('resume', run.folder)} goes on from there{held}"
+    done, held = run.rounds_done, "; the cluster holds its device states until then" if run.how.on_nodes else ""
+    if done is None:
+        return f"the run stays as it is: {_command('resume', run.folder)} goes on as soon as its checkpoint can be read{held}"
+    return f"stopped after {done} rounds: {_command('resume', run.folder)} goes on from there{held}"
 
 
 def _is_lost(error: BaseException | None) -> bool:
@@ -272,11 +273,6 @@ def _is_lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _command(name: str, path: Path) -> str:
-    """As it is typed into a shell."""
-    return f"`sparcl {name} {shlex.quote(str(path))}`"
 
 
 def _config(experiment: Experiment) -> bytes:
@@ -307,7 +303,7 @@ def _read(folder: Path) -> Unfinished:
         kinds = (type(how.baseline), type(how.store), type(how.address), type(how.id))
         if kinds != (bool, str, str, str) or not how.id.isalnum():
             raise ValueError("baseline, store, address or id is not what a run writes there")
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise ConfigError(f"{folder}/run.json cannot be used ({error!r}): {again}") from error
     try:
         experiment = load(str(folder / "config.toml"))
@@ -327,7 +323,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         file = open(_control(folder), "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
     except FileNotFoundError as error:
-        raise ConfigError(_finished(folder)) from error
+        raise ConfigError(no_control(folder)) from error
     except OSError as error:
         raise ConfigError(f"{folder}/run.json cannot be opened ({error.strerror or error}): see to its access") from error
     with file:
@@ -338,17 +334,10 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         if not _control(folder).exists():
-            raise ConfigError(_finished(folder))  # a moment ago
+            raise ConfigError(no_control(folder))  # a moment ago
         yield
 
 
 def _control(folder: Path) -> Path:
     return folder / WHOLE if (folder / WHOLE).exists() else folder / "run.json"
 
-
-def _finished(folder: Path) -> str:
-    """Why there is nothing to resume where run.json is missing: a run that ends well leaves all results and nothing of what it took."""
-    repeats = _command("run", folder / "config.toml")
-    if all((folder / name).is_file() for name in ("summary.json", "model.safetensors")) and not (folder / "checkpoint").exists():
-        return f"{folder} is finished: there is nothing to resume; {repeats} repeats it"
-    return f"{folder} has no run.json, without which a run cannot be resumed, and it is not finished: {repeats} repeats it"
