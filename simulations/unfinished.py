@@ -24,6 +24,7 @@ from typing import get_args
 
 import tomli_w
 
+from server.errors import NobodyCame
 from simulations.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoint import Checkpoints
 from simulations.config import ConfigError, Experiment, load, to_tree
@@ -180,7 +181,8 @@ class Unfinished:
 
 @contextmanager
 def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> Iterator[Unfinished]:
-    """A new run's folder, `parent/NAME[-K]`. If the block fails before a round was trained, nothing is left of it.
+    """A new run's folder, `parent/NAME[-K]`. If the block fails before a round was trained, or as nobody
+    ever could, nothing is left of it.
 
     `name`: empty for that of the experiment and the seed.
 
@@ -197,7 +199,7 @@ def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> I
         with _locked(folder):
             yield run
     except BaseException as error:
-        if not run.is_finished and run.rounds_done == 0:
+        if not run.is_finished and (run.rounds_done == 0 or isinstance(error, NobodyCame)):
             try:
                 left = _remove(run)
             except (OSError, LinkRefused, StoreError) as trouble:
@@ -261,6 +263,8 @@ def _way_on(run: Unfinished, error: BaseException) -> str:
     if _is_lost(error):
         repeats, removes = _command("run", run.folder / "config.toml"), _command("forget", run.folder)
         return f"the run cannot be resumed as it is: {repeats} repeats it, {removes} removes it"
+    if isinstance(error, NobodyCame):
+        return f"nobody has trained, and nobody will: {_command('forget', run.folder)} removes the run"
     done, held = run.rounds_done, "; the cluster holds its device states until then" if run.how.on_nodes else ""
     if done is None:
         return f"the run stays as it is: {_command('resume', run.folder)} goes on as soon as its checkpoint can be read{held}"
