@@ -202,8 +202,8 @@ def _shown(value: object) -> str:
 
 class _Signals:
     """Around an app in the main thread, where Python runs the handlers of signals: what a handler raises is not the app's, and is raised
-    again behind the app, even if that has caught it. Handlers are those of before when the app is done, and an alarm that it has set is off:
-    it would end the process, since nobody but the app listens to it."""
+    again behind the app, even if that has caught it. Handlers are those of before when the app is done, and an alarm that it has set is
+    off: it would end the process, since nobody but the app listens to it."""
 
     def __enter__(self) -> None:
         self._raised: BaseException | None = None
