@@ -4,27 +4,27 @@ import numpy as np
 
 from server.attendance import PATIENCE_S, Attendance
 from server.clock import DAY, HOUR, ClockConfig
-from server.errors import FleetError
+from server.errors import NobodyCame
 from server.ledger import Row
 
 ABSENT = ("skipped", "sat-out", "refused")
 
 
 def ensure_anyone_comes(attendance: Attendance, clock: ClockConfig, now: float) -> None:
-    """Before a run. Raises FleetError if no device is there at `now`, or ever after."""
+    """Before a run. Raises NobodyCame if no device is there at `now`, or ever after."""
     if not attendance.anyone_comes(now):
-        raise FleetError(f"no device is there within the horizon: {_when(attendance, clock, now)}")
+        raise NobodyCame(f"no device is there within the horizon: {_when(attendance, clock, now)}")
 
 
 def ensure_anyone_came(rows: list[Row], attendance: Attendance, clock: ClockConfig, now: float) -> None:
-    """Behind a run. Raises FleetError if nobody was ever asked to train."""
+    """Behind a run. Raises NobodyCame if nobody was ever asked to train."""
     if any(row.phase in ("download", "train") and row.outcome not in ABSENT for row in rows):
         return
     absent = [row for row in rows if row.outcome in ("skipped", "sat-out")]
     if not absent:
-        raise FleetError(f"no device is there within the horizon: {_when(attendance, clock, now)}")
+        raise NobodyCame(f"no device is there within the horizon: {_when(attendance, clock, now)}")
     last = absent[-1]
-    raise FleetError(
+    raise NobodyCame(
         f"no device is there within the horizon: {len(absent)} times one could have been asked, and was not; the last: device "
         f"{last.device}, round {last.round}: {last.reason}"
     )

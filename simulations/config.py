@@ -275,9 +275,9 @@ def _read(name: str) -> dict[str, Any]:
     try:
         return read_toml(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"experiment {name!r} is not here; there are {', '.join(here)}, or give a .toml file") from error
+        raise ConfigError(f"there is no file {printable(repr(name))}; without a file there are {', '.join(here)}") from error
     except OSError as error:
-        raise ConfigError(f"experiment {name!r} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"experiment {printable(repr(name))} cannot be read: {error.strerror or error}") from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -23,6 +23,7 @@ from simulations.profiles import load_profile
 from sparcl_core.foreign import printable
 
 ANSWER_S = 5.0
+WHOLE = "whole.json"  # in the place of run.json when all results are written, see `simulations.unfinished`
 
 
 def expect(*checks: Iterable[str]) -> None:
@@ -81,11 +82,11 @@ def run_folder(folder: Path) -> Iterator[str]:
     """Of a run that is to be resumed or forgotten; closer by `simulations.unfinished.open_run`."""
     if not _is(folder / "config.toml", "file"):
         yield f"{printable(folder)} is no run folder: it has no config.toml; name the folder that `sparcl run` has printed"
-    elif not any(_is(folder / name, "exists") for name in ("run.json", "whole.json")):
-        yield finished(folder)
+    elif not any(os.path.lexists(folder / name) for name in (WHOLE, "run.json")):
+        yield no_control(folder)
 
 
-def finished(folder: Path) -> str:
+def no_control(folder: Path) -> str:
     """Why there is nothing to resume where run.json is missing: a run that ends well leaves all results and nothing of what it took."""
     repeats = command("run", folder / "config.toml")
     if all((folder / name).is_file() for name in ("summary.json", "model.safetensors")) and not (folder / "checkpoint").exists():
@@ -103,7 +104,7 @@ def engine_of(folder: Path) -> tuple[str, str]:
     try:
         how = json.loads((folder / "run.json").read_bytes())
         return str(how["engine"]), str(how["address"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "ray", ""
 
 

@@ -24,6 +24,7 @@ from typing import get_args
 
 import tomli_w
 
+from server.errors import NobodyCame
 from simulations.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoint import Checkpoints
 from simulations.config import ConfigError, Experiment, load, to_tree
@@ -35,7 +36,7 @@ from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked,
 from simulations.engine.store import StateStore
 from simulations.errors import Lost, WeightsError
 from simulations.pointer import CheckpointError, Identity
-from simulations.preflight import command, finished
+from simulations.preflight import WHOLE, command, no_control
 from simulations.results import FILES as RESULTS
 from simulations.results import claim_folder
 from simulations.run import EngineName, Keep
@@ -44,7 +45,6 @@ from sparcl_core.foreign import printable
 log = logging.getLogger(__name__)
 FORMAT = 1
 PARTS = ("run", "twin")
-WHOLE = "whole.json"
 KEPT = Own(  # what it takes to resume a run
     files=re.compile(f"checkpoint/(run|twin)/({CHECKPOINT.files.pattern})|devices/(run|twin)/({STORE.files.pattern})"),
     folders=re.compile(
@@ -124,13 +124,12 @@ class Unfinished:
         return files
 
     @property
-    def rounds_done(self) -> int:
-        """Rounds that need not be trained again."""
-        done = 0
-        for part in PARTS:
-            with suppress(CheckpointError):  # whoever loads it says what is wrong with it
-                done += self._checkpoints(part).last_round or 0
-        return done
+    def rounds_done(self) -> int | None:
+        """Rounds that need not be trained again; None if the checkpoints are there and do not say."""
+        try:
+            return sum(self._checkpoints(part).last_round or 0 for part in PARTS)
+        except CheckpointError:  # whoever loads it says what is wrong with it
+            return None
 
     @property
     def is_whole(self) -> bool:
@@ -183,7 +182,8 @@ class Unfinished:
 
 @contextmanager
 def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> Iterator[Unfinished]:
-    """A new run's folder, `parent/NAME[-K]`. If the block fails before a round was trained, nothing is left of it.
+    """A new run's folder, `parent/NAME[-K]`. If the block fails before a round was trained, or as nobody
+    ever could, nothing is left of it.
 
     `name`: empty for that of the experiment and the seed.
 
@@ -200,7 +200,7 @@ def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> I
         with _locked(folder):
             yield run
     except BaseException as error:
-        if not run.is_finished and not run.rounds_done:
+        if not run.is_finished and (run.rounds_done == 0 or isinstance(error, NobodyCame)):
             try:
                 left = _remove(run)
             except (OSError, LinkRefused, StoreError) as trouble:
@@ -264,8 +264,12 @@ def _way_on(run: Unfinished, error: BaseException) -> str:
     if _is_lost(error):
         repeats, removes = command("run", run.folder / "config.toml"), command("forget", run.folder)
         return f"the run cannot be resumed as it is: {repeats} repeats it, {removes} removes it"
-    held = "; the cluster holds its device states until then" if run.how.on_nodes else ""
-    return f"stopped after {run.rounds_done} rounds: {command('resume', run.folder)} goes on from there{held}"
+    if isinstance(error, NobodyCame):
+        return f"nobody has trained, and nobody will: {command('forget', run.folder)} removes the run"
+    done, held = run.rounds_done, "; the cluster holds its device states until then" if run.how.on_nodes else ""
+    if done is None:
+        return f"the run stays as it is: {command('resume', run.folder)} goes on as soon as its checkpoint can be read{held}"
+    return f"stopped after {done} rounds: {command('resume', run.folder)} goes on from there{held}"
 
 
 def _is_lost(error: BaseException | None) -> bool:
@@ -304,7 +308,7 @@ def _read(folder: Path) -> Unfinished:
         kinds = (type(how.baseline), type(how.store), type(how.address), type(how.id))
         if kinds != (bool, str, str, str) or not how.id.isalnum():
             raise ValueError("baseline, store, address or id is not what a run writes there")
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise ConfigError(f"{folder}/run.json cannot be used ({error!r}): {again}") from error
     try:
         experiment = load(str(folder / "config.toml"))
@@ -324,7 +328,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         file = open(_control(folder), "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
     except FileNotFoundError as error:
-        raise ConfigError(finished(folder)) from error
+        raise ConfigError(no_control(folder)) from error
     except OSError as error:
         raise ConfigError(f"{folder}/run.json cannot be opened ({error.strerror or error}): see to its access") from error
     with file:
@@ -335,7 +339,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         if not _control(folder).exists():
-            raise ConfigError(finished(folder))  # a moment ago
+            raise ConfigError(no_control(folder))  # a moment ago
         yield
 
 

@@ -202,7 +202,8 @@ def _shown(value: object) -> str:
 
 class _Signals:
     """Around an app in the main thread, where Python runs the handlers of signals: what a handler raises is not the app's, and is raised
-    again behind the app, even if that has caught it. Handlers are those of before when the app is done."""
+    again behind the app, even if that has caught it. Handlers are those of before when the app is done, and an alarm that it has set is
+    off: it would end the process, since nobody but the app listens to it."""
 
     def __enter__(self) -> None:
         self._raised: BaseException | None = None
@@ -213,8 +214,11 @@ class _Signals:
             self._before[number] = before = getsignal(number)
             if callable(before):
                 set_signal(number, self._heard)
+        self._alarm = signal.getitimer(signal.ITIMER_REAL)
 
     def __exit__(self, *_) -> None:
+        if self._before and not any(self._alarm):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, before in self._before.items():
             if before is not None and getsignal(number) is not before:  # None: it was not set by Python, which cannot set it again
                 set_signal(number, before)

@@ -172,6 +172,18 @@ def test_an_app_cannot_take_the_users_signals_away(number):
     assert signal.getsignal(number) is handler
 
 
+def test_an_alarm_of_the_apps_own_ends_nothing():
+    """Behind the app nobody has a handler for it, and the process would end without a word; one that was set before stays."""
+    grid_of(lambda: signal.setitimer(signal.ITIMER_REAL, 1000.0)).send_and_receive(messages(2))
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    signal.setitimer(signal.ITIMER_REAL, 1000.0)
+    try:
+        grid_of(lambda: None).send_and_receive(messages(2))
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def test_a_thread_that_has_no_signals_works_too():
     replies = []
     thread = threading.Thread(target=lambda: replies.extend(grid_of(lambda: sys.exit(0)).send_and_receive(messages(2))))

@@ -79,7 +79,7 @@ def test_bad_settings(tmp_path, override, parts):
 def test_an_experiment_that_is_not_there(tmp_path):
     nope = call("run", "nope", "--engine", "inline", "--out", tmp_path)
     assert_one_message(nope, "experiment 'nope' is not here", "split-digits", "or give a .toml file")
-    assert_one_message(call("train-one", tmp_path / "nope.toml", "--out", tmp_path), "nope.toml' is not here")
+    assert_one_message(call("train-one", tmp_path / "nope.toml", "--out", tmp_path), "there is no file", "nope.toml'")
     assert left_behind(tmp_path) == []
 
 

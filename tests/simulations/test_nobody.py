@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from worlds import play, tiny_world, toy_fleet
+import tomli_w
+from typer.testing import CliRunner
+from worlds import play, tiny, tiny_world, toy_fleet
 
 from server.errors import FleetError
+from simulations.__main__ import app
 from simulations.build import make_strategy
+from simulations.config import to_tree
 from simulations.report import draw_report
 from simulations.results import write_run
 from simulations.run import Result, run_world
@@ -39,6 +43,14 @@ def test_a_trace_of_unix_time(tmp_path):
     world = tiny_world(SHORT, *trace(tmp_path, *[(1.7e9, 1.8e9)] * 3))
     with pytest.raises(FleetError, match=r"the first comes at 1.7e\+09 s.*a trace of UNIX time must be shifted"):
         run_world(world, "inline")
+
+
+def test_a_run_without_anybody_leaves_nothing_and_is_not_to_be_resumed(tmp_path):
+    config, out = tmp_path / "nobody.toml", tmp_path / "out"
+    config.write_bytes(tomli_w.dumps(to_tree(tiny(SHORT, *trace(tmp_path, *[(1.7e9, 1.8e9)] * 3)))).encode())
+    result = CliRunner().invoke(app, ["run", str(config), "--engine", "inline", "--out", str(out)])
+    assert result.exit_code == 2 and "no device is there within the horizon" in result.stderr
+    assert "resume" not in result.stderr and list(out.iterdir()) == []
 
 
 def test_who_takes_part_and_is_late_has_taken_part(tmp_path):

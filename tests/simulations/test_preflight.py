@@ -47,11 +47,13 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
     (tmp_path / "link").symlink_to("nothing")
     (tmp_path / "fleet.csv").write_text("profile\nphone\n")
     (tmp_path / "trace.csv").write_text("device,on\n0,1\n")
+    for name in ("summary.json", "model.safetensors", "config.toml"):
+        (tmp_path / "whole" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "whole" / name).touch()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "run.json").write_text(100_000 * "[")
     (tmp_path / "broken.toml").write_text("seed = = 1")
     (tmp_path / "mine.toml").write_text('name = "mine"\n[flops_per_s]\nvalue = -1\nsource = "assumption"\n')
-    (tmp_path / "done").mkdir()
-    for name in ("config.toml", "summary.json", "model.safetensors"):
-        (tmp_path / "done" / name).write_text("")
     odd = tmp_path.as_posix() + "/\udcff"
     wrong = {
         ("run", "typo"): "experiment 'typo' is not here; there are",
@@ -65,7 +67,7 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
         ("run", "--set", "profile=mine.toml"): "flops_per_s is -1",
         ("run", "--set", "fleet.mix.phon=1"): "did you mean 'phone'?",
         ("run", "--set", "fleet.file=fleet.csv"): "fleet.csv has 1 rows",
-        ("run", "--set", "fleet.file=nowhere.csv"): "nowhere.csv cannot be read",
+        ("run", "--set", "fleet.file=nowhere.csv"): "fleet.file nowhere.csv cannot be read",
         ("run", "--set", "availability.kind=trace", "--set", "availability.trace=trace.csv"): "availability: trace.csv, line 1: no column",
         ("run", "--set", "availability.kind=trace", "--set", "availability.trace=no.csv"): "trace no.csv cannot be read",
         ("run", "--set", "data.name=parquet", "--set", "data.path=nowhere"): "data.path: cannot read 'nowhere': there is no such folder",
@@ -92,9 +94,11 @@ def test_a_mistake_is_told_before_anything_that_takes_long_is_imported(tmp_path)
         ("train-one", "--set", "lr=1"): "did you mean 'learner.lr' or 'server_optimizer.lr'?",
         ("train-one", "--out", "file"): "it is a file",
         ("resume", "nowhere"): "nowhere is no run folder",
-        ("resume", "done"): "done is finished: there is nothing to resume; `sparcl run done/config.toml` repeats it",
-        ("forget", "done"): "done is finished",
         ("forget", "file"): "file is no run folder",
+        ("resume", "whole"): "whole is finished: there is nothing to resume; `sparcl run whole/config.toml` repeats it",
+        ("forget", "whole"): "whole is finished: there is nothing to resume",
+        ("forget", "deep"): "deep is no run folder",
+        ("run", "nowhere.toml"): "there is no file 'nowhere.toml'",
         ("reproduce", "typo"): "claim 'typo' is not here; there are",
         ("reproduce", "--out", "file"): "it is a file",
         ("calibrate", "--out", "nowhere/x.toml"): "cannot write nowhere/x.toml",

@@ -388,6 +388,25 @@ def test_a_failure_leaves_the_folder_only_if_a_round_was_trained(tmp_path, monke
         assert list((tmp_path / "out").iterdir()) == [] and list(store.iterdir()) == []
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkeypatch):
+    """Neither is the run removed, as one without a round is, nor is it said that it has none."""
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Stop) as stopped, new_run(tmp_path, tiny(*SHORT), INLINE) as run:
+        try:
+            _carry_out(run, None)
+        finally:
+            latest = run.folder / "checkpoint" / "run" / "latest.json"
+            latest.rename(latest.with_suffix(".aside"))
+            latest.mkdir()
+            latest.with_name("previous.json").unlink(missing_ok=True)
+    goes_on = f"the run stays as it is: `sparcl resume {run.folder}` goes on as soon as its checkpoint can be read"
+    assert stopped.value.__notes__ == [goes_on]
+    latest.rmdir()
+    latest.with_suffix(".aside").rename(latest)
+    with open_run(run.folder) as again:
+        assert again.rounds_done == 2
+
+
 def test_a_failure_before_anything_is_kept_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), new_run(tmp_path, tiny(), INLINE):
         1 / 0  # noqa: B018
@@ -569,6 +588,7 @@ DAMAGED = {
     "half": '{"format": 1, "engi',
     "no text": b"\xff\xfe",
     "no object": "[1]",
+    "depth": 100_000 * "[",
     "a number": "7",
     "null": "null",
     "no format": "{}",
