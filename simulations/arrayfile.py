@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from simulations import disk
 from simulations.disk import put
 
 _CODES = {"b": "BOOL", "f": "F{}", "i": "I{}", "u": "U{}"}
@@ -53,7 +54,7 @@ def read_arrays(folder: Path, file: ArrayFile) -> dict[str, np.ndarray]:
         OSError: if the file cannot be read.
         ValueError: what is wrong, if it is not the one that was written.
     """
-    data = (folder / file.name).read_bytes()
+    data = disk.read(folder / file.name)
     if len(data) != file.size:
         raise ValueError(f"it has {len(data)} bytes, not {file.size}: truncated, or of another run")
     if zlib.crc32(data) != file.crc32:

@@ -7,6 +7,7 @@ name of ours is ever deleted, no link is ever followed, and what is not ours sta
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AT_ONCE = 32  # flushes: a file system writes those that wait together in one go
+
+
+def read(path: str | Path) -> bytes:
+    """What is in a file. A pipe or a device in its place is refused, where a plain read would wait for ever. Raises OSError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        return file.readall()
 
 
 class LinkRefused(ValueError):

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from simulations import disk
 from simulations.arrayfile import ArrayFile
 from simulations.errors import Lost
 
@@ -63,7 +64,7 @@ class Pointer:
             CheckpointError: if it is whole, but of another format version or of anything but `identity`.
         """
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(disk.read(path))
             crc32, version = found.pop("crc32", None), found.pop("format")
             if crc32 is not None and crc32 != _crc32({"format": version, **found}):
                 raise ValueError("its checksum does not match")
@@ -72,6 +73,8 @@ class Pointer:
                 raise CheckpointError(f"checkpoint {path}: {what}; resume the run with the release that it was started with")
             if crc32 is None:
                 raise ValueError("it has no checksum")
+            if not found["versions"]:
+                raise ValueError("it does not say which software made it")
             files = {name: ArrayFile(**found.pop(name)) for name in ("state", "journal")}
             pointer = cls(**found, **files)
         except (CheckpointError, FileNotFoundError):

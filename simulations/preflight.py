@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from server.availability import make_availability
+from simulations import disk
 from simulations.config import Experiment
 from simulations.engine.address import masked
 from simulations.errors import did_you_mean, several
@@ -102,7 +103,7 @@ def command(name: str, path: Path) -> str:
 def engine_of(folder: Path) -> tuple[str, str]:
     """Engine and cluster address of an unfinished run; ("ray", "") where they cannot be read, which whoever opens it says."""
     try:
-        how = json.loads((folder / "run.json").read_bytes())
+        how = json.loads(disk.read(folder / "run.json"))
         return str(how["engine"]), str(how["address"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "ray", ""

@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from simulations import disk
 from simulations.errors import ConfigError
 from sparcl_core.foreign import printable
 
@@ -18,7 +19,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: if it is no TOML, or tables lie deeper in each other than any of ours.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = disk.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no TOML: byte {error.start} is not UTF-8; store it as UTF-8") from error
     return parse_toml(text.replace("\r\n", "\n"), str(path))

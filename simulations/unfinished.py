@@ -25,6 +25,7 @@ from typing import get_args
 import tomli_w
 
 from server.errors import NobodyCame
+from simulations import disk
 from simulations.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoint import Checkpoints
 from simulations.config import ConfigError, Experiment, load, to_tree
@@ -299,7 +300,7 @@ def _write(run: Unfinished) -> None:
 def _read(folder: Path) -> Unfinished:
     again = f"start the run again with {command('run', folder / 'config.toml')}"
     try:
-        found = json.loads(_control(folder).read_bytes())
+        found = json.loads(disk.read(_control(folder)))
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise ValueError("another version of this code wrote it")
         config_sha256, how = found.pop("config_sha256"), How(**found)

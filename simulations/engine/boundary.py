@@ -67,7 +67,7 @@ def handle(
     """
     received = attach_message(message)
     request, where = copy_metadata(received.metadata), f"device {node_config['partition-id']}"  # the app may write into what it receives
-    with _Signals():
+    with _Signals(), _Streams():
         try:
             kept = attach_records(state) if state else RecordDict()
             context = Context(RUN_ID, request.dst_node_id, dict(node_config), kept, dict(run_config))
@@ -198,6 +198,16 @@ def _shown(value: object) -> str:
     except BaseException as error:
         text = f"(it cannot be shown: {type(error).__name__})"
     return printable(f"{text} ({type(value).__name__})", 200)
+
+
+class _Streams:
+    """Around an app: what is printed behind it goes where it went before, whatever the app has put in the place of these two."""
+
+    def __enter__(self) -> None:
+        self._before = sys.stdout, sys.stderr
+
+    def __exit__(self, *_) -> None:
+        sys.stdout, sys.stderr = self._before
 
 
 class _Signals:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from simulations import disk
 from simulations.disk import LinkRefused, Own, delete, expect_no_link, flush, make_folder
 from simulations.engine.adapter import EngineError
 from simulations.engine.address import masked, redacted, secrets_of
@@ -121,8 +122,7 @@ class LocalFiles:
 
     def read(self, key: str) -> bytes | None:
         try:
-            with open(f"{self.url}/{key}", "rb", buffering=0) as file:
-                return file.read()
+            return disk.read(f"{self.url}/{key}")
         except FileNotFoundError:
             return None
 

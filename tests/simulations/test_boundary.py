@@ -184,6 +184,15 @@ def test_an_alarm_of_the_apps_own_ends_nothing():
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def test_an_app_cannot_take_what_is_printed_behind_it():
+    def take() -> None:
+        sys.stdout = sys.stderr = None
+
+    before = sys.stdout, sys.stderr
+    grid_of(take).send_and_receive(messages(2))
+    assert (sys.stdout, sys.stderr) == before
+
+
 def test_a_thread_that_has_no_signals_works_too():
     replies = []
     thread = threading.Thread(target=lambda: replies.extend(grid_of(lambda: sys.exit(0)).send_and_receive(messages(2))))

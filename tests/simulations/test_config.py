@@ -338,7 +338,7 @@ def test_a_date_is_text():
 def test_files_that_are_not_there_or_no_toml(tmp_path):
     with pytest.raises(ConfigError, match="experiment 'nope' is not here; there are .*split-digits"):
         load("nope")
-    with pytest.raises(ConfigError, match=r"nope\.toml' is not here"):
+    with pytest.raises(ConfigError, match=r"there is no file '.*nope\.toml'"):
         load(str(tmp_path / "nope.toml"))
     path = tmp_path / "broken.toml"
     path.write_text("seed = = 3")
