@@ -49,7 +49,7 @@ def test_a_claim_of_ones_own_is_found_with_and_without_its_suffix(own, monkeypat
 
 def test_an_experiment_beside_its_claim_is_found_from_anywhere(own):
     own.write_text(OWN.format(experiment="tiny.toml"))
-    with pytest.raises(ConfigError, match="experiment 'tiny.toml' is not here"):
+    with pytest.raises(ConfigError, match="there is no file 'tiny.toml'"):
         load_claim(str(own))
     (own.parent / "tiny.toml").write_text(TINY.read_text())
     assert load_claim(str(own)).rows[0].experiment == str(own.parent / "tiny.toml")
