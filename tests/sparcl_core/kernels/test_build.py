@@ -507,9 +507,16 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monke
         assert_dense(load(source=SMALL), "not done after 0.5 s")
     assert time.monotonic() - started < 5
     state, give_up = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat"), time.monotonic() + 10
-    while (is_running := state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z") and time.monotonic() < give_up:
+
+    def is_running() -> bool:
+        try:
+            return state.read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:  # it is gone
+            return False
+
+    while is_running() and time.monotonic() < give_up:
         time.sleep(0.05)  # it has got its signal, and ends when its turn comes
-    assert not is_running
+    assert not is_running()
 
 
 @needs_compiler
