@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from simulations.alone import SoloResult
-    from simulations.config import Experiment
-    from simulations.errors import ConfigError
+    from simulations.config.errors import ConfigError
+    from simulations.config.experiment import Experiment
     from simulations.run import Observer, Result
+    from simulations.single_device import SoloResult
 
 __all__ = ["ConfigError", "Experiment", "Observer", "Result", "SoloResult", "load", "run", "train_one"]
 _WHERE = {
-    "ConfigError": "simulations.errors", "Experiment": "simulations.config", "Observer": "simulations.run", "Result": "simulations.run",
-    "SoloResult": "simulations.alone",
+    "ConfigError": "simulations.config.errors", "Experiment": "simulations.config.experiment",
+    "Observer": "simulations.run", "Result": "simulations.run",
+    "SoloResult": "simulations.single_device",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def load(experiment: str = "split-digits", *overrides: str, dense: bool = False)
     Raises:
         ConfigError: names all that is wrong.
     """
-    config = _import("simulations.config")
+    config = _import("simulations.config.experiment")
     made = config.load(experiment, list(overrides))
     return config.dense_twin(made) if dense else made
 
@@ -85,8 +86,8 @@ def train_one(experiment: "str | Experiment" = "split-digits", *overrides: str, 
     made = _resolved(experiment, overrides, dense)
     preflight = _import("simulations.preflight")
     preflight.expect(preflight.experiment_files(made))
-    from simulations.alone import train_one
     from simulations.build import choose_kernels
+    from simulations.single_device import train_one
 
     return train_one(choose_kernels(made), lambda progress, accuracy: None)
 
@@ -115,8 +116,8 @@ def _resolved(experiment: "str | Experiment", overrides: tuple[str, ...], dense:
     if isinstance(experiment, str | os.PathLike):
         return load(os.fspath(experiment), *overrides, dense=dense)
     if overrides:
-        _import("simulations.errors").several("", ["overrides need an experiment's name or file: give them to sparcl.load"])
-    return _import("simulations.config").dense_twin(experiment) if dense else experiment
+        _import("simulations.config.errors").several("", ["overrides need an experiment's name or file: give them to sparcl.load"])
+    return _import("simulations.config.experiment").dense_twin(experiment) if dense else experiment
 
 
 def _import(name: str):

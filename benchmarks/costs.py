@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from simulations.calibrate import Calibration, calibrate, machine, predicted, table
-from simulations.profiles import load_profile
-from simulations.sessions import BACKBONES, Measured, Point, grid, measure
-from sparcl_core.costs import DeviceProfile
+from simulations.calibration.fit import Calibration, calibrate, machine, predicted, table
+from simulations.calibration.timed_sessions import BACKBONES, Measured, Point, grid, measure
+from simulations.fleet.profiles import load_profile
+from sparcl_core.costs.device import DeviceProfile
 from sparcl_core.kernels.build import backend
 from sparcl_core.models import ModelConfig
 

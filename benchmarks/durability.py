@@ -45,10 +45,11 @@ def show(devices: int, rounds: list[dict]) -> None:
 
 def measure(folder: Path, devices: int, rounds: int) -> list[dict]:
     """One entry per round behind the first two."""
-    from simulations import checkpoint, disk
+    from simulations import disk
     from simulations.build import make_world
-    from simulations.checkpoint import Checkpoints
-    from simulations.config import load
+    from simulations.checkpoints import checkpoint
+    from simulations.checkpoints.checkpoint import Checkpoints
+    from simulations.config.experiment import load
     from simulations.engine import files
     from simulations.engine.store import StateStore
     from simulations.run import Keep, Silent, run_world

@@ -32,9 +32,8 @@ def main() -> None:
 
     import matplotlib.pyplot  # noqa: F401  (all that a driver imports)
 
-    import simulations.report
-    import simulations.results
-    import simulations.unfinished  # noqa: F401
+    import simulations.results.plot
+    import simulations.results.resumable  # noqa: F401
     from sparcl_core.seeding import generator
 
     with tempfile.TemporaryDirectory(prefix="sparcl-kills-") as place:
@@ -80,8 +79,8 @@ def begin(out: Path, rounds: int) -> int:
 def drive(out: Path, rounds: int) -> None:
     """As `sparcl run` and `sparcl resume` do."""
     from simulations.__main__ import _carry_out
-    from simulations.config import load
-    from simulations.unfinished import How, new_run, open_run
+    from simulations.config.experiment import load
+    from simulations.results.resumable import How, new_run, open_run
 
     left = [folder for folder in sorted(out.glob("*")) if (folder / "config.toml").exists()]
     if left and not any((left[0] / name).exists() for name in ("run.json", "whole.json")):
@@ -105,8 +104,8 @@ def killed(out: Path, rounds: int, instant: float) -> str:
 
 def phase_of(out: Path) -> str:
     """By what lies in the folder."""
-    from simulations.checkpoint import Checkpoints
-    from simulations.pointer import Identity, Pointer
+    from simulations.checkpoints.checkpoint import Checkpoints
+    from simulations.checkpoints.pointer import Identity, Pointer
 
     folders = [folder for folder in out.glob("*") if (folder / "config.toml").exists()]
     if not folders:

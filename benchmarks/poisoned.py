@@ -11,15 +11,15 @@ from dataclasses import replace
 
 from client.app import make_client_app
 from client.config import ClientConfig
-from client.stream import Streams
+from client.streams.stream import Streams
 from server.app import RoundRecord, run_rounds
 from server.errors import FleetError
 from simulations.build import choose_kernels, make_evaluator, make_roster, make_strategy, make_world
-from simulations.config import load
+from simulations.config.experiment import load
 from simulations.engine.inline import InlineGrid
 from simulations.run import accuracy_matrix
 from sparcl_core.learner import Learner, Session
-from sparcl_core.metrics import scores
+from sparcl_core.metrics.continual import scores
 
 UPDATES = ("ok", "clipped", "rejected")
 

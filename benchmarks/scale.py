@@ -68,8 +68,8 @@ def measure(roster: int, rounds: int) -> dict:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", FLWR_TELEMETRY_ENABLED="0")
     began = _process_start()
     from simulations.build import make_world
-    from simulations.checkpoint import Checkpoints
-    from simulations.config import load
+    from simulations.checkpoints.checkpoint import Checkpoints
+    from simulations.config.experiment import load
     from simulations.engine.files import open_files
     from simulations.engine.pool import EngineOptions, Pool
     from simulations.engine.store import StateStore
@@ -83,7 +83,7 @@ def measure(roster: int, rounds: int) -> dict:
             self.at.append(time.time())
             self.mb.append(_resident_mb())
 
-    pool, watch = Pool(EngineOptions(), warm=("simulations.devices",)), Watch()
+    pool, watch = Pool(EngineOptions(), warm=("simulations.client_app",)), Watch()
     experiment = load(str(ROOT / "tests" / "tiny.toml"), [*SETTINGS, f"stream.devices={roster}", "stream.tasks=5", "data.train_limit=0",
                                                           f"federation.rounds_per_task={rounds // 5}"])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -14,20 +14,20 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import device as devices
+from client import local_round as devices
 from client.config import ClientConfig
-from client.inbox import bring
-from client.model import writable
-from client.state import DeviceState, load_own, new_device, save_state
-from client.stream import Stream
-from client.versions import Versions
+from client.state.apply_payloads import bring
+from client.state.device_state import DeviceState, load_own, new_device, save_state
+from client.state.model_cache import Versions
+from client.state.received_model import writable
+from client.streams.stream import Stream
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
-from sparcl_core.footprint import activation_bytes, footprint
+from sparcl_core.costs.memory import activation_bytes, footprint
 from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
-from sparcl_core.masks import State, count_active
-from sparcl_core.protocol import Instruction, Report
+from sparcl_core.sparsity.masks import State, count_active
+from sparcl_core.wire.protocol import Instruction, Report
 
 
 class DeviceError(RuntimeError):
@@ -133,7 +133,7 @@ class _Trainer:
         return instruction, device, stream, where
 
     def _brought(self, context: Context, stream: Stream, payloads: tuple[bytes, ...]) -> DeviceState:
-        """What `client.inbox.receive` makes of the device, the work that devices share done once."""
+        """What `client.state.apply_payloads.receive` makes of the device, the work that devices share done once."""
         saved = context.state.get("device", {"model": b""})
         model, surviving = self.versions.follow(saved["model"], payloads)
         if "own" in saved:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparcl_core.change import ChangeConfig
 from sparcl_core.codec import Layout
+from sparcl_core.config import MethodConfig
 from sparcl_core.inputs import InputSpec
-from sparcl_core.method import MethodConfig
-from sparcl_core.wire import WireConfig
+from sparcl_core.task_change import ChangeConfig
+from sparcl_core.wire.error_feedback import WireConfig
 
 
 @dataclass(frozen=True)

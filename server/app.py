@@ -10,10 +10,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from server.fleet import Roster
-from server.masking import Diversity
+from server.fleet.roster import Roster
+from server.global_model.masks import Diversity
 from server.strategy import SparCLStrategy
-from sparcl_core.masks import State
+from sparcl_core.sparsity.masks import State
 
 
 @dataclass(frozen=True)

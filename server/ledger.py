@@ -25,8 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from sparcl_core.codec import Sizes
-from sparcl_core.costs import Cost, DeviceProfile, compute_cost, download_cost, upload_cost
-from sparcl_core.flops import Flops
+from sparcl_core.costs.device import Cost, DeviceProfile, compute_cost, download_cost, upload_cost
+from sparcl_core.costs.flops import Flops
 
 
 @dataclass(frozen=True, slots=True)  # a row with a dict weighs three times as much, and 100 devices write 300 a round

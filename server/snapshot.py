@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sparcl_core.codec import Encoded, Sizes
-from sparcl_core.masks import State
+from sparcl_core.sparsity.masks import State
 
 Snapshot = dict[str, np.ndarray]
 

@@ -15,37 +15,40 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server import recompute
-from server.absence import ensure_anyone_comes
-from server.aggregate import AggregationConfig, mean_update, voted
-from server.attendance import Attendance, Chosen
-from server.broadcast import Broadcast
-from server.buffered import RETRY_S, BufferedRounds
-from server.clipping import Seen, bounded
-from server.clock import HOUR, ClockConfig
-from server.conditions import Fate, end_of_round
+from server.aggregation.average import mean_update, voted
+from server.aggregation.config import AggregationConfig
+from server.config import FederationConfig
+from server.defence.clipping import Seen, bounded
+from server.defence.importance import bounded_reports
+from server.defence.rollback import Rollback, Step
+from server.defence.ruin import ruinous
 from server.errors import FleetError
-from server.exchange import Exchange, Reply, Sent
-from server.fleet import Roster
-from server.intake import Accepted
+from server.fleet.conditions import Fate
+from server.fleet.local_time import HOUR
+from server.fleet.roster import Roster
+from server.global_model.batchnorm import Observed, bounded_statistics, pooled_statistics
+from server.global_model.broadcast import Broadcast
+from server.global_model.mask_schedule import StageClock
+from server.global_model.masks import Diversity, LocalMasks, SharedMasks, diversity
+from server.global_model.optimizer import ServerOptimizer, ServerOptimizerConfig
 from server.ledger import DONE, STRANGER, Done, Ledger, Where
-from server.masking import Diversity, LocalMasks, SharedMasks, diversity
-from server.optimizer import ServerOptimizer, ServerOptimizerConfig
-from server.registration import register
-from server.reports import bounded_reports
-from server.rollback import Rollback, Step
-from server.ruin import ruinous
-from server.settings import FederationConfig
+from server.rounds import recalibration
+from server.rounds.absence import ensure_anyone_comes
+from server.rounds.buffered import RETRY_S, BufferedRounds
+from server.rounds.clock import ClockConfig
+from server.rounds.exchange import Exchange, Reply, Sent
+from server.rounds.registration import register
+from server.rounds.replies import Accepted
+from server.rounds.round_end import end_of_round
+from server.selection.cohort import Attendance, Chosen
 from server.snapshot import Snapshot, same_model, under, within
-from server.stages import StageClock
-from server.statistics import Observed, bounded_statistics, pooled_statistics
-from sparcl_core import tdm
 from sparcl_core.codec import Layout
-from sparcl_core.costs import Cost
+from sparcl_core.config import MethodConfig
+from sparcl_core.costs.device import Cost
 from sparcl_core.foreign import printable
-from sparcl_core.masks import Masks, State, apply_masks_
-from sparcl_core.method import MethodConfig
-from sparcl_core.wire import WireConfig
+from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.masks import Masks, State, apply_masks_
+from sparcl_core.wire.error_feedback import WireConfig
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +385,7 @@ class SparCLStrategy(Strategy):
 
     def aggregate_calibrate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Pool the devices' statistics by samples; those that fail are ledger rows. Without any, the old statistics stay."""
-        recompute.pool(self, server_round, replies)
+        recalibration.pool(self, server_round, replies)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the global model is evaluated at the server, which costs a device nothing."""

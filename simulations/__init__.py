@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-_NEIGHBOURS = {"sparcl_core": "method.py", "client": "app.py", "server": "settings.py"}  # each with a file that it has
+_NEIGHBOURS = {"sparcl_core": "learner.py", "client": "app.py", "server": "strategy.py"}  # each with a file that it has
 
 
 def expect_ours() -> None:

@@ -17,15 +17,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import typer
 
-from simulations import telling
-from simulations.telling import complain, console, errors, hide, one_message, say
+from simulations.cli import messages
+from simulations.cli.messages import complain, console, errors, hide, one_message, say
 
 if TYPE_CHECKING:
-    from simulations.config import Experiment
+    from simulations.cli.signals import Stops
+    from simulations.config.experiment import Experiment
     from simulations.engine.pool import Pool
+    from simulations.results.resumable import Unfinished
     from simulations.run import Result
-    from simulations.stopping import Stops
-    from simulations.unfinished import Unfinished
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -110,8 +110,8 @@ def run(
         preflight.expect(preflight.experiment_files(resolved), *here)
         _start(resolved, engine.value)
         with _workers(engine.value, options, stops) as pool:
-            from simulations.naming import run_name
-            from simulations.unfinished import How, new_run
+            from simulations.config.run_name import run_name
+            from simulations.results.resumable import How, new_run
 
             how = How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)
             with new_run(out, _choose(resolved), how, run_name(resolved, set_ or [])) as unfinished:
@@ -138,7 +138,7 @@ def resume(
         options = replace(options, address=ray_address or address)
         preflight.expect(preflight.run_folder(run), options.problems(engine))
         say(f"{run}: going on, starting PyTorch")
-        from simulations.unfinished import open_run
+        from simulations.results.resumable import open_run
 
         with open_run(run) as unfinished:
             how = unfinished.how
@@ -156,7 +156,7 @@ def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption
 
         address = ray_address or preflight.engine_of(run)[1]
         preflight.expect(preflight.run_folder(run), preflight.cluster_address(address))
-        from simulations.unfinished import give_up, open_run
+        from simulations.results.resumable import give_up, open_run
 
         with open_run(run) as unfinished:
             hide(unfinished.how.store)
@@ -169,8 +169,8 @@ def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption
 
 
 def _resolve(experiment: str, overrides: list[str] | None, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
-    from simulations.config import dense_twin, load
-    from simulations.errors import ConfigError
+    from simulations.config.errors import ConfigError
+    from simulations.config.experiment import dense_twin, load
 
     if dense and baseline:
         raise ConfigError("--dense runs the dense twin alone, and --baseline runs it beside the experiment: leave one out")
@@ -180,7 +180,7 @@ def _resolve(experiment: str, overrides: list[str] | None, seed: int | None, den
 
 def _start(experiment: "Experiment", engine: str) -> None:
     """The first line, before what takes seconds: that all is well so far, and what is going on."""
-    from simulations.config import left_on
+    from simulations.config.experiment import left_on
 
     say(f"{experiment.name}: starting {'Ray and ' if engine == 'ray' else ''}PyTorch")
     if parts := left_on(experiment):
@@ -209,7 +209,7 @@ def _workers(engine: str, options: Workers, stops: "Stops") -> Iterator["Pool | 
     try:
         from simulations.engine.pool import EngineOptions, Pool
 
-        pool = Pool(EngineOptions(**vars(options)), warm=("simulations.devices",))
+        pool = Pool(EngineOptions(**vars(options)), warm=("simulations.client_app",))
     finally:
         importing.join()
     stops.arm()  # Ray has set a handler of its own
@@ -220,14 +220,14 @@ def _workers(engine: str, options: Workers, stops: "Stops") -> Iterator["Pool | 
 
 
 def _import_early() -> None:
-    import simulations.unfinished  # noqa: F401
+    import simulations.results.resumable  # noqa: F401
 
 
 def _carry_out(run: "Unfinished", pool: "Pool | None") -> None:
-    from simulations.config import dense_twin
-    from simulations.fleet import make_hardware
-    from simulations.report import draw_report
-    from simulations.results import write_run
+    from simulations.config.experiment import dense_twin
+    from simulations.fleet.mix import make_hardware
+    from simulations.results.plot import draw_report
+    from simulations.results.write import write_run
 
     if run.is_whole:  # it was stopped while it cleaned up
         run.finish()
@@ -255,7 +255,7 @@ def _twin(run: "Unfinished", experiment: "Experiment", pool: "Pool | None") -> "
 
 
 def _show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:
-    from simulations.view import bytes_by_kind, final_table, footnote, problems
+    from simulations.results.console import bytes_by_kind, final_table, footnote, problems
 
     console.print(final_table(summary, console.width))
     if went_wrong := problems(summary):
@@ -268,8 +268,8 @@ def _show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:
 
 def _watch(run: "Unfinished", part: str, experiment: "Experiment", pool: "Pool | None", title: str) -> "Result":
     from simulations.build import make_world
+    from simulations.results.console import View
     from simulations.run import run_world
-    from simulations.view import View
 
     federation, world = experiment.federation, make_world(experiment)
     devices = min(federation.cohort_size or experiment.stream.devices, experiment.stream.devices)
@@ -290,7 +290,7 @@ def train_one(
     """Train a single device that sees all data: the paper's own setting, without Flower or Ray."""
     with one_message(debug):
         from simulations import preflight
-        from simulations.naming import run_name
+        from simulations.config.run_name import run_name
 
         resolved = _resolve(experiment, set_, seed, dense, baseline)
         preflight.expect(preflight.experiment_files(resolved), preflight.output_folder(out))
@@ -300,10 +300,10 @@ def train_one(
 
 
 def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -> None:
-    from simulations.alone import train_one as train
-    from simulations.config import dense_twin
-    from simulations.profiles import load_profile
-    from simulations.results import new_folder, write_solo
+    from simulations.config.experiment import dense_twin
+    from simulations.fleet.profiles import load_profile
+    from simulations.results.write import new_folder, write_solo
+    from simulations.single_device import train_one as train
 
     _, assumed = load_profile(experiment.profile)
     epochs = experiment.federation.task_epochs
@@ -331,7 +331,7 @@ def reproduce(
     """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
     with one_message(debug):
         from simulations import preflight
-        from simulations.reproduce import load_claim, markdown, run_claim
+        from simulations.tables.reproduce import load_claim, markdown, run_claim
 
         loaded = load_claim(claim)
         total, count = len(loaded.rows) * len(loaded.seeds), 0
@@ -339,7 +339,7 @@ def reproduce(
         wrong = (f"row {row.name}: {problem}" for row, experiment in rows for problem in preflight.experiment_files(experiment))
         preflight.expect(wrong, preflight.output_folder(out))
         say(f"{loaded.name}: starting {total} runs of {len(loaded.rows)} rows")
-        from simulations.results import new_folder, write_claim
+        from simulations.results.write import new_folder, write_claim
 
         def done(row: str, seed: int, summary: dict) -> None:
             nonlocal count
@@ -359,7 +359,7 @@ def reproduce(
 def list_experiments() -> None:
     """The experiments that come with the project."""
     with one_message(debug=False):
-        from simulations.config import available, load
+        from simulations.config.experiment import available, load
 
         for name in available():
             say(f"{name:24} {load(name).description}")
@@ -401,12 +401,12 @@ def calibrate(
     given = {key: value * unit for key, (value, unit) in options.items() if value is not None}
     with one_message(debug):
         from simulations import preflight
-        from simulations.profiles import new_profile
+        from simulations.fleet.profiles import new_profile
 
         preflight.expect(preflight.figures(given))
         with ExitStack() as stack:
             file = stack.enter_context(new_profile(out)) if out else None  # before PyTorch and the kernels are there
-            from simulations.calibrate import calibrate, default_name, table, write
+            from simulations.calibration.fit import calibrate, default_name, table, write
 
             path = out or Path(default_name())
             file = file or stack.enter_context(new_profile(path))
@@ -426,7 +426,7 @@ def calibrate(
 
 def main() -> None:
     """The command: what `sparcl` and `python -m simulations` run."""
-    telling.is_process = True
+    messages.is_process = True
     app()
 
 

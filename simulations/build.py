@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 from client.config import ClientConfig
-from client.stream import Streams
-from server.fleet import Roster
+from client.streams.stream import Streams
+from server.fleet.roster import Roster
 from server.ledger import Ledger
 from server.strategy import SparCLStrategy
-from simulations.arrangement import check_batches, check_tested
-from simulations.conditions import make_attendance
-from simulations.config import Experiment
-from simulations.data import Dataset, load_data
+from simulations.config.experiment import Experiment
+from simulations.data.partition import make_streams
+from simulations.data.sources import Dataset, load_data
+from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
-from simulations.partition import make_streams
+from simulations.fleet.build import make_attendance
+from sparcl_core.config import REPLAY_DRAWS
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
-from sparcl_core.method import REPLAY_DRAWS
 from sparcl_core.models import build_model, has_batch_statistics, smallest_batch, sparse_names
 from sparcl_core.solo import start_model
 
@@ -41,7 +41,7 @@ class World:
 
     @property
     def app_args(self) -> tuple:
-        """Arguments of `simulations.devices.client_app`; its arrays are the large part, and every worker of a node maps the same copy."""
+        """Arguments of `client_app.client_app`; its arrays are the large part, and every worker of a node maps the same copy."""
         return self.client_config, self.streams
 
 

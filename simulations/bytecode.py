@@ -12,8 +12,9 @@ import sys
 PACKAGES = ("torch", "torchvision", "flwr", "ray", "pyarrow", "sklearn", "scipy", "matplotlib")
 # what commands import, at their start and late
 MODULES = (
-    "simulations.unfinished", "simulations.report", "simulations.devices", "simulations.engine.ray", "simulations.reproduce",
-    "simulations.calibrate", "torchvision.models.resnet", "pyarrow.parquet", "sklearn.datasets", "scipy.stats", "PIL.Image",
+    "simulations.results.resumable", "simulations.results.plot", "simulations.client_app", "simulations.engine.ray",
+    "simulations.tables.reproduce", "simulations.calibration.fit",
+    "torchvision.models.resnet", "pyarrow.parquet", "sklearn.datasets", "scipy.stats", "PIL.Image",
 )  # fmt: skip
 
 

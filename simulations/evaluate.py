@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 from server.app import Evaluation
-from simulations.data import Raw
+from simulations.data.sources import Raw
 from sparcl_core.domains import Domains
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
-from sparcl_core.masks import State
-from sparcl_core.metrics import accuracy_by_class, accuracy_by_task, count_correct, count_task
+from sparcl_core.metrics.continual import accuracy_by_class, accuracy_by_task, count_correct, count_task
 from sparcl_core.models import load_state_
+from sparcl_core.sparsity.masks import State
 
 EVALUATION_BATCH = 512
 

@@ -14,17 +14,17 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from server.availability import make_availability
+from server.fleet.availability import make_availability
 from simulations import disk
-from simulations.config import Experiment
+from simulations.config.errors import did_you_mean, several
+from simulations.config.experiment import Experiment
 from simulations.engine.address import masked
-from simulations.errors import did_you_mean, several
-from simulations.fleet import read_fleet
-from simulations.profiles import load_profile
+from simulations.fleet.mix import read_fleet
+from simulations.fleet.profiles import load_profile
 from sparcl_core.foreign import printable
 
 ANSWER_S = 5.0
-WHOLE = "whole.json"  # in the place of run.json when all results are written, see `simulations.unfinished`
+WHOLE = "whole.json"  # in the place of run.json when all results are written, see `simulations.results.resumable`
 
 
 def expect(*checks: Iterable[str]) -> None:
@@ -80,7 +80,7 @@ def unwritable(folder: Path) -> str:
 
 
 def run_folder(folder: Path) -> Iterator[str]:
-    """Of a run that is to be resumed or forgotten; closer by `simulations.unfinished.open_run`."""
+    """Of a run that is to be resumed or forgotten; closer by `simulations.results.resumable.open_run`."""
     if not _is(folder / "config.toml", "file"):
         yield f"{printable(folder)} is no run folder: it has no config.toml; name the folder that `sparcl run` has printed"
     elif not any(os.path.lexists(folder / name) for name in (WHOLE, "run.json")):

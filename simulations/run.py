@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
-from server.absence import ensure_anyone_came
 from server.app import RoundRecord, make_server_app
+from server.rounds.absence import ensure_anyone_came
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_evaluator, make_roster, make_strategy
-from simulations.checkpoint import Checkpoints
-from simulations.devices import client_app
+from simulations.checkpoints.checkpoint import Checkpoints
+from simulations.checkpoints.round_log import Journal
+from simulations.client_app import client_app
 from simulations.engine.adapter import RUN_ID
 from simulations.engine.grid import EngineGrid
 from simulations.engine.inline import InlineGrid
 from simulations.engine.store import StateStore
-from simulations.journal import Journal
-from sparcl_core import metrics
-from sparcl_core.metrics import Scores
+from sparcl_core.metrics import continual
+from sparcl_core.metrics.continual import Scores
 
 if TYPE_CHECKING:
     from simulations.engine.pool import Pool
@@ -85,7 +85,7 @@ class Result:
 
     def scores(self, row: int) -> Scores:
         """Figures of Class-IL (row 0) or Task-IL (row 1)."""
-        return metrics.scores(self.accuracy[row], self.rounds[0].accuracy[row])
+        return continual.scores(self.accuracy[row], self.rounds[0].accuracy[row])
 
 
 def run_world(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparcl_core.method import Augmentation
+from sparcl_core.config import Augmentation
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparcl_core import buffer as rehearsal
-from sparcl_core import ddr as data_removal
-from sparcl_core import dgm as gradient_masking
 from sparcl_core.batches import batch_sizes, cut, largest_batch
-from sparcl_core.buffer import Buffer
-from sparcl_core.ddr import DDRState
-from sparcl_core.flops import Flops, dense_forward, layer_shapes, paper_flops, per_sample, sizes
-from sparcl_core.footprint import Held
-from sparcl_core.importance import combine
+from sparcl_core.config import REPLAY_DRAWS, MethodConfig
+from sparcl_core.costs.flops import Flops, dense_forward, layer_shapes, paper_flops, per_sample, sizes
+from sparcl_core.costs.memory import Held
 from sparcl_core.inputs import InputSpec, augment, normalise
 from sparcl_core.kernels.choice import choices
 from sparcl_core.kernels.convert import convert, sparse_layers, trainable
-from sparcl_core.losses import Replay, current_term, draw_term, single_head
-from sparcl_core.masks import Masks, State, count_active, num_active
-from sparcl_core.method import REPLAY_DRAWS, MethodConfig
 from sparcl_core.models import (
     DTYPES,
     build_model,
@@ -44,7 +36,15 @@ from sparcl_core.models import (
     read_state,
     smallest_batch,
 )
+from sparcl_core.replay import buffer as rehearsal
+from sparcl_core.replay.buffer import Buffer
+from sparcl_core.replay.losses import Replay, current_term, draw_term, single_head
 from sparcl_core.seeding import generator
+from sparcl_core.sparsity import ddr as data_removal
+from sparcl_core.sparsity import dgm as gradient_masking
+from sparcl_core.sparsity.ddr import DDRState
+from sparcl_core.sparsity.importance import combine
+from sparcl_core.sparsity.masks import Masks, State, count_active, num_active
 
 SOUND_WEIGHT = 1e3  # trained weights and running statistics stay far below; a model with more was spoilt before it came here
 

@@ -13,7 +13,7 @@ from sparcl_core.foreign import printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from sparcl_core.method import ModelConfig
+    from sparcl_core.config import ModelConfig
 
 MOST_NAMED = 20  # of a kind of fault
 UNREAD = ("mask/", "num_batches_tracked")  # beginning or end of what is no weight of ours

@@ -7,15 +7,15 @@ with lossless codec gives the same masks, batches and buffers, and weights equal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparcl_core import buffer as rehearsal
-from sparcl_core import ddr, tdm
-from sparcl_core.flops import Flops
+from sparcl_core.config import MethodConfig
+from sparcl_core.costs.flops import Flops
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner, Memory, TaskData
-from sparcl_core.masks import Masks, State, apply_masks_, initial_masks, rescale_
-from sparcl_core.method import MethodConfig
 from sparcl_core.models import initial_weights
 from sparcl_core.pretrained import read_weights
+from sparcl_core.replay import buffer as rehearsal
+from sparcl_core.sparsity import ddr, tdm
+from sparcl_core.sparsity.masks import Masks, State, apply_masks_, initial_masks, rescale_
 
 
 @dataclass(frozen=True)

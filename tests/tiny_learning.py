@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sparcl_core import buffer as rehearsal
-from sparcl_core import ddr
-from sparcl_core.ddr import DDRConfig
-from sparcl_core.dgm import DGMConfig
+from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner, Memory, Session, TaskData
-from sparcl_core.method import LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig
+from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.solo import start_model
-from sparcl_core.tdm import TDMConfig
+from sparcl_core.sparsity import ddr
+from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.tdm import TDMConfig
 
 SEED = 7
 EPOCHS = 10  # K: DDR then has four stages, before epochs 1, 2, 3 and 4

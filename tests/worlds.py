@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Message
 
-from client.state import DeviceState, load_state
+from client.state.device_state import DeviceState, load_state
 from server.app import Evaluation, RoundRecord, run_rounds
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_roster, make_strategy, make_world
-from simulations.config import Experiment, load
-from simulations.devices import client_app
+from simulations.client_app import client_app
+from simulations.config.experiment import Experiment, load
 from simulations.engine.inline import InlineGrid
 from sparcl_core.codec import KINDS
 

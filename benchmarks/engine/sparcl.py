@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.engine import work
 from server.app import Evaluation, RoundRecord, run_rounds
 from simulations.build import World, choose_kernels, make_roster, make_strategy
-from simulations.config import from_tree
-from simulations.data import Dataset, Raw
-from simulations.devices import client_app
-from simulations.partition import make_streams
+from simulations.client_app import client_app
+from simulations.config.experiment import from_tree
+from simulations.data.partition import make_streams
+from simulations.data.sources import Dataset, Raw
 from sparcl_core.inputs import InputSpec
 from sparcl_core.models import ModelConfig
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from benchmarks.kernels.settings import KEEP, SEED
 from benchmarks.kernels.timing import fastest, in_turn
-from sparcl_core.dgm import DGMConfig, gradient_sparsity
 from sparcl_core.kernels.modules import SparseConv2d
 from sparcl_core.kernels.operations import batch_first, batch_last
-from sparcl_core.masks import num_active, random_mask
 from sparcl_core.seeding import generator
+from sparcl_core.sparsity.dgm import DGMConfig, gradient_sparsity
+from sparcl_core.sparsity.masks import num_active, random_mask
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Pass = Callable[[], tuple[Tensor, Tensor]]  # gradients of input and weights

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 
 from benchmarks.kernels.settings import KEEP, SEED
 from benchmarks.kernels.sides import LAYOUTS
-from sparcl_core import buffer as rehearsal
-from sparcl_core import ddr
-from sparcl_core.ddr import DDRConfig
-from sparcl_core.dgm import DGMConfig
+from sparcl_core.config import REPLAY_DRAWS, LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import KernelConfig
 from sparcl_core.learner import Learner, Memory, TaskData, _joined, _Run
-from sparcl_core.method import REPLAY_DRAWS, LearnerConfig, MethodConfig
 from sparcl_core.models import ModelConfig, build_model
+from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model
-from sparcl_core.tdm import TDMConfig
+from sparcl_core.sparsity import ddr
+from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.tdm import TDMConfig
 
 CLASSES, BATCHES, LR = 10, 4, 0.01
 INTERVAL = 30  # steps between two draws of gradient masks

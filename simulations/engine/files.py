@@ -17,9 +17,7 @@ from sparcl_core.foreign import printable
 
 FOLDERS = ("states", "blobs")
 OWN = Own(  # all that a store ever writes: states, shared values, what is half written of them, and what `open_files` tries out
-    files=re.compile(
-        r"(states/[0-9a-f]{2}/[0-9]+-[0-9]+|blobs/[0-9a-f]{2}/[0-9a-f]{32}|states/probe-[0-9a-f]{16})(\.[0-9a-f]{16}\.tmp)?"
-    ),
+    files=re.compile(r"(states/[0-9a-f]{2}/[0-9]+-[0-9]+|blobs/[0-9a-f]{2}/[0-9a-f]{32}|states/probe-[0-9a-f]{16})(\.[0-9a-f]{16}\.tmp)?"),
     folders=re.compile(r"(states|blobs)(/[0-9a-f]{2})?"),
 )
 

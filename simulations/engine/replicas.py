@@ -14,11 +14,11 @@ from collections.abc import Iterable
 import ray
 from ray.actor import ActorHandle
 
+from simulations.config.errors import Lost
 from simulations.engine import cluster
 from simulations.engine.files import Files, LocalFiles, StoreError, open_files, reason_of
 from simulations.engine.pool import EngineOptions
 from simulations.engine.store import StateStore
-from simulations.errors import Lost
 
 log = logging.getLogger(__name__)
 NAMESPACE = "sparcl"

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from simulations.config.errors import Lost
 from simulations.disk import LinkRefused
 from simulations.engine.files import Files, StoreError, StoreLinked, reason_of
 from simulations.engine.parcel import Parcel
 from simulations.engine.states import StateChanges
-from simulations.errors import Lost
 
 SHARED_BYTES = 65_536
 VERSION = 2

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparcl_core.config import KernelConfig
 from sparcl_core.kernels.build import KernelError, backend
 from sparcl_core.kernels.convert import Choice, make_layer
 from sparcl_core.kernels.operations import batch_first, batch_last
-from sparcl_core.method import KernelConfig
 from sparcl_core.seeding import generator
 
 REPEATS = 5

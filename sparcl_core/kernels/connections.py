@@ -53,9 +53,7 @@ class Connections:
         ValueError: if a place is no integer, out of range or not larger than the one before.
     """
 
-    def __init__(
-        self, weight_shape: tuple[int, int, int, int], places: np.ndarray | None, vector: int, updated: np.ndarray | None = None
-    ):
+    def __init__(self, weight_shape: tuple[int, int, int, int], places: np.ndarray | None, vector: int, updated: np.ndarray | None = None):
         size = math.prod(weight_shape)
         if places is not None:
             places = _increasing("places", "flat indices", places, size, f"weight of {weight_shape}")

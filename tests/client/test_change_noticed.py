@@ -7,9 +7,9 @@ import pytest
 from lab import Lab
 from worlds import RecordingGrid, play, tiny_world
 
-from sparcl_core.change import ChangeConfig
-from sparcl_core.ddr import start
-from sparcl_core.protocol import Report
+from sparcl_core.sparsity.ddr import start
+from sparcl_core.task_change import ChangeConfig
+from sparcl_core.wire.protocol import Report
 
 DETECTED = ("stream.boundaries=detected", "stream.partition=iid", "data.train_limit=40", "federation.rounds_per_task=6")
 

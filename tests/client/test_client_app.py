@@ -9,10 +9,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from worlds import tiny_world
 
 from client.app import make_client_app
-from client.state import DeviceState, load_state
-from client.stream import Stream
+from client.state.device_state import DeviceState, load_state
+from client.streams.stream import Stream
 from simulations.build import make_strategy
-from simulations.devices import client_app
+from simulations.client_app import client_app
 from simulations.engine.adapter import (
     APP_RAISED,
     RUN_ID,
@@ -24,7 +24,7 @@ from simulations.engine.adapter import (
     recorddict_to_proto,
 )
 from sparcl_core.learner import Learner
-from sparcl_core.protocol import Instruction, Report
+from sparcl_core.wire.protocol import Instruction, Report
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_stale_device_gets_the_whole_model_without_its_old_one_being_loaded(wo
     for _ in range(2):
         strategy.broadcast.publish(strategy.weights)
     later, elsewhere = Instruction(2, 0, 1, False, (strategy.broadcast.whole.data,)), client_app(*world.app_args)
-    monkeypatch.setattr("client.versions.load_model", lambda saved: pytest.fail("the old model was loaded for nothing"))
+    monkeypatch.setattr("client.state.model_cache.load_model", lambda saved: pytest.fail("the old model was loaded for nothing"))
     reply, state = ask(elsewhere, 0, training(later), state=state)
     assert report_of(reply).base_version == 2 and stored(state).memory.epochs == 2
 

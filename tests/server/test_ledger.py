@@ -9,8 +9,8 @@ from worlds import RecordingGrid, play, tiny_world
 
 from server.ledger import COLUMNS, KINDS, Done, Ledger, Where
 from sparcl_core.codec import Sizes
-from sparcl_core.costs import DeviceProfile
-from sparcl_core.flops import Flops
+from sparcl_core.costs.device import DeviceProfile
+from sparcl_core.costs.flops import Flops
 
 # round figures, so that costs can be worked out in the head: dense 50 FLOP/s, sparse 10 FLOP/s, 80 bit/s = 10 B/s down, 40 up
 PROFILE = DeviceProfile("test", 100.0, 0.5, 0.1, 1e6, 4.0, 2.0, 0.25, 80.0, 40.0, 1.0)

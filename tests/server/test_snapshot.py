@@ -9,13 +9,13 @@ import pytest
 from worlds import BATCHNORM, LOSSLESS_64, RecordingGrid, assert_same_arrays, tiny_world, toy_fleet
 
 from server.app import Evaluation, RoundRecord, run_rounds
-from server.clock import EventHeap
+from server.rounds.clock import EventHeap
 from server.snapshot import pack, unpack
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_roster, make_strategy
-from simulations.checkpoint import Checkpoints
+from simulations.checkpoints.checkpoint import Checkpoints
+from simulations.checkpoints.round_log import Journal
 from simulations.engine.states import StateChanges
-from simulations.journal import Journal
 from sparcl_core.codec import Encoded, Sizes
 
 SHORT = "stream.tasks=1"

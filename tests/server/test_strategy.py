@@ -9,17 +9,17 @@ from flwr.app import ConfigRecord
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
 from client.app import make_client_app
-from client.stream import Stream
-from server.fleet import Roster
+from client.streams.stream import Stream
+from server.config import FederationConfig
+from server.fleet.roster import Roster
 from server.ledger import STRANGER
-from server.settings import FederationConfig
 from server.strategy import FleetError
 from simulations.build import make_strategy
 from simulations.engine.adapter import WORKER_LOST, error_reply
 from sparcl_core.learner import Learner
-from sparcl_core.masks import num_active
-from sparcl_core.protocol import Report
-from sparcl_core.tdm import TDMConfig, check
+from sparcl_core.sparsity.masks import num_active
+from sparcl_core.sparsity.tdm import TDMConfig, check
+from sparcl_core.wire.protocol import Report
 
 
 @pytest.fixture(scope="module")

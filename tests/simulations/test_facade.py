@@ -11,7 +11,7 @@ from worlds import TINY, assert_same_arrays, tiny
 
 import sparcl
 from simulations.build import make_world
-from simulations.config import dense_twin
+from simulations.config.experiment import dense_twin
 from simulations.run import run_world
 
 ROOT = Path(sparcl.__file__).parent

@@ -15,8 +15,8 @@ from worlds import TINY, tiny
 
 from simulations import preflight
 from simulations.__main__ import app
-from simulations.config import dense_twin
-from simulations.naming import LONGEST, run_name
+from simulations.config.experiment import dense_twin
+from simulations.config.run_name import LONGEST, run_name
 
 HEAVY = ("torch", "ray", "flwr", "scipy", "pyarrow", "sklearn", "matplotlib")
 # in a process of its own that never imports what takes seconds; every command ends with exit code and stderr on a line
@@ -148,7 +148,8 @@ def test_the_first_line_comes_before_what_takes_long(tmp_path, command):
     """And says what sparsity 0 leaves on. The process is asked when the line is there."""
     watched = f"""
 import sys
-from simulations import __main__ as command, telling
+from simulations import __main__ as command
+from simulations.cli import messages
 def say(line, *args):
     told.append((line, sorted(set(sys.modules) & {{"torch", "flwr", "ray"}})))
     if len(told) == 2: raise KeyboardInterrupt
@@ -205,7 +206,7 @@ def test_dense_runs_the_dense_twin_itself(tmp_path, monkeypatch, command, name):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("simulations.run.run_world", stop)
-    monkeypatch.setattr("simulations.alone.train_one", stop)
+    monkeypatch.setattr("simulations.single_device.train_one", stop)
     options = ["--engine", "inline"] if command == "run" else []
     result = CliRunner().invoke(app, [command, str(TINY), *options, "--dense", "--out", str(tmp_path), "--seed", "2"])
     assert result.exit_code == 130 and result.stdout.startswith(f"{name}: starting PyTorch\n") and "stay on" not in result.stdout

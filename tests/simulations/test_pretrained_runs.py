@@ -6,14 +6,15 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 from worlds import TINY, tiny, tiny_world
 
-from simulations import flower, report
+from simulations import flower_apps
 from simulations.__main__ import _carry_out, app
-from simulations.alone import train_one
 from simulations.build import choose_kernels, make_strategy
-from simulations.config import ConfigError, dense_twin, load
-from simulations.unfinished import How, new_run, open_run
-from simulations.view import View
-from sparcl_core.masks import apply_masks_
+from simulations.config.experiment import ConfigError, dense_twin, load
+from simulations.results import plot
+from simulations.results.console import View
+from simulations.results.resumable import How, new_run, open_run
+from simulations.single_device import train_one
+from sparcl_core.sparsity.masks import apply_masks_
 
 ONE_TASK = ("stream.tasks=1", "evaluate_every=0")
 INLINE = How("inline", baseline=False)
@@ -22,7 +23,7 @@ STILL = ("learner.lr=1e-12", "tdm.enabled=false", "dgm.enabled=false")  # so tha
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    monkeypatch.setattr(report, "draw_report", lambda folder: None)
+    monkeypatch.setattr(plot, "draw_report", lambda folder: None)
 
 
 def play(out, experiment):
@@ -35,7 +36,7 @@ def play(out, experiment):
 def finished(tmp_path_factory):
     """The model of a finished run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw_report", lambda folder: None)
+        patch.setattr(plot, "draw_report", lambda folder: None)
         return play(tmp_path_factory.mktemp("finished"), tiny(*ONE_TASK)) / "model.safetensors"
 
 
@@ -127,9 +128,9 @@ def test_the_command_line_refuses_a_file_that_does_not_fit_before_anything_is_wr
 def test_devices_under_flowers_own_commands_need_no_file(tmp_path):
     """They are sent their weights; only the server looks for the file."""
     settings = f"model.weights={tmp_path / 'nowhere.safetensors'}"
-    assert flower._world.__wrapped__(str(TINY), settings, finds_weights=False).client_config.method.model.weights
+    assert flower_apps._world.__wrapped__(str(TINY), settings, finds_weights=False).client_config.method.model.weights
     with pytest.raises(ConfigError, match="nowhere.safetensors: it cannot be read"):
-        flower._world.__wrapped__(str(TINY), settings, finds_weights=True)
+        flower_apps._world.__wrapped__(str(TINY), settings, finds_weights=True)
 
 
 @pytest.mark.parametrize("setting", ["model.weights_sha256=abc", "model.classifier=drawn"])

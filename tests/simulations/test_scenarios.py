@@ -4,8 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from simulations.build import make_roster, make_strategy, make_world
-from simulations.config import EXPERIMENTS, available, load
-from simulations.results import write_run
+from simulations.config.experiment import EXPERIMENTS, available, load
+from simulations.results.write import write_run
 from simulations.run import Result, run_world
 
 SCENARIOS = [name for name in available() if not name.startswith(("split-", "smoke"))]
@@ -102,7 +102,7 @@ def test_another_seed_is_another_run(tmp_path):
     assert tables(other, tmp_path / "other")["ledger.parquet"] != tables(run_small("stragglers"), tmp_path / "own")["ledger.parquet"]
 
 
-@pytest.mark.slow  # tests/simulations/test_engines.py has smaller ones
+@pytest.mark.slow  # tests/simulations/engine/test_engines.py has smaller ones
 def test_two_workers_leave_the_same_bytes_as_one_process(tmp_path):
     one, two = run_small("stragglers, async"), run_small("stragglers, async", "ray", 2)
     assert (one.workers, two.workers) == (1, 2)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tiny_learning import INPUTS, MODELS, SEED, assert_same, new_memory, start, tiny_method, tiny_tasks, without
 
 from sparcl_core.batches import batch_sizes, cut, largest_batch
-from sparcl_core.ddr import DDRConfig
 from sparcl_core.learner import Learner, TaskData
 from sparcl_core.models import ModelConfig, build_model, smallest_batch
+from sparcl_core.sparsity.ddr import DDRConfig
 
 LASTS = st.sampled_from(["keep", "join", "drop"])
 

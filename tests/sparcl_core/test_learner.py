@@ -20,16 +20,16 @@ from tiny_learning import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparcl_core import tdm
-from sparcl_core.buffer import offer_
-from sparcl_core.ddr import DDRConfig
-from sparcl_core.dgm import DGMConfig
-from sparcl_core.flops import Flops, dense_forward, layer_shapes, per_sample
+from sparcl_core.config import LearnerConfig
+from sparcl_core.costs.flops import Flops, dense_forward, layer_shapes, per_sample
 from sparcl_core.learner import TaskData
-from sparcl_core.masks import count_active
-from sparcl_core.method import LearnerConfig
 from sparcl_core.models import build_model, load_state_
-from sparcl_core.tdm import TDMConfig
+from sparcl_core.replay.buffer import offer_
+from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.masks import count_active
+from sparcl_core.sparsity.tdm import TDMConfig
 
 METHODS = ("sgd", "er", "der", "derpp")
 

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 from tiny_learning import assert_same, start, tiny_method
 
-from sparcl_core.masks import apply_masks_
 from sparcl_core.pretrained import MOST_NAMED, digest
+from sparcl_core.sparsity.masks import apply_masks_
 
 MODELS = ["mlp", "cnn", "resnet18"]
 CLASSIFIER = ("classifier.weight", "classifier.bias")

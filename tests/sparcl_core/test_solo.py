@@ -6,15 +6,15 @@ import pytest
 import torch
 from tiny_learning import INPUTS, SEED, assert_same, frozen, start, tiny_method, tiny_tasks, without
 
-from sparcl_core import tdm
-from sparcl_core.ddr import DDRConfig
-from sparcl_core.flops import Flops
+from sparcl_core.costs.flops import Flops
 from sparcl_core.learner import Learner
-from sparcl_core.masks import count_active
-from sparcl_core.metrics import correct_by_task
+from sparcl_core.metrics.continual import correct_by_task
 from sparcl_core.models import load_state_
 from sparcl_core.solo import start_model, train_stream
-from sparcl_core.tdm import TDMConfig
+from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.sparsity.masks import count_active
+from sparcl_core.sparsity.tdm import TDMConfig
 
 TASKS = tiny_tasks(2, samples=24)
 EPOCHS = 5

@@ -1,0 +1,161 @@
+"""What a device does in a round: adapt its mask where it has one of its own, train, and report what changed.
+
+The update that is sent is taken against the model that was received; what a lossy code loses stays here as a residual and is
+added to the next update (error feedback).
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from client.config import ClientConfig
+from client.state import packing
+from client.state.device_state import DeviceState
+from client.streams.stream import Stream
+from sparcl_core import codec, task_change
+from sparcl_core.codec import Encoded, Layout, SparseTensor
+from sparcl_core.costs.flops import Flops
+from sparcl_core.learner import Learner, Session, TaskData
+from sparcl_core.seeding import generator
+from sparcl_core.sparsity import ddr as data_removal
+from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.wire.error_feedback import code_active, code_update, statistics_form
+from sparcl_core.wire.protocol import Instruction, Report
+
+
+@dataclass(frozen=True)
+class Round:
+    """One device's round, done.
+
+    Attributes:
+        session: the training session.
+        masks: the weight masks that it trained with.
+        update: how they differ from those that the server knows; None where they do not.
+        importance: reported importance, if it was asked for.
+        flops: everything that was computed.
+        has_changed: the device noticed that its task did; never where it is told.
+    """
+
+    session: Session
+    masks: Masks
+    update: tdm.MaskUpdate | None
+    importance: dict[str, np.ndarray] | None
+    flops: Flops
+    has_changed: bool = False
+
+
+def train(
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
+) -> tuple[DeviceState, Round]:
+    """The device after one round of local training, and the round that it was. `number`: the device's number."""
+    device, data, has_changed, flops = _meet(device, instruction, learner, stream, config)
+    start, masks, update = device.base, device.masks, None
+    if config.mask == "local":
+        device, start, masks, update, cost = _adapt(device, instruction, data, learner, number, config)
+        flops += cost
+    memory = device.memory
+    session = learner.train(start, masks, data, memory, instruction.epochs, number)
+    flops += session.flops
+    importance = None
+    if instruction.report_importance:
+        importance, cost = learner.importance_after(session, masks, data, number)
+        flops += cost
+    seen = device.seen.copy()
+    seen[np.unique(data.y)] = True
+    device = replace(device, memory=session.memory, seen=seen)
+    if config.batchnorm == "local":
+        device = replace(device, statistics={name: session.state[name] for name in device.statistics})
+    return device, Round(session, masks, update, importance, flops, has_changed)
+
+
+def _meet(
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, config: ClientConfig
+) -> tuple[DeviceState, TaskData, bool, Flops]:
+    """The data of the round, and the device at its beginning: in a new task if it is told so, or notices it.
+
+    What data removal knows is of samples, and goes with them; its schedule goes by the epochs of the task, as that of the masks.
+    """
+    data, memory, flops, losses = stream.task(instruction.task), device.memory, Flops(), device.losses
+    if instruction.task != device.step:
+        memory = replace(memory, ddr=data_removal.start(len(data.y)))
+    task, has_changed = instruction.task // config.chunks, False
+    if config.change:
+        loss, flops = learner.loss(device.base, device.masks, data, config.change.batches)
+        has_changed = device.task >= 0 and task_change.has_changed(losses, loss, config.change)
+        task = max(device.task, 0) + has_changed
+        losses = task_change.remember(losses[: 0 if has_changed else None], loss, config.change)
+    if task != device.task:
+        memory = learner.begin_task(memory, len(data.y))
+    data = replace(data, task=task)
+    if config.change:  # nobody says which classes the task has
+        data = replace(data, classes=tuple(np.unique(data.y).tolist()))
+    return replace(device, memory=memory, task=task, step=instruction.task, losses=losses), data, has_changed, flops
+
+
+def _adapt(
+    device: DeviceState, instruction: Instruction, data: TaskData, learner: Learner, number: int, config: ClientConfig
+) -> tuple[DeviceState, State, Masks, tdm.MaskUpdate | None, Flops]:
+    """Where masks are the device's own: TDM by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022).
+
+    The server thins what comes back to the target sparsity, so an inter-task growth lasts for one round. A residual goes with the weight
+    that was dropped, also where the same update grows it back.
+    """
+    method = config.method
+    schedule = tdm.Schedule(method.tdm, method.sparsity, config.task_epochs, instruction.epochs)
+    what = schedule.action(data.task, device.memory.epochs // instruction.epochs)
+    if what == "rest":
+        return device, device.base, device.masks, None, Flops()
+    importance, flops = {}, Flops()
+    start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
+    if what == "adapt":
+        importance, flops = learner.importance(start, device.masks, data, device.memory, number)
+    planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
+    update = replace(planned, device=number)
+    masks = tdm.update_masks(device.masks, [start, residual], update, method.tdm, method.sparsity, config.seed)
+    return replace(device, residual=residual), start, masks, update, flops
+
+
+def report(
+    device: DeviceState, done: Round, whole: Layout, number: int, config: ClientConfig, server_round: int
+) -> tuple[DeviceState, Report]:
+    """The round's update as bytes, and the device with what encoding lost kept back."""
+    layout, wire, base = config.layout(whole), config.wire, device.model.base
+    coded, residuals = {}, {}
+    for name in layout.shapes:
+        form = statistics_form(wire.up) if name in layout.statistics else wire.up
+        rng = generator(config.seed, "rounding", number, server_round, name) if wire.rounding == "stochastic" else None
+        over = device.model.references[name] if done.update is None else codec.reference("delta", layout, name, done.masks)
+        share = 1.0 if name in layout.statistics else wire.up_share
+        after, before, residual = done.session.state[name], base[name], device.residual[name]
+        if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
+            after, before, residual = (packing.take(array, over.places) for array in (after, before, residual))
+            sent = code_active(after - before, residual, over, form, name, rng, wire.block, share)
+            residuals[name] = packing.put(sent.residual, over.places, layout.shapes[name])
+        else:
+            sent = code_update(after - before, residual, over, form, name, rng, wire.block, share)
+            residuals[name] = sent.residual
+        coded[name] = sent.coded
+    versions = (device.version, device.mask_version)
+    delta = codec.encode("delta", layout, coded, *versions)
+    masks = _mask_payload(device, done, layout, config, versions)
+    told = Report(device.version, done.session.samples, device.seen, delta.data, masks.data if masks else b"", done.has_changed)
+    return replace(device, residual=residuals), told
+
+
+def _mask_payload(device: DeviceState, done: Round, layout: Layout, config: ClientConfig, versions: tuple[int, int]) -> Encoded | None:
+    """The device's part in the next masks: how its own differ, or what it thinks of the shared ones."""
+    if done.update is not None:
+        return codec.encode_places(done.update.what, layout, done.update.dropped, device.masks, versions)
+    if done.importance is None:
+        return None
+    method, form = config.method, config.wire.importance
+    if form == "votes":
+        plan = tdm.plan_update("adapt", device.masks, done.session.state, done.importance, method.tdm, method.sparsity, 0)
+        return codec.encode_places("votes", layout, plan.dropped, device.masks, versions)
+    scores = {}
+    for name in device.masks:
+        over = device.model.references[name]
+        values = done.importance[name].reshape(-1)[over.places]
+        scores[name] = codec.quantise(SparseTensor(over.places, values), over, form, name)
+    return codec.encode("importance", layout, scores, *versions)

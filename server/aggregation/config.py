@@ -1,0 +1,55 @@
+"""Settings of the average, and the rules by their names."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from server.aggregation.count_mean import CountMean
+from server.aggregation.masked_mean import MaskedMean
+from server.aggregation.rule import Rule
+from server.aggregation.zero_filled import ZeroFilled
+
+RULES: dict[str, Rule] = {"masked-mean": MaskedMean(), "zero-filled": ZeroFilled(), "count-mean": CountMean()}
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """Settings of the average; the formulas stand with the rules, what holds for all of them in `server.aggregation.average`.
+
+    Attributes:
+        rule: `masked-mean`, `zero-filled` or `count-mean`.
+        unheld: what becomes of a masked coordinate that fewer than `min_votes` devices hold: `keep` the server's value or `zero` it.
+        min_votes: devices (not samples) that must hold a coordinate to move it. More than the cohort has means that nothing moves,
+            dense tensors included.
+        shrinkage: weight of the server's own value as a share of all samples of the round; 0 for none.
+        row_voting: classifier rows are averaged over the devices that have seen the class.
+        stale: what the weight of an old update does: `shrink` its step, or `normalise`, only its say beside the others.
+        clip: an update that is more than so many times as large as the largest median of a round so far is scaled down to the median of its
+            own, see `server.defence.clipping`. 0: none is.
+        probation: updates for which a device is on probation then: what stands out of its round is refused. 0: none.
+    """
+
+    rule: Literal[*RULES] = "masked-mean"
+    unheld: Literal["keep", "zero"] = "keep"
+    min_votes: int = 1
+    shrinkage: float = 0.0
+    row_voting: bool = True
+    stale: Literal["shrink", "normalise"] = "shrink"
+    clip: float = 5.0
+    probation: int = 10
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"rule is {self.rule!r}: choose one of {', '.join(RULES)}")
+        if self.unheld not in ("keep", "zero"):
+            raise ValueError(f"unheld is {self.unheld!r}: keep the server's value or zero it; choose keep or zero")
+        if self.min_votes < 1:
+            raise ValueError(f"min_votes is {self.min_votes}: at least 1; 1 moves whatever a single device holds")
+        if not 0 <= self.shrinkage < math.inf:
+            raise ValueError(f"shrinkage is {self.shrinkage}: finite and not negative; 0 switches it off")
+        if self.stale not in ("shrink", "normalise"):
+            raise ValueError(f"stale is {self.stale!r}: choose shrink (an old update moves the model less) or normalise")
+        if not (self.clip == 0 or 1 <= self.clip < math.inf):
+            raise ValueError(f"clip is {self.clip}: at least 1 times the largest median, and finite; 0 switches it off")
+        if self.probation < 0:
+            raise ValueError(f"probation is {self.probation}: a number of updates; 0 for none")

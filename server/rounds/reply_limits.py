@@ -1,0 +1,87 @@
+"""What a round of a device can have been at most, by formula: measures beyond it are none, and a reply beyond it is not read.
+
+A round of e epochs over n samples in batches of b, with r replay draws beside each, at most takes
+
+    samples, replayed        e n, r e n; as many may be left out of last batches
+    steps                    e ceil(n / b)
+    passes P                 (1 + r) (e + 2) n samples forward and backward, two rankings of importance among them
+    training, importance     P times the FLOPs of one sample in the dense network; by the published convention 3 P forward passes
+    statistics               forward passes over n + c samples; c fit into the buffer
+    masks                    one operation per maskable weight and step, and 3 for each of two rankings
+    memory                   the footprint of dense training, buffer included
+
+and the dense twin the same. All of it is taken `GENEROUS` times: what is beyond is no matter of rounding, or of another way to count.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from server.selection.estimate import Workload
+from sparcl_core.codec import Layout
+from sparcl_core.config import REPLAY_DRAWS
+from sparcl_core.costs.flops import Flops, dense_forward, per_sample
+
+GENEROUS = 2
+LONGEST_S = 1e9  # measured on the machine that simulates: no formula knows how fast it is
+LARGEST_LOSS = float(np.finfo(np.float32).max)
+LARGEST_STATISTIC = 1e18  # its square, which is part of a pooled variance, is finite in float32
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The most that a round can report. flops: column of `Flops` -> most; counts: column of the ledger -> most; memory in bytes.
+
+    statistics: samples that recomputed statistics of BatchNorm can rest on.
+    """
+
+    flops: dict[str, int]
+    counts: dict[str, int]
+    memory_bytes: int
+    statistics: int
+
+
+class Workbook:
+    """Bounds of the rounds of one experiment."""
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        whole = workload.masked
+        cost = per_sample(workload.layers, whole, whole)
+        self._per_sample, self._forward = cost.sparse + cost.dense, dense_forward(workload.layers)
+        self._maskable = sum(whole.values())
+
+    def bounds(self, step: int, samples: tuple[int, ...]) -> Bounds:
+        """Of a device with `samples` in each step of its stream, at this one."""
+        work, learner = self.workload, self.workload.method.learner
+        own, draws = samples[step], REPLAY_DRAWS[learner.method]
+        capacity = learner.buffer_capacity(sum(samples))
+        steps = work.epochs * -(-own // learner.batch_size)
+        passes = (1 + draws) * (work.epochs + 2) * own
+        flops = Flops(
+            train_sparse=passes * self._per_sample, train_dense=passes * self._per_sample, importance=passes * self._per_sample,
+            masks=self._maskable * (steps + 6), paper=3 * passes * self._forward, statistics=(own + capacity) * self._forward,
+            samples=passes, steps=steps,
+        )  # fmt: skip
+        counts = {
+            "samples": work.epochs * own, "replayed": draws * work.epochs * own, "dropped": work.epochs * own, "steps": steps,
+            "kept": own, "active": self._maskable, "updated": self._maskable,
+        }  # fmt: skip
+        memory = int(work.memory(0.0, np.array([capacity]), np.array([max(samples)]))[0])
+        most = {part.name: GENEROUS * getattr(flops, part.name) for part in fields(Flops)}
+        return Bounds(most, {name: GENEROUS * count for name, count in counts.items()}, GENEROUS * memory, own + capacity)
+
+
+def most_reply_bytes(layout: Layout) -> int:
+    """What a reply can weigh at most, in bytes, for a model of this layout (the whole one, statistics included).
+
+    A coordinate takes at most 8 bytes of value (f64; narrower forms with a scale for every place, `wire.block=1`, take 3) and one bit of
+    position: a bitmap is always among the forms that the codec chooses from, and it takes the smallest. A reply brings at most three such
+    payloads: the update, importance of the masked tensors, and what is shown of running statistics. Each payload has headers, checksum and
+    tables of frequencies: at most 1 KB per tensor. Control, measures, and Flower's names around them are a few hundred bytes, and 1 bit per
+    class: 64 KB leave room for what other versions add.
+    """
+    statistics = sum(layout.size(name) for name in layout.statistics)
+    masked = sum(layout.size(name) for name in layout.masked)
+    places = sum(map(layout.size, layout.shapes)) + masked + statistics
+    return 8 * places + places // 8 + 3 * 1024 * (len(layout.shapes) + 1) + 64 * 1024

@@ -1,0 +1,158 @@
+"""What a round would take a device, by formula, before anything was trained: for choosing a cohort, budgets, and deadlines nobody meets.
+
+A round of e epochs over n samples in batches of b has ceil(n / b) steps an epoch, each with r replay draws of a batch. The estimate takes
+all n samples and full replay; the least that can be is e epochs over the share of the data that data removal leaves at the end, without
+replay, and nothing sent back.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.fleet.hardware import Hardware
+from sparcl_core.batches import largest_batch
+from sparcl_core.config import REPLAY_DRAWS, MethodConfig
+from sparcl_core.costs.flops import LayerShape, per_sample
+from sparcl_core.costs.memory import Held, footprint_bytes
+from sparcl_core.sparsity.masks import num_active
+
+
+@dataclass(frozen=True)
+class Level:
+    """A sparsity, and what it means for one model.
+
+    Attributes:
+        sparsity: s; 0 is the dense model.
+        sparse_flops, dense_flops: of one sample in a training step, in layers that may be sparse and in all others.
+        held: weights and buffers that a device holds.
+        bytes: of the model as float32, the measure of a message until one was sent.
+    """
+
+    sparsity: float
+    sparse_flops: int
+    dense_flops: int
+    held: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A round's work on any device.
+
+    Attributes:
+        method, epochs: settings of the learner, local epochs of a round.
+        layers, model: of the dense model.
+        masked: sizes of the tensors that are sparse; empty for a dense run.
+        moved: activation bytes of one sample.
+        input_bytes, classes: of a sample in the buffer.
+        is_joint: current data and replay share one forward pass.
+        least: samples that a batch has at least.
+    """
+
+    method: MethodConfig
+    epochs: int
+    layers: tuple[LayerShape, ...]
+    model: Held
+    masked: dict[str, int]
+    moved: int
+    input_bytes: int
+    classes: int
+    is_joint: bool
+    least: int = 1
+
+    def level(self, sparsity: float) -> Level:
+        """The work at `sparsity`, gradient masks as dense as their settings say in proportion."""
+        method = self.method
+        active = {name: num_active(size, sparsity) for name, size in self.masked.items()}
+        share = 1.0
+        if method.is_sparse and method.dgm.enabled:
+            share = method.dgm.keep if method.dgm.sparsity is None else (1 - method.dgm.sparsity) / (1 - method.sparsity)
+        updated = {name: max(1, round(share * count)) for name, count in active.items()}
+        cost = per_sample(self.layers, active, updated)
+        dense = sum(size for name, size in self.model.parameters.items() if name not in active)
+        held = dense + sum(active.values())
+        return Level(sparsity, cost.sparse, cost.dense, held, held * 4)
+
+    def memory(self, sparsity: float, buffered: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Bytes [n] that training needs, as `footprint` counts them.
+
+        Args:
+            buffered: [n], samples that the devices' buffers can hold.
+            samples: [n], the most that a device has in a step: no batch is larger.
+        """
+        method = self.method
+        active = {name: num_active(size, sparsity) for name, size in self.masked.items()}
+        draws = REPLAY_DRAWS[method.learner.method] if self.is_joint else 0
+        in_flight = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch) * (1 + draws)
+        itemsize = self.model.itemsize
+        per_sample_held = self.input_bytes + 8 + self.classes * itemsize
+        fixed = footprint_bytes(self.model, active, active, self.moved, 0)
+        return fixed + self.moved * in_flight + buffered * per_sample_held
+
+    @property
+    def layer_passes(self) -> int:
+        """Layers that the forward passes of a step go through."""
+        return layer_passes(self.layers, self.method, self.is_joint)
+
+    def samples(self, samples: np.ndarray, least: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Samples that go forward and backward in a round, and steps, [n] each."""
+        learner, ddr = self.method.learner, self.method.ddr
+        kept = samples * (1 - ddr.remove) if least and ddr.enabled else samples
+        draws, steps = 0 if least else REPLAY_DRAWS[learner.method], np.ceil(kept / learner.batch_size)
+        if least and (learner.last_batch != "keep" or self.least > 1):  # the rest may be dropped, or have no step of its own
+            steps = np.maximum(np.floor(kept / learner.batch_size), np.minimum(steps, 1))
+            if learner.last_batch == "drop":
+                kept = np.minimum(kept, steps * learner.batch_size)
+        return self.epochs * kept * (1 + draws), self.epochs * steps
+
+
+def layer_passes(layers: tuple[LayerShape, ...], method: MethodConfig, is_joint: bool) -> int:
+    """Layers that the forward passes of one training step go through: those of every part of the loss that has a pass of its own."""
+    return len(layers) * (1 if is_joint else 1 + REPLAY_DRAWS[method.learner.method])
+
+
+class Estimates:
+    """Seconds and joules of a round on every device of a fleet."""
+
+    def __init__(self, hardware: Hardware, workload: Workload, levels: tuple[Level, ...], level_of: np.ndarray):
+        """`level_of`: [N] int64, into `levels`; negative: the device cannot take part."""
+        self.workload, self.levels, self.level_of = workload, levels, level_of
+        column = hardware.column
+        rate = column("flops_per_s")
+        is_sparse = workload.method.is_sparse
+        self._dense_rate = rate * column("efficiency")
+        self._sparse_rate = rate * column("sparse_efficiency") if is_sparse else self._dense_rate
+        self._moved_rate, self._step_s = column("moved_bytes_per_s"), column("step_s") + workload.layer_passes * column("layer_s")
+        self._down, self._up, self._latency, self._jitter = (
+            column(name) for name in ("down_bits_per_s", "up_bits_per_s", "latency_s", "jitter_s")
+        )
+        self._watts, self._per_flop = column("active_w"), column("j_per_flop")
+        self._radio_watts, self._per_byte = column("idle_w") + column("radio_w"), column("radio_j_per_byte")
+
+    def train_s(self, devices: np.ndarray, samples: np.ndarray, level: np.ndarray | None = None, least: bool = False) -> np.ndarray:
+        """Seconds of training, [n]. `level`: into `levels`, default the devices' own."""
+        level = self.level_of[devices] if level is None else level
+        passes, steps = self.workload.samples(samples, least)
+        sparse, dense = (np.array([getattr(one, name) for one in self.levels])[level] for name in ("sparse_flops", "dense_flops"))
+        seconds = passes * (sparse / self._sparse_rate[devices] + dense / self._dense_rate[devices])
+        return seconds + passes * self.workload.moved / self._moved_rate[devices] + steps * self._step_s[devices]
+
+    def seconds(self, devices: np.ndarray, samples: np.ndarray, down: np.ndarray | float, up: np.ndarray | float) -> np.ndarray:
+        """Seconds of a round, [n]. `down`, `up`: bytes."""
+        transfer = 2 * (self._latency + self._jitter)[devices] + 8 * (down / self._down[devices] + up / self._up[devices])
+        return self.train_s(devices, samples) + transfer
+
+    def least_s(self, devices: np.ndarray, samples: np.ndarray, down: np.ndarray | float) -> np.ndarray:
+        """A bound that no round of these devices stays below, [n] seconds: up to the end of its training."""
+        return self._latency[devices] + 8 * down / self._down[devices] + 0.95 * self.train_s(devices, samples, least=True)
+
+    def joules(
+        self, devices: np.ndarray, samples: np.ndarray, down: np.ndarray | float, up: np.ndarray | float, level: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Joules of a round, [n]."""
+        own = self.level_of[devices] if level is None else level
+        passes, _ = self.workload.samples(samples)
+        flops = passes * np.array([one.sparse_flops + one.dense_flops for one in self.levels])[own]
+        transfer = 2 * (self._latency + self._jitter)[devices] + 8 * (down / self._down[devices] + up / self._up[devices])
+        joules = self.train_s(devices, samples, own) * self._watts[devices] + flops * self._per_flop[devices]
+        return joules + transfer * self._radio_watts[devices] + (down + up) * self._per_byte[devices]

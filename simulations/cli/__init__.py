@@ -1,0 +1,1 @@
+"""How the command line speaks and ends: messages, signals. The commands themselves are `simulations.__main__`."""

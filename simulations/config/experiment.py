@@ -1,0 +1,323 @@
+"""One typed, frozen experiment, complete before the run and stored with the result.
+
+An experiment file is TOML in `simulations/experiments/` (or anywhere); its sections are the dataclasses of the packages that
+use them. Unknown keys and wrong types are errors that name the key and the nearest right one.
+"""
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from server.aggregation.config import AggregationConfig
+from server.config import FederationConfig
+from server.fleet.availability import AvailabilityConfig
+from server.fleet.charging import EnergyConfig
+from server.global_model.optimizer import ServerOptimizerConfig
+from server.rounds.clock import ClockConfig
+from server.selection.policies import SelectionConfig
+from server.selection.sparsity_tiers import BudgetConfig
+from simulations.config import largest
+from simulations.config.errors import ConfigError, WeightsError, did_you_mean, several
+from simulations.config.mistakes import explain
+from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
+from simulations.config.toml_file import check_depth, read_toml
+from sparcl_core.config import KernelConfig, LearnerConfig, MethodConfig, ModelConfig
+from sparcl_core.foreign import printable
+from sparcl_core.pretrained import changed, digest
+from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.tdm import TDMConfig
+from sparcl_core.task_change import ChangeConfig
+from sparcl_core.wire.error_feedback import WireConfig
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+LONGEST_NAME = 100  # bytes; a folder's name has 255, and settings and the seed come behind it
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole experiment.
+
+    Attributes:
+        name, description: what it is.
+        seed: the only source of randomness.
+        sparsity: s, share of the maskable weights that is absent; 0 trains the dense network.
+        profile: device profile of all devices, a file in simulations/profiles/ or a path to one; `fleet` can mix several.
+        target: Class-IL accuracy on the test data of all tasks (Task-IL in the setting task-il) whose price is reported: hours, joules and
+            bytes until it was reached first. 0: none.
+        evaluate_every: evaluate the global model every so many rounds besides the end of every task; 0: there only.
+    """
+
+    name: str = "experiment"
+    description: str = ""
+    seed: int = 0
+    sparsity: float = 0.9
+    profile: str = "raspberry-pi-4"
+    evaluate_every: int = 1
+    target: float = 0.0
+    data: DataConfig = field(default_factory=DataConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    tdm: TDMConfig = field(default_factory=TDMConfig)
+    ddr: DDRConfig = field(default_factory=DDRConfig)
+    dgm: DGMConfig = field(default_factory=DGMConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    server_optimizer: ServerOptimizerConfig = field(default_factory=ServerOptimizerConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    availability: AvailabilityConfig = field(default_factory=AvailabilityConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    change: ChangeConfig = field(default_factory=ChangeConfig)
+
+    def __post_init__(self):
+        if problems := [*self._own(), *largest.too_large(self)]:
+            raise ValueError("; ".join(problems))
+        if problems := [*self._schedule(), *self._contradictions()]:  # they count with what was checked above
+            raise ValueError("; ".join(problems))
+
+    def _own(self) -> Iterator[str]:
+        """What is wrong with the settings that belong to no section."""
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            yield f"name is {printable(repr(self.name))}: it names the run folder, so take letters, digits, '-', '_' and '.'"
+        if len(self.name.encode(errors="replace")) > LONGEST_NAME:
+            yield f"name has {len(self.name)} characters: it names the run folder, so take at most {LONGEST_NAME} bytes"
+        if self.seed < 0:
+            yield f"seed is {self.seed}: it must not be negative"
+        if not 0 <= self.target < 1:
+            yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
+        if self.evaluate_every < 0:
+            yield f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only"
+
+    def _schedule(self) -> Iterator[str]:
+        """What TDM's rules say of sparsity and the length of tasks."""
+        federation = self.federation
+        try:
+            tdm.check(self.method.tdm, self.sparsity, federation.task_epochs)
+        except ValueError as error:
+            yield str(error)
+            return
+        schedule = tdm.Schedule(self.tdm, self.sparsity, federation.task_epochs, federation.local_epochs)
+        if self.tdm.enabled and self.sparsity > 0 and not any(schedule.action(1, s) == "adapt" for s in range(schedule.sessions)):
+            yield (
+                f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
+                f"{federation.task_epochs} epochs; take shorter rounds, or set tdm.enabled=false"
+            )
+
+    def _contradictions(self) -> Iterator[str]:
+        """Settings that contradict each other."""
+        federation, stream = self.federation, self.stream
+        if self.clock.is_buffered and federation.batchnorm != "global":
+            yield (
+                f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "
+                f"of a round could be asked for their statistics; take global, or clock.mode=sync"
+            )
+        if self.clock.over_selection and not federation.cohort_size:
+            yield "clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it"
+        if self.budget.memory == "fit" and federation.mask == "local":
+            yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"
+        if self.tdm.gradient == "last-step" and federation.mask == "local":
+            yield (
+                "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was of "
+                "another model; take tdm.gradient=mean, or federation.mask=shared"
+            )
+        if stream.online and self.ddr.enabled:
+            yield (
+                "stream.online is true, but ddr.enabled too: data removal judges samples by several passes, and an online stream has one; "
+                "set ddr.enabled=false"
+            )
+        if stream.online and federation.local_epochs > 1:
+            yield (
+                f"stream.online is true, but federation.local_epochs is {federation.local_epochs}: a single pass is one epoch; set it to 1"
+            )
+
+    @property
+    def method(self) -> MethodConfig:
+        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity, self.kernels)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all tasks, if the virtual clock does not end the run before."""
+        return self.federation.rounds or self.stream.steps * self.federation.rounds_per_task
+
+
+SECTIONS = (
+    DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig,
+    FederationConfig, WireConfig, AggregationConfig, ServerOptimizerConfig, KernelConfig,
+    FleetConfig, ClockConfig, AvailabilityConfig, EnergyConfig, SelectionConfig, BudgetConfig, ChangeConfig,
+)  # fmt: skip
+for _section in (*SECTIONS, Experiment):
+    # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
+    _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+_ADAPTER = TypeAdapter(Experiment)
+
+
+def available() -> list[str]:
+    """Names of the experiments that come with the project."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+
+
+def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool = True) -> Experiment:
+    """The experiment in a file, with `key=value` overrides applied in order.
+
+    Overrides that make tasks shorter make stage lengths of the file (`tdm.stage_epochs`, `ddr.stage_epochs`) shorter in the same
+    proportion, so that a task keeps its stages; one that an override sets stays as it is.
+
+    Args:
+        name: one of `available()`, or a path to a TOML file.
+        overrides: `learner.lr=0.1`; values are TOML, a bare word is a string.
+        finds_weights: look at the file of `model.weights`: its SHA-256 becomes a setting, or is compared with the one that is. Off on
+            devices, which are sent their weights.
+
+    Raises:
+        ConfigError: if there is no such file, it is no TOML, or keys or values are wrong: all that are, in one message.
+    """
+    tree = _read(name)
+    epochs, problems = _task_epochs(tree), []
+    for override in overrides or []:
+        try:
+            _override(tree, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    several("", problems)
+    keys = {override.partition("=")[0].strip() for override in overrides or []}
+    _follow(tree, epochs, keys)
+    experiment = from_tree(tree)
+    return _find_weights(experiment) if finds_weights and experiment.model.weights else experiment
+
+
+def _find_weights(experiment: Experiment) -> Experiment:
+    model, shown = experiment.model, printable(experiment.model.weights)
+    try:
+        path = Path(model.weights).expanduser().absolute()
+        found = digest(path)
+    except (OSError, ValueError, RuntimeError) as error:  # a path with a zero byte, a home that nobody has
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"model.weights is {shown}: it cannot be read ({reason}); give a safetensors file, or leave it empty") from error
+    if model.weights_sha256 not in ("", found):
+        raise WeightsError(changed(model.weights, found, model.weights_sha256))
+    return replace(experiment, model=replace(model, weights=str(path), weights_sha256=found))
+
+
+def from_tree(tree: dict[str, Any]) -> Experiment:
+    """The experiment in nested dicts."""
+    check_depth(tree, "the experiment")
+    try:
+        text = json.dumps(tree, default=str)  # TOML also knows dates
+    except ValueError as error:
+        raise ConfigError(f"the experiment has a number that is too large: {printable(error)}") from error
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        raise ConfigError("; ".join(explain(error, Experiment))) from error
+
+
+def to_tree(experiment: Experiment) -> dict[str, Any]:
+    """The inverse of `from_tree`; None, which TOML cannot say, is left out."""
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items() if item is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return clean(dataclasses.asdict(experiment))
+
+
+def dense_twin(experiment: Experiment) -> Experiment:
+    """The same experiment without sparsity of any kind, sent in fp32: same schedule, buffer, augmentation and single-head masking."""
+    return replace(
+        experiment,
+        name=f"{experiment.name}-dense",
+        sparsity=0.0,
+        tdm=replace(experiment.tdm, enabled=False),
+        ddr=replace(experiment.ddr, enabled=False),
+        dgm=replace(experiment.dgm, enabled=False, sparsity=None),
+        federation=replace(experiment.federation, mask="shared"),
+        budget=replace(experiment.budget, memory="refuse" if experiment.budget.memory == "fit" else experiment.budget.memory),
+        wire=WireConfig(up="f32", down="f32", importance="f32"),
+    )
+
+
+def left_on(experiment: Experiment) -> list[str]:
+    """What an experiment of sparsity 0 still does that its dense twin does not, in words; of others nothing."""
+    twin, found = dense_twin(experiment), []
+    if experiment.sparsity == 0:
+        if experiment.ddr.enabled:
+            found.append("data removal (ddr)")
+        if (wire := experiment.wire) != twin.wire:
+            found.append(f"{wire.up} updates up and {wire.down} down (wire)")
+    return found
+
+
+def _read(name: str) -> dict[str, Any]:
+    path, here = Path(name), available()
+    if path.suffix != ".toml":
+        if name not in here:
+            if Path(f"{name}.toml").is_file():
+                raise ConfigError(f"experiment {printable(repr(name))} is not here; for the file say {name}.toml")
+            hint = did_you_mean(name, here)
+            raise ConfigError(f"experiment {printable(repr(name))} is not here;{hint} there are {', '.join(here)}, or give a .toml file")
+        path = EXPERIMENTS / f"{name}.toml"
+    try:
+        return read_toml(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {printable(repr(name))}; without a file there are {', '.join(here)}") from error
+    except OSError as error:
+        raise ConfigError(f"experiment {printable(repr(name))} cannot be read: {error.strerror or error}") from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = (part.strip() for part in override.partition("="))
+    shown = printable(repr(override))
+    if not sign or not key:
+        raise ConfigError(f"--set {shown}: write key=value, for example learner.lr=0.05")
+    if not override.isprintable() and any("\ud800" <= char <= "\udfff" for char in override):
+        raise ConfigError(f"--set {shown}: it holds a byte that is not UTF-8")
+    try:
+        found = tomllib.loads(f"value = {text}")
+        value = found["value"] if found.keys() == {"value"} else text
+        check_depth({"value": value}, f"--set {shown}")
+    except tomllib.TOMLDecodeError:
+        value = text
+    except ConfigError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"--set {shown}: {key} is no value that we can use: {printable(error)}") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {shown}: {parent} is a value, not a section")
+    tree[last] = value
+
+
+def _task_epochs(tree: dict[str, Any]) -> int:
+    """K as the tables have it; 0 if they are wrong there."""
+    section, epochs = tree.get("federation", {}), 1
+    for key in ("rounds_per_task", "local_epochs"):
+        value = section.get(key, getattr(FederationConfig, key)) if isinstance(section, dict) else 0
+        epochs *= value if type(value) is int and value > 0 else 0
+    return epochs
+
+
+def _follow(tree: dict[str, Any], before: int, overridden: set[str]) -> None:
+    """Shorten stage lengths as tasks of `before` epochs were shortened, in place."""
+    after = _task_epochs(tree)
+    for name in ("tdm", "ddr"):
+        section = tree.get(name)
+        length = section.get("stage_epochs") if isinstance(section, dict) else None
+        if 0 < after < before and type(length) is int and length > 0 and not {name, f"{name}.stage_epochs"} & overridden:
+            section["stage_epochs"] = max(1, length * after // before)

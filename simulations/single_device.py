@@ -1,0 +1,89 @@
+"""`sparcl train-one`: one device with all the data. No federation, no Flower, no Ray: the paper's own setting."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from server.selection.estimate import layer_passes
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import Experiment
+from simulations.data.partition import make_streams
+from simulations.data.sources import load_data
+from simulations.data.task_order import check_tested
+from simulations.evaluate import Evaluator
+from simulations.fleet.profiles import load_profile
+from sparcl_core.costs.device import Cost, compute_cost
+from sparcl_core.costs.flops import Flops
+from sparcl_core.costs.memory import activation_bytes
+from sparcl_core.learner import Learner
+from sparcl_core.metrics import continual
+from sparcl_core.solo import Progress, start_model, train_stream
+
+
+@dataclass(frozen=True)
+class SoloResult:
+    """What a single device's run leaves behind.
+
+    Attributes:
+        progress: final weights, masks and buffer.
+        accuracy: [2, T, T], Class-IL and Task-IL matrices, rows after each task.
+        untrained: [2, T], accuracy of the fresh model.
+        cost, dense_cost: what it paid, and what the dense twin would have paid for the same schedule.
+    """
+
+    experiment: Experiment
+    progress: Progress
+    accuracy: np.ndarray
+    untrained: np.ndarray
+    cost: Cost
+    dense_cost: Cost
+
+    def scores(self, row: int) -> continual.Scores:
+        """Figures of Class-IL (row 0) or Task-IL (row 1)."""
+        return continual.scores(self.accuracy[row], self.untrained[row])
+
+
+def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | None], None]) -> SoloResult:
+    """Train one device on all data of every task in order.
+
+    Args:
+        observe: told of every session, with the accuracy [2, T] at the end of a task (else None).
+
+    Raises:
+        ConfigError: if the data is not what the settings need, or training diverges.
+    """
+    data = load_data(experiment.data, experiment.seed)
+    raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
+    whole = replace(experiment.stream, devices=1, partition="iid", samples=0, online=False, order="same", cycles=1, new_classes_share=1.0)
+    streams = make_streams(whole, data, experiment.seed)
+    check_tested(streams.classes, raw.test_y)
+    stream = streams[0]
+    tasks = [stream.task(number) for number in range(experiment.stream.tasks)]
+    profile, _ = load_profile(experiment.profile)
+    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, streams.classes, streams.domains)
+    matrix, total = [], [Flops(), Flops()]
+
+    def session_done(progress: Progress) -> None:
+        total[0] += progress.flops
+        total[1] += progress.dense_flops
+        accuracy = evaluate(progress.state).accuracy if progress.epoch == epochs else None
+        if accuracy is not None:
+            matrix.append(accuracy)
+        observe(progress, accuracy)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0]).accuracy
+        progress = train_stream(method, data.inputs, tasks, epochs, experiment.seed, session_done)
+    except FloatingPointError as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        torch.set_num_threads(threads)
+    moved = activation_bytes(evaluate.learner.model, data.inputs.shape)
+    passes = layer_passes(evaluate.learner.layers, method, evaluate.learner.is_joint)
+    own, twin = ((total[0], method.is_sparse), (total[1], False))
+    cost, dense = (compute_cost(profile, flops, is_sparse, moved, passes) for flops, is_sparse in (own, twin))
+    return SoloResult(experiment, progress, np.stack(matrix, axis=1), fresh, cost, dense)

@@ -1,0 +1,173 @@
+"""How a device learns, as settings: backbone, kernels, replay method, optimiser, and the three mechanisms.
+
+Imports no PyTorch, so that settings are checked before its seconds of import.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from sparcl_core.batches import LastBatch
+from sparcl_core.sparsity import dgm as gradient_masking
+from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.tdm import TDMConfig
+
+REPLAY_DRAWS = {"sgd": 0, "er": 1, "der": 1, "derpp": 2}
+Augmentation = Literal["none", "crop", "crop-flip"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone settings.
+
+    Attributes:
+        name: `mlp`, `cnn` or `resnet18`.
+        width: channels of the first layer (cnn, resnet18) or units of a hidden layer (mlp).
+        hidden: units of the fully connected layer of the cnn; not used by the others.
+        sparse: regular expressions of parameter names that may be sparse; empty takes the model's own rule (see module).
+        rescale: multiply the kept weights by 1/sqrt(density) at initialisation. It keeps the scale of activations, which
+            a normalisation behind the layer does anyway; there it only makes every step smaller relative to its weight.
+        dtype: float32, or float64 for parity checks.
+        weights: a safetensors file of weights to start from, of this model's names and shapes (see `sparcl_core.pretrained`); empty: drawn.
+        classifier: the last layer, where there is such a file: `read` from it, or `drawn`, whether it is in there or not.
+        weights_sha256: of that file, as the run has found it; empty: not looked at yet.
+    """
+
+    name: Literal["mlp", "cnn", "resnet18"] = "cnn"
+    width: int = 32
+    hidden: int = 128
+    sparse: tuple[str, ...] = ()
+    rescale: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+    weights: str = ""
+    classifier: Literal["read", "drawn"] = "read"
+    weights_sha256: str = ""
+
+    def __post_init__(self):
+        if not self.weights and (self.weights_sha256 or self.classifier != "read"):
+            raise ValueError("weights is empty: classifier and weights_sha256 say how its file is read; name one, or leave them out")
+        for pattern in self.sparse:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"sparse has {pattern!r}, which is no regular expression: {error}") from error
+        if self.width < 1 or self.hidden < 1:
+            raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
+        if self.name == "cnn" and self.width % 8:
+            raise ValueError(f"width is {self.width}: the cnn normalises over 8 groups, so take a multiple of 8")
+        if self.name == "resnet18" and self.width < 8:  # seen with torch 2.15, widths 2 to 6, images of 8x8 and 16x16: the process aborts
+            raise ValueError(f"width is {self.width}: torch's backward pass of so narrow a resnet18 damages memory; take 8 or more")
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How sparse layers are computed.
+
+    Attributes:
+        mode: `auto`: by measurement; `sparse`: on the kernels, where there are any; `dense`: PyTorch's product with a masked weight.
+        allow_bf16: let `auto` also choose dense products in bfloat16, whose results differ.
+        backend: the instruction set that the choice was made for; empty: it is still to be made, and until it is, `auto` is `sparse`.
+        sparse, bf16: the layers (names of weights) that run on the kernels and in bfloat16, once the choice is made; all others run dense.
+    """
+
+    mode: Literal["auto", "sparse", "dense"] = "auto"
+    allow_bf16: bool = False
+    backend: str = ""
+    sparse: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if (self.sparse or self.bf16) and not self.backend:
+            raise ValueError(
+                "kernels.sparse and kernels.bf16 are what a run has chosen: they need kernels.backend, the machine it was chosen for"
+            )
+        if both := set(self.sparse) & set(self.bf16):
+            raise ValueError(f"kernels.sparse and kernels.bf16 both have {sorted(both)[0]}: a layer runs in one way")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Settings of the replay method and its optimiser.
+
+    Attributes:
+        method: sgd, er, der or derpp.
+        lr: learning rate of SGD.
+        batch_size: samples per step, and per buffer draw (mammoth's minibatch_size).
+        alpha: weight of the distillation term of der and derpp.
+        beta: weight of the replayed cross-entropy of derpp.
+        replay_weight: weight of the replayed cross-entropy of er. mammoth's steps are those of weight 1 and half of its lr, see `losses`.
+        single_head: the current term sees the current task's classes only (SparCL's use_cl_mask).
+        replay_from: `first-sample`, or `second-task` as in the released code.
+        buffer_share: buffer capacity as a share of the device's whole stream, rounded up; used where buffer_size is 0.
+        buffer_size: buffer capacity in samples.
+        augment: none, crop, or crop-flip.
+        last_batch: what becomes of an epoch's samples that do not fill its last batch: `keep`, a smaller batch of their own; `join`, they
+            join the batch before it; `drop`, they are left out of this epoch, and counted. Where the net cannot be trained on the single
+            sample that is left (BatchNorm over 1x1, see `sparcl_core.batches`), `keep` joins it, too.
+        joint_forward: current data and replay draws run in one forward pass where the model allows it (no BatchNorm);
+            the same mathematics, fewer calls, more activation memory.
+    """
+
+    method: Literal["sgd", "er", "der", "derpp"] = "derpp"
+    lr: float = 0.03
+    batch_size: int = 32
+    alpha: float = 0.1
+    beta: float = 0.5
+    replay_weight: float = 1.0
+    single_head: bool = True
+    replay_from: Literal["first-sample", "second-task"] = "first-sample"
+    buffer_share: float = 0.1
+    buffer_size: int = 0
+    augment: Augmentation = "none"
+    last_batch: LastBatch = "keep"
+    joint_forward: bool = True
+
+    def __post_init__(self):
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}: the learning rate must be above 0 and finite")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: a batch holds at least 1 sample")
+        if not 0 <= self.buffer_share <= 1 or self.buffer_size < 0:
+            raise ValueError(f"buffer_share is {self.buffer_share} and buffer_size {self.buffer_size}: take [0, 1] and >= 0")
+        if self.last_batch not in ("keep", "join", "drop"):
+            raise ValueError(f"last_batch is {self.last_batch!r}: choose keep, join or drop")
+        for name in ("alpha", "beta", "replay_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight must be finite and may not be negative")
+
+    def buffer_capacity(self, stream_samples: int) -> int:
+        """Buffer capacity of a device whose stream has `stream_samples` samples; 0 for sgd."""
+        if self.method == "sgd":
+            return 0
+        return self.buffer_size or int(np.ceil(self.buffer_share * stream_samples - 1e-9))
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How a device learns: backbone, replay method, weight sparsity and the three mechanisms.
+
+    Raises:
+        ValueError: where two settings contradict each other: sparsity outside [0, 1), q below s.
+    """
+
+    model: ModelConfig
+    learner: LearnerConfig
+    tdm: TDMConfig
+    ddr: DDRConfig
+    dgm: DGMConfig
+    sparsity: float
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+
+    def __post_init__(self):
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity}: it must be in [0, 1); 0 trains the dense network")
+        if self.is_sparse and self.dgm.enabled:
+            gradient_masking.gradient_sparsity(self.dgm, self.sparsity)
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.sparsity > 0

@@ -1,0 +1,132 @@
+"""Memory that a device needs to train, in bytes, by formula from shapes and exact mask counts.
+
+What a device that stores only what it must holds, counted by formula whatever the machine that simulates it holds:
+- weights: active weights and everything dense, 4 bytes each (8 in float64);
+- masks: one bit per maskable weight, and one bit per active weight for the gradient mask;
+- gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense;
+- activations: what autograd keeps for backward, measured on the dense model per sample, times the samples of a forward pass (the parts
+  of a loss that do not share one run backward one after the other);
+- buffer: raw inputs, labels (8 bytes) and logits;
+- federation: the base that the update is taken against and the residual of lossy encoding, both over the active set;
+- codec: what coding an update takes, 2 bytes of symbol for each of its values and at most the value itself in the output.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparcl_core.replay.buffer import Buffer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by kind."""
+
+    weights: int
+    masks: int
+    gradients: int
+    activations: int
+    buffer: int
+    federation: int
+    codec: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def activation_bytes(model: "nn.Module", input_shape: tuple[int, ...]) -> int:
+    """Bytes that autograd keeps for the backward pass of one sample, parameters and buffers not counted.
+
+    Storages are counted once however many operations keep them. Measured as the difference between a pass with three
+    samples and one with two, so that what does not grow with the batch drops out.
+    """
+    import torch  # late, as in `flops.layer_shapes`
+
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+    def kept(batch: int) -> int:
+        storages: dict[int, tuple[int, object]] = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = (storage.nbytes(), storage)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model(torch.zeros(batch, *input_shape, dtype=next(model.parameters()).dtype))
+        return sum(nbytes for nbytes, _ in storages.values())
+
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    training = model.training
+    try:
+        model.train()
+        return kept(3) - kept(2)
+    finally:
+        model.train(training)
+        for name, value in model.named_buffers():
+            value.copy_(statistics[name])
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a dense model holds: elements per parameter, bytes of an element and of all buffers."""
+
+    parameters: dict[str, int]
+    itemsize: int
+    buffer_bytes: int
+
+    @classmethod
+    def of(cls, model: "nn.Module") -> "Held":
+        parameters = {name: p.numel() for name, p in model.named_parameters()}
+        buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+        return cls(parameters, next(model.parameters()).element_size(), buffers)
+
+
+def footprint(
+    model: Held,
+    active: dict[str, int],
+    updated: dict[str, int],
+    per_sample_activations: int,
+    samples_per_forward: int,
+    buffer: Buffer,
+    federated: bool,
+) -> Footprint:
+    """Memory of one device.
+
+    Args:
+        active, updated: exact counts of the weight and gradient masks per sparse tensor (none: a dense device).
+        per_sample_activations: from `activation_bytes`.
+        samples_per_forward: samples whose activations are alive at once.
+    """
+    itemsize = model.itemsize
+    held = _held(model, active)
+    maskable = sum(model.parameters[name] for name in active)
+    return Footprint(
+        weights=held * itemsize + model.buffer_bytes,
+        masks=math.ceil(maskable / 8) + math.ceil(sum(active.values()) / 8) if active else 0,
+        gradients=(held - sum(active.values()) + sum(updated.values())) * itemsize,
+        activations=per_sample_activations * samples_per_forward,
+        buffer=buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes,
+        federation=2 * held * itemsize if federated else 0,
+        codec=held * (2 + itemsize) if federated else 0,
+    )
+
+
+def footprint_bytes(
+    model: Held, active: dict[str, int], updated: dict[str, int], per_sample_activations: int, samples_per_forward: int
+) -> int:
+    """All but the buffer, of a federated device: what can be said of a device before it begins."""
+    none = Buffer(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0))
+    return footprint(model, active, updated, per_sample_activations, samples_per_forward, none, federated=True).total
+
+
+def _held(model: Held, active: dict[str, int]) -> int:
+    """Weights that a device holds: active ones and all of the dense tensors."""
+    return sum(size for name, size in model.parameters.items() if name not in active) + sum(active.values())

@@ -1,0 +1,1 @@
+"""Rehearsal: the buffer, and the losses on what is drawn from it."""

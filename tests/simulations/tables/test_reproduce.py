@@ -1,0 +1,119 @@
+"""Claims: ours and a user's own. What is wrong with one is said before anything runs, all at once."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+from worlds import TINY
+
+from simulations.__main__ import app
+from simulations.config.experiment import ConfigError
+from simulations.tables.reproduce import available, load_claim
+
+OWN = """
+experiment = "{experiment}"
+seeds = [3, 4]
+
+[[row]]
+name = "all"
+
+[[row]]
+name = "half"
+set = ["learner.lr=0.05"]
+versus = "all"
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "my claims" / "mine.toml"
+    path.parent.mkdir()
+    path.write_text(OWN.format(experiment=TINY))
+    return path
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_claim_of_ours_can_be_made(name):
+    claim = load_claim(name)
+    assert claim.name == name and claim.rows and claim.seeds
+
+
+def test_a_claim_of_ones_own_is_found_with_and_without_its_suffix(own, monkeypatch):
+    claim = load_claim(str(own))
+    assert (claim.name, claim.seeds, [row.name for row in claim.rows]) == ("mine", (3, 4), ["all", "half"])
+    assert claim.experiment_of(claim.rows[1], 4).learner.lr == 0.05 and claim.experiment_of(claim.rows[0], 3).seed == 3
+    assert load_claim(str(own.with_suffix(""))) == claim
+    monkeypatch.chdir(own.parent)
+    assert load_claim("mine") == load_claim("./mine.toml") == load_claim("mine.toml")
+
+
+def test_an_experiment_beside_its_claim_is_found_from_anywhere(own):
+    own.write_text(OWN.format(experiment="tiny.toml"))
+    with pytest.raises(ConfigError, match="there is no file 'tiny.toml'"):
+        load_claim(str(own))
+    (own.parent / "tiny.toml").write_text(TINY.read_text())
+    assert load_claim(str(own)).rows[0].experiment == str(own.parent / "tiny.toml")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/mine", "/nowhere/mine.toml", "", "."])
+def test_a_claim_that_is_not_there_lists_those_that_are(name):
+    with pytest.raises(ConfigError, match=f"claim '{name}' is not here.*; there are {', '.join(available())}, or give a .toml file"):
+        load_claim(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda text: text.replace("seeds", "sedes"), ("seeds: field required", "sedes: ")),
+        (lambda text: text.replace("[3, 4]", "[]"), ("seeds: ",)),
+        (lambda text: text.replace("[3, 4]", '["3", 4.5]'), ("seeds.0: ", "seeds.1: ")),
+        (lambda text: text.replace("[3, 4]", "[3, 3]"), ("a seed is there twice",)),
+        (lambda text: text.replace('name = "half"', 'nme = "half"'), ("row.1.name: field required", "row.1.nme: ")),
+        (lambda text: text.replace('"half"', '"all"'), ("row 'all' is there 2 times",)),
+        (lambda text: text.replace('versus = "all"', 'versus = "al"'), ("row 'half' is paired with 'al', which is none of its rows",)),
+        (lambda text: text.replace("learner.lr=", "learner.lrr="), ("row 'half', seed 3: unknown config key", "did you mean")),
+        (lambda text: text.split("[[row]]")[0], ("row: field required",)),
+        (lambda text: text.split("\n", 2)[2], ("row 'all' names no experiment", "row 'half' names no experiment")),
+        (lambda text: text + 'table = "x"', ("row.1.table: ",)),
+        (lambda text: text.replace("= [3", "= ["), ("is no TOML",)),
+        (lambda text: text.replace("[3, 4]", "[" * 3000 + "]" * 3000), ("too deep",)),
+        (lambda text: text.replace("[3, 4]", f"[{'9' * 5000}]"), ("is no TOML",)),
+    ],
+)
+def test_what_is_wrong_with_a_claim_is_said_at_once(own, change, parts):
+    text = own.read_text()
+    assert change(text) != text
+    own.write_text(change(text))
+    with pytest.raises(ConfigError) as raised:
+        load_claim(str(own))
+    for part in (str(own), *parts):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("is_given", ["a file in the place of --out", "a claim with a fault"])
+def test_nothing_runs_before_all_is_known_to_work(own, tmp_path, monkeypatch, is_given):
+    monkeypatch.setattr("simulations.tables.reproduce.run_claim", lambda *args: pytest.fail("it ran"))
+    (tmp_path / "file").write_text("kept")
+    if is_given == "a claim with a fault":
+        own.write_text(own.read_text().replace("learner.lr=", "learner.lrr="))
+    done = CliRunner().invoke(app, ["reproduce", str(own), "--out", str(tmp_path / "file" / "out")])
+    assert done.exit_code == 2 and len(done.output.strip().splitlines()) == 1, done.output
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_claim_of_ones_own_leaves_a_folder_of_its_name(own, tmp_path, monkeypatch):
+    """Though it was given as a path; what the runs give is test_cli's affair."""
+
+    def play(claim, processes, done):
+        for row in claim.rows:
+            for seed in claim.seeds:
+                done(row.name, seed, {"accuracy": {"class-il": {"average": 0.5}}})
+        return {row.name: [] for row in claim.rows}
+
+    monkeypatch.setattr("simulations.tables.reproduce.run_claim", play)
+    monkeypatch.setattr("simulations.tables.reproduce.markdown", lambda claim, results: f"the table of {claim.name}")
+    done = CliRunner().invoke(app, ["reproduce", str(own.with_suffix("")), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["claim-mine"]
+    assert (tmp_path / "out/claim-mine/table.md").read_text() == "the table of mine\n"
+    assert json.loads((tmp_path / "out/claim-mine/runs.json").read_text()) == {"all": [], "half": []}

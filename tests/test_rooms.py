@@ -1,0 +1,91 @@
+"""The plan of the house: which room may import which. docs/design.md draws it; here it is checked.
+
+A room is a sub-package, or a module beside them. It may import rooms that stand further down in its package, and packages that stand
+further down; never one that stands beside or above it. Imports that only serve annotations count, and so do late ones.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"sparcl_core": (), "client": ("sparcl_core",), "server": ("sparcl_core",), "simulations": ("sparcl_core", "client", "server")}
+FLOORS = {  # from the ground up
+    "sparcl_core": (
+        "seeding foreign metrics task_change", "domains batches", "sparsity", "config", "inputs pretrained replay kernels", "codec costs",
+        "wire models", "learner", "solo",
+    ),
+    "client": ("config streams", "state", "local_round", "app"),
+    "server": (
+        "errors snapshot ledger config", "fleet aggregation", "selection defence", "global_model", "rounds", "strategy", "app",
+    ),
+    "simulations": (
+        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app cli doctor", "build", "single_device",
+        "checkpoints calibration", "run", "results flower_apps", "tables", "__main__",
+    ),
+}  # fmt: skip
+FLOOR = {f"{package}.{room}": floor for package, floors in FLOORS.items() for floor, rooms in enumerate(floors) for room in rooms.split()}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Modules of ours that `module` names in an import, wherever it stands."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module
+
+
+def room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+IMPORTS = {module: sorted(set(imports(module)) - {module}) for module in MODULES}
+
+
+def test_every_module_stands_in_a_room_of_the_plan():
+    assert {room(module) for module in MODULES if "." in module} == set(FLOOR)
+
+
+def test_no_arrow_runs_up():
+    wrong = []
+    for module, others in IMPORTS.items():
+        for other in others:
+            package, its = module.partition(".")[0], other.partition(".")[0]
+            if package != its:
+                fits = its in PACKAGES[package]
+            else:
+                fits = room(module) == room(other) or other == package or FLOOR[room(other)] < FLOOR[room(module)]
+            if not fits:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        if module in trail:
+            pytest.fail("a circle: " + " -> ".join((*trail[trail.index(module) :], module)))
+        if module not in done:
+            for other in IMPORTS[module]:
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_every_room_says_what_lives_there():
+    for module, path in MODULES.items():
+        if path.name == "__init__.py":
+            told = ast.get_docstring(ast.parse(path.read_text()))
+            assert told and len(told.splitlines()[0]) <= 140, f"{module} needs a docstring that begins with one line on what lives there"
