@@ -79,6 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.compare:
         sys.exit(compare(*(json.loads(path.read_text()) for path in options.compare)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored, as in a background job, so it is in what we start
     found = {}
     for case in CASES:
         if options.only and case.name not in options.only or (case.name == "split-cifar10" and not options.cifar10):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.common.serde import message_to_proto
-from test_tiers import FIT, MEMORY
+from test_sparsity_tiers import FIT, MEMORY
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world, toy_fleet
 
 from server.fleet.conditions import Fate, cut

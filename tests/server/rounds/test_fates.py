@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attendance import Windows, attendance_of
+from test_cohort import Windows, attendance_of
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world, toy_fleet
 
 from server import strategy as strategies

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attendance import METHOD
+from test_cohort import METHOD
 from worlds import TOY, play, tiny_world, toy_fleet
 
 from server.fleet.hardware import Hardware
