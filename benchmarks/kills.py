@@ -78,7 +78,7 @@ def begin(out: Path, rounds: int) -> int:
 
 def drive(out: Path, rounds: int) -> None:
     """As `sparcl run` and `sparcl resume` do."""
-    from simulations.__main__ import _carry_out
+    from simulations.cli.carrying_out import carry_out
     from simulations.config.experiment import load
     from simulations.results.resumable import How, new_run, open_run
 
@@ -87,7 +87,7 @@ def drive(out: Path, rounds: int) -> None:
         return  # it was finished
     experiment = load(str(ROOT / "tests" / "tiny.toml"), [f"federation.rounds_per_task={rounds}"])
     with open_run(left[0]) if left else new_run(out, experiment, How("inline", baseline=False)) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
 
 
 def killed(out: Path, rounds: int, instant: float) -> str:

@@ -1,1 +1,1 @@
-"""How the command line speaks and ends: messages, signals. The commands themselves are `simulations.__main__`."""
+"""The command line, the only place that prints: commands, their options, messages, signals. May import all of `simulations`."""

@@ -149,12 +149,12 @@ def test_the_first_line_comes_before_what_takes_long(tmp_path, command):
     watched = f"""
 import sys
 from simulations import __main__ as command
-from simulations.cli import messages
+from simulations.cli import carrying_out
 def say(line, *args):
     told.append((line, sorted(set(sys.modules) & {{"torch", "flwr", "ray"}})))
     if len(told) == 2: raise KeyboardInterrupt
 told = []
-command.say = say
+carrying_out.say = say
 try: command.app({[*command, str(TINY), "--set", "sparsity=0", "--out", str(tmp_path)]!r})
 except SystemExit as end: print(end.code)
 for line in told: print(*line)

@@ -7,8 +7,9 @@ from typer.testing import CliRunner
 from worlds import TINY, tiny, tiny_world
 
 from simulations import flower_apps
-from simulations.__main__ import _carry_out, app
+from simulations.__main__ import app
 from simulations.build import choose_kernels, make_strategy
+from simulations.cli.carrying_out import carry_out
 from simulations.config.experiment import ConfigError, dense_twin, load
 from simulations.results import plot
 from simulations.results.console import View
@@ -28,7 +29,7 @@ def no_picture(monkeypatch):
 
 def play(out, experiment):
     with new_run(out, choose_kernels(experiment), INLINE) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
     return run.folder
 
 
@@ -99,7 +100,7 @@ def test_a_run_is_resumed_with_the_weights_that_it_began_with_and_no_others(fini
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     file.write_bytes(held)
     with open_run(folder) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 

@@ -15,8 +15,8 @@ import sys, time
 import typer
 from simulations.cli import signals
 from simulations.cli import messages
-stopping.PATIENCE_S = {patience}
-telling.is_process = True
+signals.PATIENCE_S = {patience}
+messages.is_process = True
 app = typer.Typer()
 def listen_to_nobody():
     while True:
@@ -24,7 +24,7 @@ def listen_to_nobody():
         except KeyboardInterrupt: pass
 @app.command()
 def work():
-    with telling.one_message(False) as signals:
+    with messages.one_message(False) as signals:
         try:
             print("working", flush=True)
             time.sleep(60)

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from worlds import BATCHNORM, TINY, tiny
 
 from simulations import build
-from simulations.__main__ import _carry_out
 from simulations.checkpoints import array_file, checkpoint
 from simulations.checkpoints.pointer import CheckpointError, CheckpointLost
+from simulations.cli.carrying_out import carry_out
 from simulations.config.experiment import ConfigError, Experiment
 from simulations.engine.adapter import EngineError
 from simulations.engine.files import StoreError
@@ -75,7 +75,7 @@ def live(out: Path, experiment: Experiment, how: How = INLINE, begin: Callable[[
     folder = out / NAME
     with open_run(folder) if folder.exists() else new_run(out, experiment, how) as run:
         begin()
-        _carry_out(run, None)
+        carry_out(run, None)
     return run.folder
 
 
@@ -352,7 +352,7 @@ def start(out: Path, how: How = INLINE, rounds: int = 0) -> Path:
     """The folder of a run of one task whose process was killed after so many rounds: nobody had the time to clean up."""
     with new_run(out, tiny(*SHORT), how) as run, pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, rounds)
-        _carry_out(run, None)
+        carry_out(run, None)
     return run.folder
 
 
@@ -380,7 +380,7 @@ def test_a_failure_leaves_the_folder_only_if_a_round_was_trained(tmp_path, monke
     stop_after(monkeypatch, rounds)
     store = tmp_path / "store"
     with pytest.raises(Stop) as stopped, new_run(tmp_path / "out", tiny(*SHORT), How("inline", False, str(store))) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
     if rounds:
         assert stopped.value.__notes__ == [way_on(run.folder, rounds)]
         assert {path.name for path in run.folder.iterdir()} == {"run.json", "config.toml", "checkpoint"}
@@ -395,7 +395,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkey
     stop_after(monkeypatch, 2)
     with pytest.raises(Stop) as stopped, new_run(tmp_path, tiny(*SHORT), INLINE) as run:
         try:
-            _carry_out(run, None)
+            carry_out(run, None)
         finally:
             latest = run.folder / "checkpoint" / "run" / "latest.json"
             latest.rename(latest.with_suffix(".aside"))
@@ -455,7 +455,7 @@ def test_rounds_done_are_those_of_both_parts_that_need_not_be_trained_again(tmp_
     how = How("inline", baseline=True)
     stop_after(monkeypatch, 3, "dense twin")
     with pytest.raises(Stop), new_run(tmp_path, tiny(*SHORT), how) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
     with open_run(run.folder) as run:
         assert run.rounds_done == 4 + 3
         (run.folder / "checkpoint" / "twin" / "state-4.safetensors").write_bytes(b"half of it")
@@ -710,7 +710,7 @@ def spoil(path: Path, how: str) -> None:
 def assert_lost(folder: Path, *parts: str) -> None:
     """One message, and one way out that is none of resuming."""
     with pytest.raises(CheckpointLost) as raised, open_run(folder) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
     for part in parts:
         assert part in str(raised.value)
     (note,) = raised.value.__notes__
@@ -765,26 +765,26 @@ def test_what_another_run_has_left_is_refused(tmp_path, what):
         other_run = new_run(tmp_path / seed, tiny(*SHORT, f"seed={seed}"), INLINE)
         with other_run as other, pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
             stop_after(patch, 2)
-            _carry_out(other, None)
+            carry_out(other, None)
         folder = tmp_path / f"mixed {seed}" / NAME
         shutil.copytree(own, folder)
         for part in ("checkpoint", "devices") if what == "both" else (what,):
             shutil.rmtree(folder / part)
             shutil.copytree(other.folder / part, folder / part)
         with pytest.raises(CheckpointLost, match="of another run"), open_run(folder) as run:
-            _carry_out(run, None)
+            carry_out(run, None)
 
 
 def test_parts_of_a_run_that_were_swapped_are_refused(tmp_path):
     with new_run(tmp_path, tiny(*SHORT), How("inline", baseline=True)) as run, pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 2, "dense twin")
-        _carry_out(run, None)
+        carry_out(run, None)
     for folder in (run.folder / "checkpoint", run.folder / "devices"):
         (folder / "run").rename(folder / "both")
         (folder / "twin").rename(folder / "run")
         (folder / "both").rename(folder / "twin")
     with pytest.raises(CheckpointLost, match="is of the other part of the run"), open_run(run.folder) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
 
 
 def test_results_say_with_which_software_a_run_was_resumed(tmp_path, monkeypatch, uninterrupted):
@@ -823,7 +823,7 @@ def test_a_disk_that_is_full_in_the_first_round_does_not_speak_of_resuming(tmp_p
 
     monkeypatch.setattr(array_file, "put", full)
     with pytest.raises(CheckpointError) as failed, new_run(tmp_path, tiny(*SHORT), INLINE) as run:
-        _carry_out(run, None)
+        carry_out(run, None)
     assert "No space left on device" in str(failed.value) and "make room" in str(failed.value) and "resume" not in str(failed.value)
     assert not hasattr(failed.value, "__notes__") and not run.folder.exists()
 

@@ -1,0 +1,114 @@
+"""Commands around runs: `list`, `reproduce`, `doctor`, `calibrate`."""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.cli.messages import console, errors, one_message, say
+from simulations.cli.options import Backbone, DebugOption, OutOption, app
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """The experiments that come with the project."""
+    with one_message(debug=False):
+        from simulations.config.experiment import available, load
+
+        for name in available():
+            say(f"{name:24} {load(name).description}")
+
+
+@app.command()
+def reproduce(
+    claim: Annotated[str, typer.Argument(metavar="CLAIM", help="A published table, e.g. masks, or a TOML file.")] = "split-digits",
+    processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one per core.")] = 0,
+    out: OutOption = Path("runs"),
+    debug: DebugOption = False,
+) -> None:
+    """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
+    with one_message(debug):
+        from simulations import preflight
+        from simulations.tables.reproduce import load_claim, markdown, run_claim
+
+        loaded = load_claim(claim)
+        total, count = len(loaded.rows) * len(loaded.seeds), 0
+        rows = [(row, loaded.experiment_of(row, seed)) for row in loaded.rows for seed in loaded.seeds]
+        wrong = (f"row {row.name}: {problem}" for row, experiment in rows for problem in preflight.experiment_files(experiment))
+        preflight.expect(wrong, preflight.output_folder(out))
+        say(f"{loaded.name}: starting {total} runs of {len(loaded.rows)} rows")
+        from simulations.results.write import new_folder, write_claim
+
+        def done(row: str, seed: int, summary: dict) -> None:
+            nonlocal count
+            count += 1
+            accuracy = summary["accuracy"]["class-il"]["average"]
+            say(f"{count}/{total}  {row}  seed {seed}  Class-IL {accuracy:.1%}")
+
+        with new_folder(out, f"claim-{loaded.name}") as (folder, final):
+            results = run_claim(loaded, min(processes or os.cpu_count() or 1, total), done)
+            table = markdown(loaded, results)
+            write_claim(folder, table, results)
+        console.print(f"\n{table}\n", soft_wrap=True, markup=False)
+        say(f"folder: {final}")
+
+
+@app.command()
+def doctor(
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Compile the kernels again, whatever is cached.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """What a run finds on this machine: versions, processor, and the sparse kernels; without a compiler these are dense products."""
+    with one_message(debug):
+        from simulations.doctor import examine, table
+
+        rows, works = examine(rebuild)
+        console.print(table(rows), soft_wrap=True, markup=False)
+        if not works:
+            raise typer.Exit(2)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The profile; default: named after the processor, here.")] = None,
+    name: Annotated[str, typer.Option(help="The device's name in the profile; default: its processor.")] = "",
+    model: Annotated[list[Backbone] | None, typer.Option(help="Backbones that are trained; default: cnn and resnet18.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sessions, fewer repeats: less exact.")] = False,
+    idle_w: Annotated[float | None, typer.Option(metavar="W", help="Power of the idle device, if you have measured it.")] = None,
+    active_w: Annotated[float | None, typer.Option(metavar="W", help="Power of the device while it trains.")] = None,
+    down_mbit: Annotated[float | None, typer.Option(metavar="MBIT/S", help="Its network, downwards.")] = None,
+    up_mbit: Annotated[float | None, typer.Option(metavar="MBIT/S", help="Its network, upwards.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="What a message takes whatever its size.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure this machine, and write a device profile: rates of training, memory, and power where the system shows it."""
+    options = {
+        "idle_w": (idle_w, 1.0), "active_w": (active_w, 1.0), "down_bits_per_s": (down_mbit, 1e6), "up_bits_per_s": (up_mbit, 1e6),
+        "latency_s": (latency_ms, 1e-3),
+    }  # fmt: skip
+    given = {key: value * unit for key, (value, unit) in options.items() if value is not None}
+    with one_message(debug):
+        from simulations import preflight
+        from simulations.fleet.profiles import new_profile
+
+        preflight.expect(preflight.figures(given))
+        with ExitStack() as stack:
+            file = stack.enter_context(new_profile(out)) if out else None  # before PyTorch and the kernels are there
+            from simulations.calibration.fit import calibrate, default_name, table, write
+
+            path = out or Path(default_name())
+            file = file or stack.enter_context(new_profile(path))
+            with errors.status("starting") as status:
+                found = calibrate([*(model or (Backbone.cnn, Backbone.resnet18))], quick, name, given, observe=status.update)
+            write(file, found)
+        console.print(table(found), soft_wrap=True, markup=False)
+        assumed = [key for key, figure in found.figures.items() if figure.source.startswith("assumption")]
+        console.print()
+        if assumed:
+            say(f"not measured, so assumed: {', '.join(assumed)}")
+        if found.no_power:
+            say(f"no power was read: {found.no_power}")
+        console.print()
+        say(f"profile: {path}")
