@@ -75,7 +75,7 @@ def run(
     if engine == "inline":
         return run_world(world, engine, observer=observer)
     try:
-        return run_world(world, engine, workers, observer)
+        return run_world(world, engine, workers, observer=observer)
     finally:
         if not is_there:
             _import("simulations.engine.cluster").stop_ray()

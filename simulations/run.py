@@ -92,6 +92,7 @@ def run_world(
     world: World,
     engine: EngineName = "ray",
     workers: int = 0,
+    *,
     observer: Observer | None = None,
     keep: Keep | None = None,
     pool: "Pool | None" = None,
@@ -206,4 +207,4 @@ def make_grid(
         return InlineGrid(client_app, world.app_args, devices, **common)
     from simulations.engine.ray import RayGrid  # imported late: the inline engine needs no Ray
 
-    return RayGrid(client_app, world.app_args, devices, workers, pool=pool, **common)
+    return RayGrid(client_app, world.app_args, devices, workers=workers, pool=pool, **common)

@@ -97,7 +97,7 @@ def ours(rounds: int, cores: int) -> dict:
     from simulations.engine.ray import RayGrid
 
     start, heard, rounds_s = time.perf_counter(), [], []
-    grid = RayGrid(client_app, (), work.DEVICES, cores, on_reply=lambda device: heard.append(time.perf_counter()))
+    grid = RayGrid(client_app, (), work.DEVICES, workers=cores, on_reply=lambda device: heard.append(time.perf_counter()))
     weights = torch.cat([p.detach().reshape(-1) for p in work.build().parameters()]).numpy()
     total = OrderedSum(work.PARAMETERS)
     try:

@@ -29,7 +29,7 @@ def client_app() -> ClientApp:
 def ours(rounds: int, cores: int) -> dict:
     from simulations.engine.ray import RayGrid
 
-    grid = RayGrid(client_app, (), work.DEVICES, cores)
+    grid = RayGrid(client_app, (), work.DEVICES, workers=cores)
     try:
         return _measure(grid, rounds)
     finally:

@@ -75,7 +75,7 @@ def ours(rounds: int, cores: int) -> dict:
     from simulations.engine.ray import RayGrid
 
     strategy, start, heard = TimedFedAvg(), time.perf_counter(), []
-    grid = RayGrid(client_app, (), work.DEVICES, cores, on_reply=lambda device: heard.append(time.perf_counter()))
+    grid = RayGrid(client_app, (), work.DEVICES, workers=cores, on_reply=lambda device: heard.append(time.perf_counter()))
     try:
         server_app(strategy, rounds)(grid, Context(RUN_ID, 0, {}, RecordDict(), {}))
     finally:

@@ -47,7 +47,7 @@ def _measure(settings: dict, rounds: int, cores: int) -> dict:
 
     world, times, heard = _world(settings, max(rounds + 1, SHORTEST_TASK)), [], []
     strategy, start = make_strategy(world), time.perf_counter()
-    grid = RayGrid(client_app, world.app_args, work.DEVICES, cores, on_reply=lambda device: heard.append(time.perf_counter()))
+    grid = RayGrid(client_app, world.app_args, work.DEVICES, workers=cores, on_reply=lambda device: heard.append(time.perf_counter()))
 
     def observe(record: RoundRecord) -> None:
         if record.round and record.num_devices != work.DEVICES:

@@ -103,6 +103,7 @@ def predicted(profile: DeviceProfile, one: Measured) -> float:
 def calibrate(
     models: Sequence[str] = ("cnn", "resnet18"),
     quick: bool = False,
+    *,
     name: str = "",
     given: dict[str, float] | None = None,
     root: Path = SYSFS,

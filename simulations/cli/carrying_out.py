@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from simulations.run import Result
 
 
-def load_experiment(experiment: str, overrides: list[str] | None, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
+def load_experiment(experiment: str, overrides: list[str] | None, *, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
     from simulations.config.errors import ConfigError
     from simulations.config.experiment import dense_twin, load
 
@@ -88,7 +88,7 @@ def carry_out(run: "Unfinished", pool: "Pool | None") -> None:
         return
     experiment, baseline = run.experiment, run.how.baseline
     fleet = make_hardware(experiment.fleet, experiment.profile, experiment.stream.devices, experiment.seed)
-    result = _watch(run, "run", experiment, pool, experiment.name)
+    result = _watch(run, "run", experiment, pool=pool, title=experiment.name)
     twin = _twin(run, dense_twin(experiment), pool) if baseline else None
     summary = write_run(run.folder, result, twin)
     draw_report(run.folder)
@@ -101,7 +101,7 @@ def _twin(run: "Unfinished", experiment: "Experiment", pool: "Pool | None") -> "
     from server.errors import FleetError
 
     try:
-        return _watch(run, "twin", experiment, pool, "dense twin")
+        return _watch(run, "twin", experiment, pool=pool, title="dense twin")
     except FleetError as error:
         complain(f"the dense twin cannot be run: {error}")
         return None
@@ -119,12 +119,12 @@ def show(summary: dict, assumed: dict[str, list[str]], folder: Path) -> None:
     say(f"run folder: {folder}")
 
 
-def _watch(run: "Unfinished", part: str, experiment: "Experiment", pool: "Pool | None", title: str) -> "Result":
+def _watch(run: "Unfinished", part: str, experiment: "Experiment", *, pool: "Pool | None", title: str) -> "Result":
     from simulations.build import make_world
     from simulations.results.console import View
     from simulations.run import run_world
 
     federation, world = experiment.federation, make_world(experiment)
     devices = min(federation.cohort_size or experiment.stream.devices, experiment.stream.devices)
-    with View(console, title, experiment.rounds, devices, experiment.stream) as view:
+    with View(console, title, rounds=experiment.rounds, devices=devices, stream=experiment.stream) as view:
         return run_world(world, run.how.engine, observer=view, keep=run.keep(part), pool=pool)

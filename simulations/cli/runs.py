@@ -55,7 +55,7 @@ def run(
         from simulations import preflight
 
         hide(store)
-        resolved = load_experiment(experiment, set_, seed, dense, baseline)
+        resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
         here = (preflight.output_folder(out), preflight.store_url(store), options.problems(engine.value))
         preflight.expect(preflight.experiment_files(resolved), *here)
         announce(resolved, engine.value)
@@ -133,7 +133,7 @@ def train_one(
         from simulations import preflight
         from simulations.config.run_name import run_name
 
-        resolved = load_experiment(experiment, set_, seed, dense, baseline)
+        resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
         preflight.expect(preflight.experiment_files(resolved), preflight.output_folder(out))
         alone = replace(resolved, name=f"{resolved.name}-alone")
         announce(alone, "inline")

@@ -101,7 +101,7 @@ def calibrate(
             path = out or Path(default_name())
             file = file or stack.enter_context(new_profile(path))
             with errors.status("starting") as status:
-                found = calibrate([*(model or (Backbone.cnn, Backbone.resnet18))], quick, name, given, observe=status.update)
+                found = calibrate([*(model or (Backbone.cnn, Backbone.resnet18))], quick, name=name, given=given, observe=status.update)
             write(file, found)
         console.print(table(found), soft_wrap=True, markup=False)
         assumed = [key for key, figure in found.figures.items() if figure.source.startswith("assumption")]

@@ -53,7 +53,7 @@ def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task
             raise ConfigError(f"task {number} (classes {members}) has no training sample")
     # under domains all tasks show the same samples: one split, transformed for each
     base = _split_streams(config, data, classes[:1] if config.setting == "domain-il" else classes, seed)
-    streams = arranged(config, base, classes, seed, rounds_per_task)
+    streams = arranged(config, base, classes, seed=seed, rounds_per_task=rounds_per_task)
     if streams is not base or config.blur or config.partition not in ("dirichlet", "iid", "drawn"):
         check_data(streams)
     return streams

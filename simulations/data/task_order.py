@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def arranged(
-    config: StreamConfig, base: Streams, classes: tuple[tuple[int, ...], ...], seed: int, rounds_per_task: int | None = None
+    config: StreamConfig, base: Streams, classes: tuple[tuple[int, ...], ...], *, seed: int, rounds_per_task: int | None = None
 ) -> Streams:
     """`base` in the order that the settings ask for; `base` itself if it is that of its tasks.
 

@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 def handle(
-    app: ClientApp, message: Parcel, state: Parcel | None, node_config: dict, run_config: dict, limit_bytes: int | None = None
+    app: ClientApp, message: Parcel, state: Parcel | None, *, node_config: dict, run_config: dict, limit_bytes: int | None = None
 ) -> Handled:
     """Run `app` on one message with the Context of one device.
 

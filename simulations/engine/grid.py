@@ -75,6 +75,7 @@ class EngineGrid(Grid):
     def __init__(
         self,
         num_devices: int,
+        *,
         run_config: dict | None,
         on_reply: Callable[[int], None] | None,
         store: StateStore,

@@ -25,6 +25,7 @@ class InlineGrid(EngineGrid):
         make_app: AppFactory,
         args: tuple,
         num_devices: int,
+        *,
         run_config: dict | None = None,
         on_reply: Callable[[int], None] | None = None,
         store: StateStore | None = None,
@@ -35,7 +36,14 @@ class InlineGrid(EngineGrid):
         """`store`: where device states are kept; default: this process's memory. `cache_bytes`: as much of it is kept in memory, too.
         `reply_limit_bytes`: a larger reply is an error.
         """
-        super().__init__(num_devices, run_config, on_reply, store or StateStore(MemoryFiles()), waits_for_commit, reply_limit_bytes)
+        super().__init__(
+            num_devices,
+            run_config=run_config,
+            on_reply=on_reply,
+            store=store or StateStore(MemoryFiles()),
+            waits_for_commit=waits_for_commit,
+            reply_limit_bytes=reply_limit_bytes,
+        )
         self._app = make_app(*args)
         self._states = StateCache(self.store, cache_bytes)
         self._waiting: deque[Job] = deque()
@@ -51,7 +59,14 @@ class InlineGrid(EngineGrid):
     def _step(self, timeout: float | None) -> None:
         job = self._waiting[0]
         config = self.node_config(job.device + 1)
-        handled = handle(self._app, job.payload, self._kept(job.device), config, self.run_config, self.reply_limit_bytes)
+        handled = handle(
+            self._app,
+            job.payload,
+            self._kept(job.device),
+            node_config=config,
+            run_config=self.run_config,
+            limit_bytes=self.reply_limit_bytes,
+        )
         state = None
         if handled.state is not None and not job.has_expired:
             state = self._states.put(job.device, job.exchange, handled.state)

@@ -37,6 +37,7 @@ class RayGrid(EngineGrid):
         make_app: AppFactory,
         args: tuple,
         num_devices: int,
+        *,
         workers: int = 0,
         run_config: dict | None = None,
         on_reply: Callable[[int], None] | None = None,
@@ -54,7 +55,14 @@ class RayGrid(EngineGrid):
         self._pool = pool or Pool(options or EngineOptions(workers=workers))
         self._own_store = store is None
         store = store or open_store(self._pool.options)
-        super().__init__(num_devices, run_config, on_reply, store, waits_for_commit, reply_limit_bytes)
+        super().__init__(
+            num_devices,
+            run_config=run_config,
+            on_reply=on_reply,
+            store=store,
+            waits_for_commit=waits_for_commit,
+            reply_limit_bytes=reply_limit_bytes,
+        )
         self._queue = Queue()
         self._sent: dict[int, tuple[bytes, ObjectRef]] = {}
         cache_bytes = self._pool.options.cache_mb * 1_000_000

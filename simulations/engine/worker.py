@@ -82,7 +82,9 @@ class Worker:
     def _handle(self, order: Order) -> Done:
         message = Parcel(order.shell, tuple(self._fetch(ref, order.exchange) for ref in order.blobs))
         state = self._states.get(order.device, order.made) if order.made else None
-        handled = handle(self._app, message, state, order.node_config, self._run_config, self._reply_limit_bytes)
+        handled = handle(
+            self._app, message, state, node_config=order.node_config, run_config=self._run_config, limit_bytes=self._reply_limit_bytes
+        )
         moved = None
         if handled.state is not None:
             moved = self._states.put(order.device, order.exchange, handled.state)

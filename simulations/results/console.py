@@ -24,7 +24,7 @@ NARROW = 64  # columns below which the table does without the dense twin's own
 class View:
     """A live view on a terminal that can move its cursor; elsewhere one plain line per round."""
 
-    def __init__(self, console: Console, title: str, rounds: int, devices: int, stream: StreamConfig):
+    def __init__(self, console: Console, title: str, *, rounds: int, devices: int, stream: StreamConfig):
         """`devices`: of a round, at most."""
         self.console, self.title, self.devices, self.stream = console, title, devices, stream
         self.rounds = rounds
@@ -152,7 +152,9 @@ def final_table(summary: dict, width: int = 80) -> Table:
             value, other = own[scenario][key], dense and dense[scenario][key]
             row(f"{name} {label}", _percent(value), _percent(other), _points(value, other))
     if fleet:
-        _add_figure(row, "worst tenth of devices", fleet, dense_fleet, lambda part: part["fairness"]["worst_decile"], _percent)
+        _add_figure(
+            row, "worst tenth of devices", fleet, dense=dense_fleet, figure=lambda part: part["fairness"]["worst_decile"], shown=_percent
+        )
     return table
 
 
@@ -161,18 +163,22 @@ Shown = Callable[..., None]  # adds a row: label, this run, dense twin
 
 def _add_fleet(row: Shown, own: dict, dense: dict | None) -> None:
     """What the virtual clock says; of the dense twin only where it was run, as its rounds end at other times."""
-    _add_figure(row, "virtual time *", own, dense, lambda part: part["virtual_hours"], _duration)
-    _add_figure(row, "device rounds in time", own, dense, lambda part: part["in_time"], _percent)
+    _add_figure(row, "virtual time *", own, dense=dense, figure=lambda part: part["virtual_hours"], shown=_duration)
+    _add_figure(row, "device rounds in time", own, dense=dense, figure=lambda part: part["in_time"], shown=_percent)
     if own["refused"] or dense and dense["refused"]:
-        _add_figure(row, "devices too small", own, dense, lambda part: part["refused"], str)
+        _add_figure(row, "devices too small", own, dense=dense, figure=lambda part: part["refused"], shown=str)
     if own["target"]:
         row(f"until {own['target']:.0%} on all tasks", "", "")
-        _add_figure(row, "  virtual time *", own, dense, lambda part: part["to_target"]["hours"], _duration)
-        _add_figure(row, "  joules *", own, dense, lambda part: part["to_target"]["joules"], lambda value: _number(value, "J"))
-        _add_figure(row, "  bytes", own, dense, lambda part: part["to_target"]["bytes"], lambda value: _number(value, "B"))
+        _add_figure(row, "  virtual time *", own, dense=dense, figure=lambda part: part["to_target"]["hours"], shown=_duration)
+        _add_figure(
+            row, "  joules *", own, dense=dense, figure=lambda part: part["to_target"]["joules"], shown=lambda value: _number(value, "J")
+        )
+        _add_figure(
+            row, "  bytes", own, dense=dense, figure=lambda part: part["to_target"]["bytes"], shown=lambda value: _number(value, "B")
+        )
 
 
-def _add_figure(row: Shown, label: str, own: dict, dense: dict | None, figure: Callable[[dict], float | None], shown: Callable) -> None:
+def _add_figure(row: Shown, label: str, own: dict, *, dense: dict | None, figure: Callable[[dict], float | None], shown: Callable) -> None:
     values = [None if not part or (value := figure(part)) is None else shown(value) for part in (own, dense)]
     row(label, *(value or "-" for value in values))
 

@@ -40,11 +40,11 @@ def draw_report(folder: Path) -> Path:
         _legend(panel, frameon=False, loc="center right")
 
         flops = ("train_flops", "importance_flops", "mask_flops", "statistics_flops")
-        _costs(axes[0, 1], ledger, numbers, flops, ("dense_flops",), "Training FLOPs, total so far")
-        _costs(axes[1, 0], ledger, numbers, ("up_bytes", "down_bytes"), ("dense_bytes",), "Bytes up and down, total so far")
-        _costs(axes[1, 1], ledger, numbers, ("joules",), ("dense_joules",), "Joules (simulated), total so far")
-        _bytes_by_kind(axes[2, 0], ledger, numbers, "upload", "Bytes up per device and round, by kind")
-        _bytes_by_kind(axes[2, 1], ledger, numbers, "download", "Bytes down per device and round, by kind")
+        _costs(axes[0, 1], ledger, numbers, own=flops, dense=("dense_flops",), title="Training FLOPs, total so far")
+        _costs(axes[1, 0], ledger, numbers, own=("up_bytes", "down_bytes"), dense=("dense_bytes",), title="Bytes up and down, total so far")
+        _costs(axes[1, 1], ledger, numbers, own=("joules",), dense=("dense_joules",), title="Joules (simulated), total so far")
+        _bytes_by_kind(axes[2, 0], ledger, numbers, phase="upload", title="Bytes up per device and round, by kind")
+        _bytes_by_kind(axes[2, 1], ledger, numbers, phase="download", title="Bytes down per device and round, by kind")
         _over_time(axes[3, 0], rounds)
         _endings(axes[3, 1], ledger, numbers)
         for panel in (*axes[:3].flat, axes[3, 1]):
@@ -97,7 +97,7 @@ def _endings(panel, ledger: dict, numbers: np.ndarray) -> None:
     _legend(panel, frameon=False, fontsize=8, ncols=4, loc="upper right")
 
 
-def _costs(panel, ledger: dict, numbers: np.ndarray, own: tuple[str, ...], dense: tuple[str, ...], title: str) -> None:
+def _costs(panel, ledger: dict, numbers: np.ndarray, *, own: tuple[str, ...], dense: tuple[str, ...], title: str) -> None:
     """Cumulative cost over rounds, all devices together, on a logarithmic axis."""
     for names, color, label in ((own, SPARSE, "this run"), (dense, DENSE, "dense twin")):
         per_round = np.zeros(numbers.max() + 1)
@@ -112,7 +112,7 @@ def _costs(panel, ledger: dict, numbers: np.ndarray, own: tuple[str, ...], dense
     panel.margins(y=0.15)
 
 
-def _bytes_by_kind(panel, ledger: dict, numbers: np.ndarray, phase: str, title: str) -> None:
+def _bytes_by_kind(panel, ledger: dict, numbers: np.ndarray, *, phase: str, title: str) -> None:
     """What the average message of a round is made of; its first bar is cut where it dwarfs the others (whole models going out)."""
     own = np.array([p == phase for p in ledger["phase"]], bool)
     rounds = np.array(ledger["round"], np.int64)[own]

@@ -223,7 +223,9 @@ def write_run(folder: Path, result: Result, baseline: Result | None = None) -> d
     machine = environment() | {"engine": result.engine, "workers": result.workers, "wall_s": round(result.wall_s, 3)}
     if len(result.versions) > 1:  # else it was resumed with what it was begun with, or not at all
         machine["software"] = result.versions
-    _write_common(folder, result.world.experiment, machine, summary, result.accuracy, strategy.weights, strategy.masks)
+    _write_common(
+        folder, result.world.experiment, machine, summary=summary, accuracy=result.accuracy, weights=strategy.weights, masks=strategy.masks
+    )
     _write_table(folder / "ledger.parquet", strategy.ledger.columns())
     _write_table(folder / "rounds.parquet", _round_columns(result))
     _write_table(folder / "classes.parquet", _class_columns(result))
@@ -237,7 +239,9 @@ def write_solo(folder: Path, result: SoloResult, baseline: SoloResult | None = N
     """Write a single device's run into `folder`; returns the summary."""
     summary = summarise_solo(result, baseline)
     progress = result.progress
-    _write_common(folder, result.experiment, environment(), summary, result.accuracy, progress.state, progress.masks)
+    _write_common(
+        folder, result.experiment, environment(), summary=summary, accuracy=result.accuracy, weights=progress.state, masks=progress.masks
+    )
     return summary
 
 
@@ -303,7 +307,7 @@ def _accuracy_columns(matrices: np.ndarray) -> dict[str, list]:
 
 
 def _write_common(
-    folder: Path, experiment: Experiment, machine: dict, summary: dict, accuracy: np.ndarray, weights: State, masks: Masks
+    folder: Path, experiment: Experiment, machine: dict, *, summary: dict, accuracy: np.ndarray, weights: State, masks: Masks
 ) -> None:
     config, path = tomli_w.dumps(to_tree(experiment)).encode(), folder / "config.toml"
     if not path.exists() or path.read_bytes() != config:  # an unfinished run needs it whole at every instant

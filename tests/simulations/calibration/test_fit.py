@@ -138,7 +138,7 @@ def tiny(monkeypatch):
 
 def test_what_is_written_loads_again(tiny, tmp_path):
     told = []
-    found = calibrate(["cnn"], True, "Toy", {"idle_w": 0.5, "latency_s": 0.02}, tiny, told.append)
+    found = calibrate(["cnn"], True, name="Toy", given={"idle_w": 0.5, "latency_s": 0.02}, root=tiny, observe=told.append)
     with new_profile(tmp_path / "toy.toml") as file:
         write(file, found)
     profile, assumed = load_profile(str(tmp_path / "toy.toml"))

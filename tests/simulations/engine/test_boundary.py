@@ -80,7 +80,7 @@ def test_a_reply_that_is_too_large_is_not_even_opened(message, monkeypatch):
 def test_what_the_driver_refuses_is_the_devices_failure_and_leaves_its_state(monkeypatch):
     """A worker refuses it itself, unless its app has meddled with that."""
     grid = grid_of(lambda: None)
-    monkeypatch.setattr("simulations.engine.inline.handle", lambda *_: Handled(Parcel(b"", ()), detach_records(RecordDict())))
+    monkeypatch.setattr("simulations.engine.inline.handle", lambda *_, **__: Handled(Parcel(b"", ()), detach_records(RecordDict())))
     first, second = sorted(grid.send_and_receive(messages(2)), key=lambda reply: reply.metadata.src_node_id)
     assert first.error.reason.startswith("device 0, stage reply: it cannot be read: ") and second.has_error()
     assert grid.manifest.current(0) == grid.manifest.current(1) == 0
@@ -88,7 +88,7 @@ def test_what_the_driver_refuses_is_the_devices_failure_and_leaves_its_state(mon
 
 def test_an_error_of_the_apps_own_keeps_its_code_and_loses_what_cannot_be_printed(message):
     app = lambda message, context: Message(Error(41, "\x1b[2Jde\ud800vice"), reply_to=message)  # noqa: E731
-    reply = attach_message(handle(app, detach_message(message), None, {"partition-id": 2}, {}).reply)
+    reply = attach_message(handle(app, detach_message(message), None, node_config={"partition-id": 2}, run_config={}).reply)
     assert (reply.error.code, reply.error.reason) == (41, "de\ufffdvice")
     assert unavailable("x", 3, "gone").metadata.message_id
 

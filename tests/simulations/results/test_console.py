@@ -34,7 +34,7 @@ def record(number: int) -> RoundRecord:
 def watched(rounds: int, **settings) -> list[str]:
     """The lines of a run of 9 rounds that was watched for some of them."""
     out = io.StringIO()
-    with View(Console(file=out, width=80, **settings), "split-digits", 9, 10, StreamConfig()) as view:
+    with View(Console(file=out, width=80, **settings), "split-digits", rounds=9, devices=10, stream=StreamConfig()) as view:
         for number in range(rounds + 1):
             view.round_done(record(number))
     return out.getvalue().splitlines()
@@ -53,7 +53,7 @@ def test_no_estimate_before_a_few_rounds_have_passed():
 
 def test_a_resumed_run_estimates_by_its_own_rounds():
     out = io.StringIO()
-    with View(Console(file=out, width=80), "x", 99, 10, StreamConfig()) as view:
+    with View(Console(file=out, width=80), "x", rounds=99, devices=10, stream=StreamConfig()) as view:
         view.resumed([record(number) for number in range(51)])
         for number in range(51, 56):
             view.round_done(record(number))
@@ -72,7 +72,7 @@ def test_a_dumb_terminal_gets_the_plain_lines_of_a_log(monkeypatch):
 def test_a_terminal_gets_a_view_that_names_both_times(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     out = io.StringIO()
-    with View(Console(file=out, width=80, force_terminal=True), "a [bold] title", 9, 10, StreamConfig()) as view:
+    with View(Console(file=out, width=80, force_terminal=True), "a [bold] title", rounds=9, devices=10, stream=StreamConfig()) as view:
         for number in range(6):
             view.round_done(record(number))
         shown = io.StringIO()
