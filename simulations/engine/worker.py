@@ -29,7 +29,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Done:
+class Finished:
     """A reply. blobs: uint8 arrays, which travel outside of the pickle; state: shared blobs of the new state, None if there is none."""
 
     shell: bytes
@@ -66,7 +66,7 @@ class Worker:
         """From now on device states are kept there."""
         self._states.use(store)
 
-    def work(self, orders: list[Order]) -> tuple[list[Done], float, list[int]]:
+    def work(self, orders: list[Order]) -> tuple[list[Finished], float, list[int]]:
         """Handle messages one after the other, up to the first that lacks memory. New states are in the store when this returns.
 
         Returns:
@@ -79,7 +79,7 @@ class Worker:
                 break
         return done, time.perf_counter() - started, list(getattr(self._states.store.files, "lost", ()))
 
-    def _handle(self, order: Order) -> Done:
+    def _handle(self, order: Order) -> Finished:
         message = Parcel(order.shell, tuple(self._fetch(ref, order.exchange) for ref in order.blobs))
         state = self._states.get(order.device, order.made) if order.made else None
         handled = handle(
@@ -89,7 +89,7 @@ class Worker:
         if handled.state is not None:
             moved = self._states.put(order.device, order.exchange, handled.state)
         reply = handled.reply
-        return Done(reply.shell, [np.frombuffer(blob, np.uint8) for blob in reply.blobs], moved, handled.out_of_memory)
+        return Finished(reply.shell, [np.frombuffer(blob, np.uint8) for blob in reply.blobs], moved, handled.out_of_memory)
 
     def _fetch(self, ref: ObjectRef, exchange: int) -> bytes:
         """A blob of the driver's; all devices of an exchange get the same object, and so can share what an app makes of it."""

@@ -17,7 +17,7 @@ from sparcl_core.codec.layout import CodecError
 
 
 @dataclass(frozen=True)
-class Raw:
+class Plain:
     """Numbers of `width` bits each; both sides know how many."""
 
     numbers: np.ndarray
@@ -41,7 +41,7 @@ class Coded:
     symbols: np.ndarray
     extra: np.ndarray
     widths: np.ndarray
-    table: tokens.Table
+    table: tokens.Frequencies
     bits: float
 
     @classmethod
@@ -62,7 +62,7 @@ class Coded:
         return self.table.data
 
 
-Part = Raw | Coded
+Part = Plain | Coded
 
 
 def cheapest(options: dict[str, Part | None]) -> tuple[str, Part]:
@@ -80,13 +80,13 @@ class Expected:
 
     count: int
     width: int = 0
-    table: tokens.Table | None = None
+    table: tokens.Frequencies | None = None
     smooth: bool = True
 
 
 def write(parts: list[Part]) -> bytes:
     """All parts, behind the section headers."""
-    raw = b"".join(part.data for part in parts if isinstance(part, Raw))
+    raw = b"".join(part.data for part in parts if isinstance(part, Plain))
     coded = [part for part in parts if isinstance(part, Coded)]
     total = sum(part.symbols.size for part in coded)
     if not total:

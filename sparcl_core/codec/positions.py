@@ -7,7 +7,7 @@ active weights). Measured beside the bound in benchmarks/codec.py.
 
 import numpy as np
 
-from sparcl_core.codec.parts import Coded, Part, Raw, cheapest
+from sparcl_core.codec.parts import Coded, Part, Plain, cheapest
 
 FORMS = ("none", "all", "bitmap", "gaps", "holes")
 
@@ -20,7 +20,7 @@ def encode(ranks: np.ndarray, total: int) -> tuple[str, Part | None]:
         return "all", None
     present = np.zeros(total, dtype=bool)
     present[ranks] = True
-    options = {"bitmap": Raw(present, 1)}
+    options = {"bitmap": Plain(present, 1)}
     if ranks.size <= total // 2:
         options["gaps"] = _gaps(ranks)
     else:

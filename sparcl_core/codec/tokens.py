@@ -60,7 +60,7 @@ def token(number: int) -> int:
 
 
 @dataclass(frozen=True)
-class Table:
+class Frequencies:
     """Frequencies [A] int64 of tokens `first` to `first + A - 1`, adding up to 4096, and the bytes that state them."""
 
     first: int
@@ -82,7 +82,7 @@ class Table:
         return np.cumsum(self.freq) - self.freq
 
 
-def best_table(histogram: np.ndarray, smooth: bool) -> Table | None:
+def best_table(histogram: np.ndarray, smooth: bool) -> Frequencies | None:
     """The table that states and codes tokens with `histogram` [256] (not all 0) in the fewest bytes.
 
     `smooth`: tokens stand for numbers, so that a geometric distribution makes sense. None if 256 tokens are in use and they do
@@ -103,7 +103,7 @@ def best_table(histogram: np.ndarray, smooth: bool) -> Table | None:
     return min((explicit, geometric), key=lambda table: 8 * len(table.data) + table.bits(histogram))
 
 
-def read_table(reader: Reader, highest: int) -> Table:
+def read_table(reader: Reader, highest: int) -> Frequencies:
     """The table stated at the reader's position.
 
     Raises:
@@ -122,12 +122,12 @@ def read_table(reader: Reader, highest: int) -> Table:
     return table
 
 
-def _explicit(first: int, logs: bytes) -> Table:
-    return Table(first, _normalised([_WEIGHTS[step] for step in logs]), bytes([len(logs), first]) + logs)
+def _explicit(first: int, logs: bytes) -> Frequencies:
+    return Frequencies(first, _normalised([_WEIGHTS[step] for step in logs]), bytes([len(logs), first]) + logs)
 
 
 @lru_cache(maxsize=1024)  # tensors of one density share it, and 127 steps in Python are not free
-def _geometric(rate: int, last: int) -> Table:
+def _geometric(rate: int, last: int) -> Frequencies:
     """P(v) = p (1 - p)^v with p = 2^(-rate/16), tokens 0 to `last`, which takes the tail."""
     power = (1 << 32) - (_RATES[rate % 16] >> rate // 16)  # 1 - p
     masses, left = [], 1 << 32
@@ -140,7 +140,7 @@ def _geometric(rate: int, last: int) -> Table:
         masses.append(left - after)
         left = after
     masses.append(left)
-    return Table(0, _normalised([max(1, mass) for mass in masses]), bytes([0, rate, last]))
+    return Frequencies(0, _normalised([max(1, mass) for mass in masses]), bytes([0, rate, last]))
 
 
 def _normalised(weights: list[int]) -> np.ndarray:

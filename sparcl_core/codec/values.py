@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 
 from sparcl_core.codec.layout import CodecError, Reference, SparseTensor
-from sparcl_core.codec.parts import Coded, Expected, Part, Raw, cheapest
-from sparcl_core.codec.tokens import Table, token
+from sparcl_core.codec.parts import Coded, Expected, Part, Plain, cheapest
+from sparcl_core.codec.tokens import Frequencies, token
 
 Values = Literal["f64", "f32", "f16", "bf16", "int8", "int4", "u8", "u4", "int6"]
 VALUES: tuple[Values, ...] = ("f64", "f32", "f16", "bf16", "int8", "int4", "u8", "u4", "int6")
@@ -171,17 +171,17 @@ def parts(tensor: Quantised) -> tuple[bool, list[Part]]:
     if not codes.size:
         return False, []
     if form in LIMIT:
-        sign, size = ([Raw(codes < 0, 1)], np.abs(codes) - 1) if form in SIGNED else ([], codes)
-        name, part = cheapest({"raw": Raw(size, _size_width(form)), "coded": Coded.of(size)})
+        sign, size = ([Plain(codes < 0, 1)], np.abs(codes) - 1) if form in SIGNED else ([], codes)
+        name, part = cheapest({"raw": Plain(size, _size_width(form)), "coded": Coded.of(size)})
         return name == "coded", [*sign, part]
     octets = codes.astype(codes.dtype.newbyteorder(">")).view(np.uint8).reshape(codes.size, -1)
-    raw, coded = Raw(octets.reshape(-1), 8), Coded.of(octets[:, 0], smooth=False)
+    raw, coded = Plain(octets.reshape(-1), 8), Coded.of(octets[:, 0], smooth=False)
     if coded is None or coded.bits + 8 * (octets.size - codes.size) >= raw.bits:
         return False, [raw]
-    return True, [coded, Raw(octets[:, 1:].reshape(-1), 8)]
+    return True, [coded, Plain(octets[:, 1:].reshape(-1), 8)]
 
 
-def expected(form: Values, is_coded: bool, count: int, table: Table | None) -> list[Expected]:
+def expected(form: Values, is_coded: bool, count: int, table: Frequencies | None) -> list[Expected]:
     """The parts of `count` codes; `table`: of the coded part, if there is one."""
     if not count:
         return []

@@ -49,7 +49,7 @@ class WireConfig:
 
 
 @dataclass(frozen=True)
-class Sent:
+class CodedUpdate:
     """What of one tensor is sent, and what is not: `residual`, in the shape and dtype of what was given."""
 
     coded: Quantised
@@ -65,7 +65,7 @@ def code_update(
     rng: np.random.Generator | None = None,
     block: int = 0,
     share: float = 1.0,
-) -> Sent:
+) -> CodedUpdate:
     """Code `delta` plus what is left from before.
 
     Args:
@@ -80,12 +80,12 @@ def code_update(
     flat, before = delta.reshape(-1), None if residual is None else residual.reshape(-1)
     if reference.places is None:
         sent = code_active(flat, before, reference, form, name, rng, block, share)
-        return Sent(sent.coded, sent.residual.reshape(delta.shape))
+        return CodedUpdate(sent.coded, sent.residual.reshape(delta.shape))
     some = None if before is None else before[reference.places]
     sent = code_active(flat[reference.places], some, reference, form, name, rng, block, share)
     left = flat.copy() if before is None else flat + before
     left[reference.places] = sent.residual
-    return Sent(sent.coded, left.reshape(delta.shape))
+    return CodedUpdate(sent.coded, left.reshape(delta.shape))
 
 
 def code_active(
@@ -97,7 +97,7 @@ def code_active(
     rng: np.random.Generator | None = None,
     block: int = 0,
     share: float = 1.0,
-) -> Sent:
+) -> CodedUpdate:
     """`code_update` of vectors over the reference set: `delta`, `residual` and what is left, each [reference.total]."""
     wanted = delta if residual is None else delta + residual
     changed = delta if residual is not None and form not in SIGNED and share == 1 else wanted
@@ -108,7 +108,7 @@ def code_active(
     coded = quantise(SparseTensor(reference.at(ranks), wanted[ranks], ranks), reference, form, name, rng, block)
     left = wanted.copy()
     left[coded.ranks] -= coded.values.astype(left.dtype)
-    return Sent(coded, left)
+    return CodedUpdate(coded, left)
 
 
 def statistics_form(form: Values) -> Values:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcl_core.codec import Layout, decode, encode_places, positions, tokens
-from sparcl_core.codec.parts import Coded, Raw
+from sparcl_core.codec.parts import Coded, Plain
 
 
 def payload_bytes(places: np.ndarray, total: int) -> int:
@@ -20,7 +20,7 @@ def payload_bytes(places: np.ndarray, total: int) -> int:
 
 def numbers_of(part) -> np.ndarray:
     """What the decoder would find in a part."""
-    if isinstance(part, Raw):
+    if isinstance(part, Plain):
         return part.numbers.astype(np.uint8)
     return tokens.join(part.symbols, part.extra, part.table.last)
 

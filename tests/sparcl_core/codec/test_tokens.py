@@ -175,7 +175,7 @@ def test_peaked_counts_get_an_explicit_table_and_smooth_ones_a_geometric():
 
 def test_ideal_length_by_hand():
     """4 symbols of 1/4 and 2 of 1/2: 4 * 2 + 2 * 1 bits; tokens that do not come cost nothing."""
-    table = tokens.Table(5, np.array([1024, 0, 2048, 1024]), b"")
+    table = tokens.Frequencies(5, np.array([1024, 0, 2048, 1024]), b"")
     assert table.bits(np.bincount([5, 5, 5, 5, 7, 7], minlength=256)) == 10
 
 
