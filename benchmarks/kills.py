@@ -80,7 +80,8 @@ def drive(out: Path, rounds: int) -> None:
     """As `sparcl run` and `sparcl resume` do."""
     from simulations.cli.carrying_out import carry_out
     from simulations.config.experiment import load
-    from simulations.results.resumable import How, new_run, open_run
+    from simulations.results.control_file import How
+    from simulations.results.resumable import new_run, open_run
 
     left = [folder for folder in sorted(out.glob("*")) if (folder / "config.toml").exists()]
     if left and not any((left[0] / name).exists() for name in ("run.json", "whole.json")):

@@ -61,7 +61,8 @@ def run(
         announce(resolved, engine.value)
         with worker_pool(engine.value, options, stops) as pool:
             from simulations.config.run_name import run_name
-            from simulations.results.resumable import How, new_run
+            from simulations.results.control_file import How
+            from simulations.results.resumable import new_run
 
             how = How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)
             with new_run(out, with_kernels(resolved), how, run_name(resolved, set_ or [])) as unfinished:

@@ -9,76 +9,40 @@ Results are written when all rounds are done, and flushed to the disk; then run.
 last whole.json: with that the run is finished. What else lies in the folder is nobody's to delete.
 """
 
-import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
-
-import tomli_w
 
 from server.errors import NobodyCame
-from simulations import disk
 from simulations.checkpoints.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoints.checkpoint import Checkpoints
 from simulations.checkpoints.pointer import CheckpointError, Identity
-from simulations.config.errors import Lost, WeightsError
-from simulations.config.experiment import ConfigError, Experiment, load, to_tree
-from simulations.disk import LinkRefused, Own, flush, put
-from simulations.engine.adapter import EngineError
-from simulations.engine.address import secrets_of
+from simulations.config.errors import Lost
+from simulations.config.experiment import ConfigError, Experiment
+from simulations.disk import LinkRefused, Own, flush
 from simulations.engine.files import OWN as STORE
 from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
-from simulations.preflight import WHOLE, command, no_control
+from simulations.preflight import WHOLE, command
+from simulations.results.control_file import How, config_bytes, locked, read_control, write_control
 from simulations.results.write import FILES as RESULTS
 from simulations.results.write import claim_folder
-from simulations.run import EngineName, Keep
+from simulations.run import Keep
 from sparcl_core.foreign import printable
 
 log = logging.getLogger(__name__)
-FORMAT = 1
 PARTS = ("run", "twin")
 KEPT = Own(  # what it takes to resume a run
     files=re.compile(f"checkpoint/(run|twin)/({CHECKPOINT.files.pattern})|devices/(run|twin)/({STORE.files.pattern})"),
     folders=re.compile(f"checkpoint(/(run|twin)(/({CHECKPOINT.folders.pattern}))?)?|devices(/(run|twin)(/({STORE.folders.pattern}))?)?"),
 )
 ALL = Own(re.compile(f"{'|'.join(map(re.escape, ('run.json', WHOLE, *RESULTS)))}|{KEPT.files.pattern}"), KEPT.folders)
-
-
-@dataclass(frozen=True)
-class How:
-    """How a run is carried out.
-
-    Attributes:
-        engine: `ray` or `inline`.
-        baseline: the dense twin is run behind it.
-        store: path or URL for device states; empty for the run folder, or on a cluster for two of its nodes.
-        address: of the Ray cluster; empty for one of our own on this machine.
-        on_nodes: device states are held by nodes of that cluster.
-        id: tells this run from others in a common store and on a cluster.
-
-    Raises:
-        ConfigError: if it contradicts itself.
-    """
-
-    engine: EngineName
-    baseline: bool
-    store: str = field(default="", repr=False)
-    address: str = ""
-    on_nodes: bool = False
-    id: str = ""
-
-    def __post_init__(self):
-        if self.engine == "inline" and self.address:
-            raise ConfigError(f"--ray-address is {self.address!r}, but the inline engine is one process: leave it out or take --engine ray")
 
 
 class Unfinished:
@@ -101,7 +65,7 @@ class Unfinished:
         return self._keeps[part]
 
     def _checkpoints(self, part: str) -> Checkpoints:
-        identity = Identity(self.how.id, part, hashlib.sha256(_config(self.experiment)).hexdigest())
+        identity = Identity(self.how.id, part, hashlib.sha256(config_bytes(self.experiment)).hexdigest())
         return Checkpoints(self.folder / "checkpoint" / part, identity)
 
     def _files(self, part: str, has_begun: bool) -> Files:
@@ -195,8 +159,8 @@ def new_run(parent: Path, experiment: Experiment, how: How, name: str = "") -> I
         store = os.path.abspath(os.path.expanduser(store))
     run = Unfinished(folder, experiment, replace(how, id=secrets.token_hex(6), store=store))
     try:
-        _write(run)
-        with _locked(folder):
+        write_control(folder, experiment, run.how)
+        with locked(folder):
             yield run
     except BaseException as error:
         if not run.is_finished and (run.rounds_done == 0 or isinstance(error, NobodyCame)):
@@ -221,8 +185,8 @@ def open_run(folder: Path) -> Iterator[Unfinished]:
     """
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder} is no run folder: it has no config.toml; name the folder that `sparcl run` has printed")
-    with _locked(folder):
-        run = _read(folder)
+    with locked(folder):
+        run = Unfinished(folder, *read_control(folder))
         run.is_finished = run.is_whole
         try:
             ALL.find(folder)
@@ -277,70 +241,3 @@ def _is_lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _config(experiment: Experiment) -> bytes:
-    return tomli_w.dumps(to_tree(experiment)).encode()
-
-
-def _write(run: Unfinished) -> None:
-    """run.json, then config.toml: a folder that has only the latter is finished. Nobody else may read a password in the store's URL."""
-    config = _config(run.experiment)
-    how = {"format": FORMAT, **asdict(run.how), "config_sha256": hashlib.sha256(config).hexdigest()}
-    try:
-        put(run.folder / "run.json", [f"{json.dumps(how, indent=2)}\n".encode()], private=bool(secrets_of(run.how.store)))
-        put(run.folder / "config.toml", [config])
-        flush([run.folder / "run.json", run.folder / "config.toml", run.folder, run.folder.parent])
-    except OSError as error:
-        raise ConfigError(f"run folder {run.folder} cannot be written ({error.strerror or error}); choose another with --out") from error
-
-
-def _read(folder: Path) -> Unfinished:
-    again = f"start the run again with {command('run', folder / 'config.toml')}"
-    try:
-        found = json.loads(disk.read(_control(folder)))
-        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
-            raise ValueError("another version of this code wrote it")
-        config_sha256, how = found.pop("config_sha256"), How(**found)
-        if how.engine not in get_args(EngineName):
-            raise ValueError(f"engine is {how.engine!r}: there are {', '.join(get_args(EngineName))}")
-        kinds = (type(how.baseline), type(how.store), type(how.address), type(how.id))
-        if kinds != (bool, str, str, str) or not how.id.isalnum():
-            raise ValueError("baseline, store, address or id is not what a run writes there")
-    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
-        raise ConfigError(f"{folder}/run.json cannot be used ({error!r}): {again}") from error
-    try:
-        experiment = load(str(folder / "config.toml"))
-        actual = hashlib.sha256((folder / "config.toml").read_bytes()).hexdigest()
-        if actual != config_sha256:
-            raise ConfigError(f"{folder}/config.toml was changed since the run began: its SHA-256 is {actual}, not {config_sha256}")
-    except WeightsError:
-        raise  # the settings are those that the run began with: the file that they name is not
-    except ConfigError as error:
-        raise ConfigError(f"{error}; put back the {folder}/config.toml that the run began with, or start another run") from error
-    return Unfinished(folder, experiment, how)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """A lock on run.json, or whole.json, that ends with this process, however it ends."""
-    try:
-        file = open(_control(folder), "r+")  # noqa: SIM115  (for writing: as flock on NFS wants it)
-    except FileNotFoundError as error:
-        raise ConfigError(no_control(folder)) from error
-    except OSError as error:
-        raise ConfigError(f"{folder}/run.json cannot be opened ({error.strerror or error}): see to its access") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EngineError(f"{folder} is being run by another process: wait for it, or end it") from error
-        except OSError:
-            pass  # a file system without locks
-        if not _control(folder).exists():
-            raise ConfigError(no_control(folder))  # a moment ago
-        yield
-
-
-def _control(folder: Path) -> Path:
-    return folder / WHOLE if (folder / WHOLE).exists() else folder / "run.json"

@@ -14,7 +14,8 @@ from simulations.disk import LinkRefused, delete, flush, make_folder, put
 from simulations.engine.files import FsspecFiles, LocalFiles, StoreError, StoreLinked, open_files
 from simulations.engine.parcel import Parcel
 from simulations.engine.store import SHARED_BYTES, StateStore
-from simulations.results.resumable import How, give_up, new_run, open_run
+from simulations.results.control_file import How
+from simulations.results.resumable import give_up, new_run, open_run
 
 BLOB = "ab" * 16
 OWN_FILES = (  # in a store

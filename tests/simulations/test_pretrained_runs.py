@@ -13,7 +13,8 @@ from simulations.cli.carrying_out import carry_out
 from simulations.config.experiment import ConfigError, dense_twin, load
 from simulations.results import plot
 from simulations.results.console import View
-from simulations.results.resumable import How, new_run, open_run
+from simulations.results.control_file import How
+from simulations.results.resumable import new_run, open_run
 from simulations.single_device import train_one
 from sparcl_core.sparsity.masks import apply_masks_
 

@@ -19,7 +19,8 @@ from simulations.engine.adapter import EngineError
 from simulations.engine.files import LocalFiles, StoreError, open_files
 from simulations.engine.pool import EngineOptions, Pool
 from simulations.engine.ray import RayGrid
-from simulations.results.resumable import How, give_up, new_run, open_run
+from simulations.results.control_file import How
+from simulations.results.resumable import give_up, new_run, open_run
 from simulations.run import run_world
 
 

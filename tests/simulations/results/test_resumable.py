@@ -34,9 +34,10 @@ from simulations.engine.grid import EngineGrid
 from simulations.engine.inline import InlineGrid
 from simulations.engine.store import StateStore
 from simulations.environment import software
-from simulations.results import plot, resumable, write
+from simulations.results import control_file, plot, resumable, write
 from simulations.results.console import View
-from simulations.results.resumable import How, Unfinished, give_up, new_run, open_run
+from simulations.results.control_file import How
+from simulations.results.resumable import Unfinished, give_up, new_run, open_run
 
 REPEATABLE = (
     "accuracy.parquet", "classes.parquet", "config.toml", "devices.parquet", "ledger.parquet", "model.safetensors", "rounds.parquet",
@@ -419,7 +420,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, monkeypatch
     def full(path, parts, private=False):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resumable, "put", full)
+    monkeypatch.setattr(control_file, "put", full)
     with message(NAME, "cannot be written (No space left on device)", "--out"), new_run(tmp_path, tiny(), INLINE):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
@@ -428,14 +429,14 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(tmp_path, monkeypatch
 @pytest.mark.parametrize(("half", "expected"), [("run.json", "has no config.toml"), ("config.toml", "config.toml")])
 def test_a_process_that_dies_while_it_makes_the_folder_leaves_none_that_is_taken_for_finished(tmp_path, monkeypatch, half, expected):
     """Half of a file, and none of those behind it."""
-    true = resumable.put
+    true = control_file.put
 
     def torn(path, parts, private=False):
         true(path, [parts[0][: len(parts[0]) // 2] if path.name == half else parts[0]], private)
         if path.name == half:
             raise Stop
 
-    monkeypatch.setattr(resumable, "put", torn)
+    monkeypatch.setattr(control_file, "put", torn)
     monkeypatch.setattr(resumable, "_remove", lambda run: "")  # no time for that
     with pytest.raises(Stop), new_run(tmp_path, tiny(), INLINE):
         pytest.fail("the block must not run")
