@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shlex
-import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ from simulations.fleet.mix import read_fleet
 from simulations.fleet.profiles import load_profile
 from sparcl_core.foreign import printable
 
-ANSWER_S = 5.0
 WHOLE = "whole.json"  # in the place of run.json when all results are written, see `simulations.results.resumable`
 
 
@@ -144,27 +142,6 @@ def _store_problem(store: str) -> str:
     if store.startswith("file://"):
         return unwritable(Path(store.removeprefix("file://")))
     return ""
-
-
-def cluster_address(address: str) -> Iterator[str]:
-    """The head of a Ray cluster, `auto`, or empty. Ray itself would try for a minute to reach it."""
-    if not address or address == "auto":
-        return
-    if address.startswith("ray://"):
-        yield (
-            f"--ray-address {address}: Ray's client protocol is not supported; run on a node of the cluster, "
-            f"or send the run there with `ray job submit` (docs/clusters.md)"
-        )
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
-        yield f"--ray-address {printable(repr(address))} is neither 'auto' nor HOST:PORT"
-        return
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
-            pass
-    except (OSError, UnicodeError) as error:
-        yield f"--ray-address {printable(address)}: nothing answers there ({printable(error)}); is a Ray head running at that address?"
 
 
 def engine_options(engine: str, address: str, workers: int, **amounts: float) -> Iterator[str]:

@@ -12,6 +12,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import typer
 
+from simulations.engine.address import cluster_address
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
@@ -43,7 +45,7 @@ class Workers:
         amounts = {"gpus_per_worker": self.gpus_per_worker, "device_timeout_s": self.device_timeout_s}
         yield from preflight.engine_options(engine, self.address, self.workers, **amounts)
         if engine == "ray":
-            yield from preflight.cluster_address(self.address)
+            yield from cluster_address(self.address)
 
 
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment's name (`sparcl list`), or a TOML file.")]

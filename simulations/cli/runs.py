@@ -26,6 +26,7 @@ from simulations.cli.options import (
     WorkersOption,
     app,
 )
+from simulations.engine.address import cluster_address
 
 if TYPE_CHECKING:
     from simulations.config.experiment import Experiment
@@ -106,7 +107,7 @@ def forget(run: RunArgument, ray_address: AddressOption = "", debug: DebugOption
         from simulations import preflight
 
         address = ray_address or preflight.engine_of(run)[1]
-        preflight.expect(preflight.run_folder(run), preflight.cluster_address(address))
+        preflight.expect(preflight.run_folder(run), cluster_address(address))
         from simulations.results.resumable import give_up, open_run
 
         with open_run(run) as unfinished:

@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from simulations.engine.adapter import EngineError
+from simulations.engine.address import cluster_address
 from simulations.environment import OUR_PACKAGES, processor, software
 from sparcl_core.foreign import printable
 
@@ -150,15 +150,10 @@ def attach(address: str) -> None:
     Raises:
         EngineError: if no Ray answers there, or it is one of another version.
     """
-    if address.startswith("ray://"):
-        raise EngineError(
-            f"--ray-address {address}: Ray's client protocol is not supported; run on a node of the cluster, "
-            f"or send the run there with `ray job submit` (docs/clusters.md)"
-        )
     if ray.is_initialized():
         return
-    if address != "auto":
-        _expect_answer(address)
+    for problem in cluster_address(address):
+        raise EngineError(problem)
     _quiet()
     is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     modules = [str(OUR_ROOT / name) for name in OUR_PACKAGES]
@@ -186,18 +181,6 @@ def _hush() -> None:
 
     if hasattr(private, "print_to_stdstream"):
         private.print_to_stdstream = lambda data, *_, **__: log.debug("Ray: %s", "\n".join(data["lines"]))
-
-
-def _expect_answer(address: str, patience_s: float = 5.0) -> None:
-    """Ray itself would try for a minute, and then end this process."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=patience_s):
-            pass
-    except ValueError as error:
-        raise EngineError(f"--ray-address {address!r} is neither 'auto' nor HOST:PORT") from error
-    except OSError as error:
-        raise EngineError(f"--ray-address {address}: nothing answers there ({error}); is a Ray head running at that address?") from error
 
 
 def nodes() -> list[dict]:

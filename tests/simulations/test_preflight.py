@@ -17,6 +17,7 @@ from simulations import preflight
 from simulations.__main__ import app
 from simulations.config.experiment import dense_twin
 from simulations.config.run_name import LONGEST, run_name
+from simulations.engine.address import cluster_address
 
 HEAVY = ("torch", "ray", "flwr", "scipy", "pyarrow", "sklearn", "matplotlib")
 # in a process of its own that never imports what takes seconds; every command ends with exit code and stderr on a line
@@ -136,8 +137,8 @@ def test_a_folder_that_cannot_be_written_is_found_by_trying(tmp_path):
 
 def test_a_cluster_that_answers_is_not_complained_of():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert list(preflight.cluster_address(f"127.0.0.1:{server.getsockname()[1]}")) == []
-    assert list(preflight.cluster_address("auto")) == list(preflight.cluster_address("")) == []
+        assert list(cluster_address(f"127.0.0.1:{server.getsockname()[1]}")) == []
+    assert list(cluster_address("auto")) == list(cluster_address("")) == []
 
 
 # -- the first line
