@@ -62,7 +62,7 @@ CASES = (
     Case("tiny-zero-filled", TINY, ("federation.mask=local", "aggregation.rule=zero-filled", "aggregation.shrinkage=0.1")),
     Case("tiny-unheld", TINY, ("federation.mask=local", "aggregation.unheld=zero", "aggregation.min_votes=2")),
     Case("tiny-async", TINY, ("clock.mode=async", "clock.buffer_size=2"), BOTH, breaks=True),
-    Case("tiny-semi-sync", TINY, ("clock.mode=semi-sync", "clock.period_s=1.0", "aggregation.stale=normalise"), breaks=True),
+    Case("tiny-semi-sync", TINY, ("clock.mode=semi-sync", "clock.period_s=0.05", "aggregation.stale=normalise"), breaks=True),
     Case("tiny-detected", TINY, ("stream.boundaries=detected",)),
     Case("tiny-domains", TINY, ("stream.setting=domain-il", "stream.order=shuffled", "stream.cycles=2")),
     *(Case(f"batchnorm-{how}", TINY, (*BATCHNORM, f"federation.batchnorm={how}"), breaks=True) for how in ("global", "local", "recompute")),
