@@ -77,7 +77,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     torch.set_num_threads(1)
     try:
         fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0]).accuracy
-        progress = train_stream(method, data.inputs, tasks, epochs, experiment.seed, session_done)
+        progress = train_stream(method, data.inputs, tasks, task_epochs=epochs, seed=experiment.seed, observe=session_done)
     except FloatingPointError as error:
         raise ConfigError(str(error)) from error
     finally:

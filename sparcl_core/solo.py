@@ -8,17 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparcl_core.config import MethodConfig
-from sparcl_core.costs.flops import Flops
+from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, Memory, TaskData
+from sparcl_core.learner import Learner
 from sparcl_core.models import initial_weights
 from sparcl_core.pretrained import read_weights
-from sparcl_core.replay import buffer as rehearsal
-from sparcl_core.sparsity import ddr, tdm
+from sparcl_core.replay.memory import Memory
+from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_, initial_masks, rescale_
+from sparcl_core.task_data import TaskData
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """State after a session. `task` and `epoch` from 0; `epoch` counts the epochs of the task that are done."""
 
@@ -52,12 +53,14 @@ def train_stream(
     method: MethodConfig,
     inputs: InputSpec,
     tasks: list[TaskData],
+    *,
     task_epochs: int,
     seed: int,
     observe: Callable[[Progress], None],
     session_epochs: int = 0,
 ) -> Progress:
-    """Learn `tasks` in order, calling `observe` after every session.
+    """Learn `tasks` in order, calling `observe` after every session. What a method computes where a task begins or ends counts for the
+    first or the last session of the task.
 
     Args:
         task_epochs: K, epochs per task.
@@ -66,13 +69,12 @@ def train_stream(
     tdm.check(method.tdm, method.sparsity, task_epochs)
     learner = Learner(method, inputs, task_epochs, seed)
     state, masks = start_model(learner, method, seed)
-    capacity = method.learner.buffer_capacity(sum(len(task.y) for task in tasks))
-    memory = Memory(rehearsal.empty(capacity, inputs.shape, inputs.num_classes, method.model.dtype), ddr.start(0))
+    memory = learner.new_memory(sum(len(task.y) for task in tasks))
     schedule = tdm.Schedule(method.tdm, method.sparsity, task_epochs, session_epochs or tdm.stage_length(method.tdm, task_epochs))
     updates, progress = 0, None
     for task in tasks:
-        memory = learner.begin_task(memory, len(task.y))
-        importance, flops = {}, Flops()
+        memory, counted = learner.begin_task(state, masks, task, memory, device=0)
+        importance = {}
         for session in range(schedule.sessions):
             what = schedule.action(task.task, session)
             if what != "rest":
@@ -80,11 +82,18 @@ def train_stream(
                 state = {name: value.copy() for name, value in state.items()}  # the observer may have kept the old one
                 update = tdm.plan_update(what, masks, state, importance, method.tdm, method.sparsity, updates)
                 masks = tdm.update_masks(masks, [state], update, method.tdm, method.sparsity, seed)
-            done = learner.train(state, masks, task, memory, schedule.epochs(session), device=0)
-            state, memory, flops = done.state, done.memory, done.flops
+            done = learner.train(state, masks, task, memory, epochs=schedule.epochs(session), device=0)
+            state, memory, counted = done.state, done.memory, counted + Counted(done.flops, done.dense_flops)
             if schedule.action(task.task, session + 1) == "adapt":
                 importance, cost = learner.importance_after(done, masks, task, device=0)
-                flops += cost
-            progress = Progress(task.task, memory.epochs, state, masks, memory, flops, done.dense_flops, done.loss)
+                counted += Counted(cost)
+            if session == schedule.sessions - 1:
+                memory, cost = learner.end_task(state, masks, task, memory, device=0)
+                counted += cost
+            progress = Progress(
+                task=task.task, epoch=memory.epochs, state=state, masks=masks, memory=memory, flops=counted.flops,
+                dense_flops=counted.dense_flops, loss=done.loss,
+            )  # fmt: skip
             observe(progress)
+            counted = Counted()
     return progress

@@ -14,8 +14,8 @@ import numpy as np
 
 from client.streams.blurry import exchange
 from sparcl_core.domains import Domains
-from sparcl_core.learner import TaskData
 from sparcl_core.seeding import generator
+from sparcl_core.task_data import TaskData
 
 
 @dataclass(frozen=True)
