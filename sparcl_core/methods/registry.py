@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import re
 
 from sparcl_core.config import LearnerConfig
 from sparcl_core.foreign import printable
@@ -28,6 +29,8 @@ def find_method(name: str) -> type[LearningMethod]:
         near = difflib.get_close_matches(name[:100], METHODS, n=1)
         other = f"; did you mean {near[0]!r}?" if near else ", or package.module:Class for a method of your own"
         raise ValueError(f"{shown}: input should be {', '.join(most)} or {last}{other}")
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        raise ValueError(f"{shown}: a method of your own is written package.module:Class")
     found = _imported(name, shown)
     if not (isinstance(found, type) and issubclass(found, LearningMethod)):
         raise ValueError(f"{shown}, which is no learning method: a class derived from sparcl_core.methods.base.LearningMethod")
