@@ -27,7 +27,7 @@ from sparcl_core.wire.error_feedback import code_active, code_update, statistics
 from sparcl_core.wire.protocol import Instruction, Report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One device's round, done.
 
@@ -69,7 +69,10 @@ def train(
     device = replace(device, memory=session.memory, seen=seen)
     if config.batchnorm == "local":
         device = replace(device, statistics={name: session.state[name] for name in device.statistics})
-    return device, Round(session, masks, update, importance, flops, counted.dense_flops + session.dense_flops, has_changed)
+    return device, Round(
+        session=session, masks=masks, update=update, importance=importance, flops=flops,
+        dense_flops=counted.dense_flops + session.dense_flops, has_changed=has_changed,
+    )  # fmt: skip
 
 
 def _meet(

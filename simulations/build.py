@@ -35,11 +35,18 @@ class World:
     @property
     def client_config(self) -> ClientConfig:
         e = self.experiment
+        federation = e.federation
         return ClientConfig(
-            method=e.method, inputs=self.data.inputs, task_epochs=e.federation.task_epochs, seed=e.seed, wire=e.wire,
-            mask=e.federation.mask, batchnorm=e.federation.batchnorm, chunks=self.streams.chunks,
+            method=e.method,
+            inputs=self.data.inputs,
+            task_epochs=federation.task_epochs,
+            seed=e.seed,
+            wire=e.wire,
+            mask=federation.mask,
+            batchnorm=federation.batchnorm,
+            chunks=self.streams.chunks,
             change=e.change if e.stream.boundaries == "detected" else None,
-        )  # fmt: skip
+        )
 
     @property
     def app_args(self) -> tuple:

@@ -47,13 +47,14 @@ class Learner(Setup):
             state, masks: the model that the device has then.
             device: the device's number, part of every random address.
         """
-        border = self._border("begin", state, masks, data, memory, device)
+        border = self._border(state, masks, data, memory, rng=generator(self.seed, "begin-task", device, data.task))
         memory, passes = self.method.begin_task(border)
         return memory.in_task(len(data.y)), self._counted(passes, masks)
 
     def end_task(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, device: int) -> tuple[Memory, Counted]:
         """As `begin_task`, at the end of the task that `data` is of."""
-        memory, passes = self.method.end_task(self._border("end", state, masks, data, memory, device))
+        border = self._border(state, masks, data, memory, rng=generator(self.seed, "end-task", device, data.task))
+        memory, passes = self.method.end_task(border)
         return memory, self._counted(passes, masks)
 
     def train(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, epochs: int, device: int) -> Session:
@@ -139,12 +140,12 @@ class Learner(Setup):
         own = {name: value for name, value in self.network.read().items() if name in self.layout.statistics}
         return own, len(x), Flops(statistics=self.cost_at(masks).forward * len(x))
 
-    def _border(self, what: str, state: State, masks: Masks, data: TaskData, memory: Memory, device: int) -> Border:
+    def _border(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, rng: np.random.Generator) -> Border:
         def load() -> Network:
             self.network.load(state, masks)
             return self.network
 
-        return Border(state, masks, data, memory, generator(self.seed, f"{what}-task", device, data.task), load)
+        return Border(state=state, masks=masks, data=data, memory=memory, rng=rng, load=load)
 
     def _counted(self, passes: Passes, masks: Masks) -> Counted:
         whole = sizes(masks)

@@ -7,6 +7,8 @@ with lossless codec gives the same masks, batches and buffers, and weights equal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparcl_core.config import MethodConfig
 from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.inputs import InputSpec
@@ -67,33 +69,54 @@ def train_stream(
         session_epochs: epochs per session; 0 takes TDM's stage length.
     """
     tdm.check(method.tdm, method.sparsity, task_epochs)
-    learner = Learner(method, inputs, task_epochs, seed)
-    state, masks = start_model(learner, method, seed)
-    memory = learner.new_memory(sum(len(task.y) for task in tasks))
-    schedule = tdm.Schedule(method.tdm, method.sparsity, task_epochs, session_epochs or tdm.stage_length(method.tdm, task_epochs))
-    updates, progress = 0, None
+    length = session_epochs or tdm.stage_length(method.tdm, task_epochs)
+    alone = _Alone(method, Learner(method, inputs, task_epochs, seed), tdm.Schedule(method.tdm, method.sparsity, task_epochs, length))
+    alone.memory = alone.learner.new_memory(sum(len(task.y) for task in tasks))
+    progress = None
     for task in tasks:
-        memory, counted = learner.begin_task(state, masks, task, memory, device=0)
-        importance = {}
-        for session in range(schedule.sessions):
-            what = schedule.action(task.task, session)
-            if what != "rest":
-                updates += 1
-                state = {name: value.copy() for name, value in state.items()}  # the observer may have kept the old one
-                update = tdm.plan_update(what, masks, state, importance, method.tdm, method.sparsity, updates)
-                masks = tdm.update_masks(masks, [state], update, method.tdm, method.sparsity, seed)
-            done = learner.train(state, masks, task, memory, epochs=schedule.epochs(session), device=0)
-            state, memory, counted = done.state, done.memory, counted + Counted(done.flops, done.dense_flops)
-            if schedule.action(task.task, session + 1) == "adapt":
-                importance, cost = learner.importance_after(done, masks, task, device=0)
-                counted += Counted(cost)
-            if session == schedule.sessions - 1:
-                memory, cost = learner.end_task(state, masks, task, memory, device=0)
-                counted += cost
-            progress = Progress(
-                task=task.task, epoch=memory.epochs, state=state, masks=masks, memory=memory, flops=counted.flops,
-                dense_flops=counted.dense_flops, loss=done.loss,
-            )  # fmt: skip
+        alone.begin(task)
+        for session in range(alone.schedule.sessions):
+            progress = alone.session(task, session)
             observe(progress)
-            counted = Counted()
     return progress
+
+
+class _Alone:
+    """The moving parts: model, masks, memory, and what was counted since the last session was shown."""
+
+    def __init__(self, method: MethodConfig, learner: Learner, schedule: tdm.Schedule):
+        self.method, self.learner, self.schedule = method, learner, schedule
+        self.state, self.masks = start_model(learner, method, learner.seed)
+        self.memory = learner.new_memory(0)
+        self.importance: dict[str, np.ndarray] = {}
+        self.counted, self.updates = Counted(), 0
+
+    def begin(self, task: TaskData) -> None:
+        self.memory, self.counted = self.learner.begin_task(self.state, self.masks, task, self.memory, device=0)
+        self.importance = {}
+
+    def session(self, task: TaskData, session: int) -> Progress:
+        """Session number `session` of the task, and what stands between it and the next."""
+        self._update_masks(self.schedule.action(task.task, session))
+        done = self.learner.train(self.state, self.masks, task, self.memory, epochs=self.schedule.epochs(session), device=0)
+        self.state, self.memory = done.state, done.memory
+        self.counted += Counted(done.flops, done.dense_flops)
+        if self.schedule.action(task.task, session + 1) == "adapt":
+            self.importance, cost = self.learner.importance_after(done, self.masks, task, device=0)
+            self.counted += Counted(cost)
+        if session == self.schedule.sessions - 1:
+            self.memory, cost = self.learner.end_task(self.state, self.masks, task, self.memory, device=0)
+            self.counted += cost
+        counted, self.counted = self.counted, Counted()
+        return Progress(
+            task=task.task, epoch=self.memory.epochs, state=self.state, masks=self.masks, memory=self.memory, flops=counted.flops,
+            dense_flops=counted.dense_flops, loss=done.loss,
+        )  # fmt: skip
+
+    def _update_masks(self, what: tdm.Action) -> None:
+        if what == "rest":
+            return
+        method, self.updates = self.method, self.updates + 1
+        self.state = {name: value.copy() for name, value in self.state.items()}  # the observer may have kept the old one
+        update = tdm.plan_update(what, self.masks, self.state, self.importance, method.tdm, method.sparsity, self.updates)
+        self.masks = tdm.update_masks(self.masks, [self.state], update, method.tdm, method.sparsity, self.learner.seed)

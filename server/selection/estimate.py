@@ -21,7 +21,7 @@ from sparcl_core.methods.registry import make_method
 from sparcl_core.sparsity.masks import num_active
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Level:
     """A sparsity, and what it means for one model.
 

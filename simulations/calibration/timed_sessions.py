@@ -87,7 +87,7 @@ class PointSessions:
         method = choose_kernels(experiment, Dataset(Raw(x, y, x[:0], y[:0]), inputs)).method
         self.point, self.learner = point, Learner(method, inputs, 1, SEED)
         self.moved_per_sample = activation_bytes(self.learner.model, point.shape)
-        self.layer_passes = len(self.learner.layers) * self.learner.method.forward_passes(self.learner.is_joint)
+        self.layer_passes = self.learner.layer_passes
         self._state, self._masks = start_model(self.learner, method, SEED)
         self._data = TaskData(x, y, tuple(range(CLASSES)), 0)
         self._memory = self.learner.new_memory(0).in_task(count)

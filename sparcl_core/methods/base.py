@@ -59,7 +59,7 @@ class Samples(NamedTuple):
     logits: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Border:
     """The beginning or the end of a task on one device.
 
@@ -84,7 +84,7 @@ class Border:
         return self.load()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Running:
     """The steps of a session, as its method sees them.
 

@@ -60,6 +60,11 @@ class Setup:
         last = self.layers[-1].name.removesuffix(".weight")
         return tuple(name for name in self.layout.shapes if name in (f"{last}.weight", f"{last}.bias"))
 
+    @property
+    def layer_passes(self) -> int:
+        """Layers that a step goes through: counted layers x calls of a network."""
+        return len(self.layers) * self.method.forward_passes(self.is_joint)
+
     def batch_sizes(self, count: int) -> list[int]:
         """Samples of each batch of an epoch over `count` samples."""
         return batch_sizes(count, self.config.batch_size, self.least, self.config.last_batch)
@@ -86,7 +91,7 @@ class Setup:
         """The network loaded with `state`, and what its method needs for the steps."""
         self.network.load(state, masks)
         self.frozen.begin()
-        running = Running(self.network, state, masks, data, memory, self.frozen.freeze)
+        running = Running(network=self.network, state=state, masks=masks, data=data, memory=memory, freeze=self.frozen.freeze)
         running.prepared = self.method.prepare(running)
         return running
 

@@ -1,5 +1,5 @@
-"""A learning method in one file of the user's own, named by `learner.method`: it trains a fleet and a single device, all it costs is counted,
-and a run with it is interrupted and goes on."""
+"""A learning method in one file of the user's own, named by `learner.method`: it trains a fleet and a single device, all it costs is
+counted, and a run with it is interrupted and goes on."""
 
 import os
 import subprocess
