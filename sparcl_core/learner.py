@@ -26,7 +26,7 @@ from sparcl_core.seeding import generator
 from sparcl_core.sparsity.masks import Masks, State, count_active
 from sparcl_core.task_data import TaskData
 from sparcl_core.training.importance import importance
-from sparcl_core.training.session import RunningSession, Session
+from sparcl_core.training.session import Session, SessionLoop
 from sparcl_core.training.setup import Setup
 
 SOUND_WEIGHT = 1e3  # trained weights and running statistics stay far below; a model with more was spoilt before it came here
@@ -70,20 +70,20 @@ class Learner(Setup):
             FloatingPointError: if the loss of a step, or a weight afterwards, is not finite.
         """
         self.check(data, memory.kept_samples)
-        running = RunningSession(self, self.run(state, masks, data, memory.copy()), device)
+        loop = SessionLoop(self, self.run(state, masks, data, memory.copy()), device)
         try:
             for _ in range(epochs):
-                running.epoch()
+                loop.epoch()
             for name, value in self.network.tensors().items():
                 if not value.isfinite().all():
-                    raise running.diverged(f"{name} is not finite, the last loss was {running.loss:.4g}")
+                    raise loop.diverged(f"{name} is not finite, the last loss was {loop.loss:.4g}")
         except FloatingPointError as error:
             largest = max(float(np.abs(own).max(initial=0)) for own in state.values())
             if largest < SOUND_WEIGHT:
                 raise
             blame = f"unless the model that it began with is to blame: its largest value is {largest:.3g}"
             raise FloatingPointError(f"{error}, {blame}") from None
-        return running.result()
+        return loop.result()
 
     def importance(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, device: int) -> tuple[dict[str, np.ndarray], Flops]:
         """I per sparse tensor for TDM (float64, the tensor's shape, 0 at inactive places), and what computing it cost.

@@ -22,7 +22,7 @@ from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 from sparcl_core.task_data import TaskData
 from sparcl_core.training import step
-from sparcl_core.training.session import RunningSession
+from sparcl_core.training.session import SessionLoop
 
 CLASSES, BATCHES, LR = 10, 4, 0.01
 INTERVAL = 30  # steps between two draws of gradient masks
@@ -61,8 +61,8 @@ class Training:
         state, masks = start_model(self.learner, config, SEED)
         memory = self.learner.new_memory(0).in_task(len(y))
         _fill(memory, data)
-        session = _JoinedSession if is_joint else RunningSession
-        self.run = session(self.learner, self.learner.run(state, masks, data, memory), 0)
+        loop = _JoinedLoop if is_joint else SessionLoop
+        self.run = loop(self.learner, self.learner.run(state, masks, data, memory), 0)
         self.batches = self._indices(len(y), batch)
         self.rng = generator(SEED, "benchmark", "steps")
 
@@ -77,7 +77,7 @@ class Training:
             yield from np.split(np.arange(count), range(batch, count, batch))
 
 
-class _JoinedSession(RunningSession):
+class _JoinedLoop(SessionLoop):
     """Goes forward through all parts of a step's loss before it goes backward."""
 
     def _backward(self, parts, rows, apart):

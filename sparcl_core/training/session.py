@@ -55,7 +55,7 @@ class Session:
     importance: dict[str, np.ndarray] | None = None
 
 
-class RunningSession:
+class SessionLoop:
     """The moving parts of one session."""
 
     def __init__(self, setup: Setup, running: Running, device: int):
@@ -172,10 +172,10 @@ class RunningSession:
         if self.last:
             importance = {name: spread(name, combine(setup.tdm, self.last[name], None), np.float64) for name in self.masks}
         paper = self.cost.forward * setup.method.paper_passes(Passes(self.samples, self.replayed, setup.frozen.samples))
-        arrays = setup.method.end_session(self.running)
+        state = setup.network.read()
         return Session(
-            state=setup.network.read(),
-            memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays),
+            state=state,
+            memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=setup.method.end_session(self.running)),
             flops=self.flops + setup.frozen.flops + Flops(paper=paper),
             dense_flops=self.twin.flops,
             samples=self.samples,
