@@ -18,8 +18,9 @@ from simulations.build import choose_kernels, make_evaluator, make_roster, make_
 from simulations.config.experiment import load
 from simulations.engine.inline import InlineGrid
 from simulations.run import accuracy_matrix
-from sparcl_core.learner import Learner, Session
+from sparcl_core.learner import Learner
 from sparcl_core.metrics.continual import scores
+from sparcl_core.training.session import Session
 
 UPDATES = ("ok", "clipped", "rejected")
 
@@ -31,8 +32,8 @@ class Poisoned(Learner):
         super().__init__(*args)
         self.hostile, self.factor = hostile, factor
 
-    def train(self, state, masks, data, memory, epochs: int, device: int) -> Session:
-        session = super().train(state, masks, data, memory, epochs, device)
+    def train(self, state, masks, data, memory, *, epochs: int, device: int) -> Session:
+        session = super().train(state, masks, data, memory, epochs=epochs, device=device)
         if device not in self.hostile:
             return session
         moved = {name: (state[name] + self.factor * (after - state[name])).astype(after.dtype) for name, after in session.state.items()

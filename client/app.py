@@ -23,7 +23,7 @@ from client.state.received_model import writable
 from client.streams.stream import Stream
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
-from sparcl_core.costs.memory import activation_bytes, footprint
+from sparcl_core.costs.memory import activation_bytes, footprint, kept_bytes
 from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
 from sparcl_core.sparsity.masks import State, count_active
@@ -93,10 +93,11 @@ class _Trainer:
         instruction, device, stream, where = self._receive(content, context)
         with _stage(where, "train"):
             before = time.thread_time()  # a worker that waits for a core does not train
-            device, done = devices.train(device, instruction, self.learner, stream, number, config)
+            device, done = devices.train(device, instruction, self.learner, stream, number=number, config=config)
             compute = time.thread_time() - before
         with _stage(where, "report"):
-            device, report = devices.report(device, done, self.learner.layout, number, config, instruction.round)
+            layout, server_round = self.learner.layout, instruction.round
+            device, report = devices.report(device, done, layout, number=number, config=config, server_round=server_round)
             saved = save_state(device)
         context.state["device"] = ConfigRecord(saved)
         measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started, "compute-seconds": compute}
@@ -111,7 +112,7 @@ class _Trainer:
         with _stage(where, "calibrate"):
             data, memory = stream.task(instruction.task), device.memory
             if instruction.task != device.step:  # it failed to train on this data so far: what DDR keeps is of other samples
-                memory = self.learner.begin_task(memory, len(data.y))
+                memory = memory.in_task(len(data.y))
             own, samples, flops = self.learner.statistics(writable(device.base), device.masks, data, memory)
             report = Report(device.version, samples, device.seen, self._statistics_payload(own, device), b"")
             saved = save_state(device)
@@ -139,7 +140,7 @@ class _Trainer:
         if "own" in saved:
             device = load_own(saved["own"], None if surviving.nothing else self.versions.load(saved["model"]))
         else:
-            device = new_device(self.config.method, self.learner, stream)
+            device = new_device(self.learner, stream)
         return bring(device, model, surviving, self.learner.layout, self.config)
 
     def _statistics_payload(self, own: State, device: DeviceState) -> bytes:
@@ -155,12 +156,13 @@ class _Trainer:
         learner, session, flops = self.learner, done.session, done.flops
         active = device.model.active if done.update is None else count_active(done.masks)
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
-        per_forward = learner.samples_per_forward(session.memory.ddr.kept.size)
-        needs = footprint(learner.held, active, updated, self._activations, per_forward, device.memory.buffer, federated=True)
+        alive = self._activations * learner.samples_per_forward(session.memory.ddr.kept.size)
+        kept = kept_bytes(device.memory)
+        needs = footprint(learner.held, active=active, updated=updated, activations=alive, method_bytes=kept, federated=True)
         whole = {name: mask.size for name, mask in done.masks.items()}
         return {
             **{f"flops.{key}": value for key, value in asdict(flops).items()},
-            **{f"dense-flops.{key}": value for key, value in asdict(session.dense_flops).items()},
+            **{f"dense-flops.{key}": value for key, value in asdict(done.dense_flops).items()},
             **{f"memory.{key}": value for key, value in asdict(needs).items()},
             "samples": session.samples,
             "replayed": session.replayed,

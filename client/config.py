@@ -10,7 +10,7 @@ from sparcl_core.task_change import ChangeConfig
 from sparcl_core.wire.error_feedback import WireConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """Settings of all devices.
 
@@ -20,6 +20,8 @@ class ClientConfig:
         mask: `shared`, the server updates one mask for all; `local`, every device adapts its own within a round.
         batchnorm: `global`, running statistics cross the wire like weights; `local`, they stay on the device; `recompute`, the server
             asks for those of the global model.
+        chunks: pieces that a task comes in, see `client.streams.stream.Streams`.
+        change: how a device notices that its task has changed; None: it is told.
     """
 
     method: MethodConfig

@@ -14,17 +14,20 @@ from client.state.device_state import DeviceState
 from client.streams.stream import Stream
 from sparcl_core import codec, task_change
 from sparcl_core.codec import Encoded, Layout, SparseTensor
-from sparcl_core.costs.flops import Flops
-from sparcl_core.learner import Learner, Session, TaskData
+from sparcl_core.costs.flops import Counted, Flops
+from sparcl_core.learner import Learner
+from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity import ddr as data_removal
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.task_data import TaskData
+from sparcl_core.training.session import Session
 from sparcl_core.wire.error_feedback import code_active, code_update, statistics_form
 from sparcl_core.wire.protocol import Instruction, Report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One device's round, done.
 
@@ -33,7 +36,7 @@ class Round:
         masks: the weight masks that it trained with.
         update: how they differ from those that the server knows; None where they do not.
         importance: reported importance, if it was asked for.
-        flops: everything that was computed.
+        flops: everything that was computed; `dense_flops`: by the dense twin meanwhile.
         has_changed: the device noticed that its task did; never where it is told.
     """
 
@@ -42,20 +45,20 @@ class Round:
     update: tdm.MaskUpdate | None
     importance: dict[str, np.ndarray] | None
     flops: Flops
+    dense_flops: Flops
     has_changed: bool = False
 
 
 def train(
-    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, number: int, config: ClientConfig
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, *, number: int, config: ClientConfig
 ) -> tuple[DeviceState, Round]:
     """The device after one round of local training, and the round that it was. `number`: the device's number."""
-    device, data, has_changed, flops = _meet(device, instruction, learner, stream, config)
-    start, masks, update = device.base, device.masks, None
+    device, data, has_changed, counted = _meet(device, instruction, learner, stream, number=number, config=config)
+    start, masks, update, flops = device.base, device.masks, None, counted.flops
     if config.mask == "local":
-        device, start, masks, update, cost = _adapt(device, instruction, data, learner, number, config)
+        device, start, masks, update, cost = _adapt(device, instruction, data, learner, number=number, config=config)
         flops += cost
-    memory = device.memory
-    session = learner.train(start, masks, data, memory, instruction.epochs, number)
+    session = learner.train(start, masks, data, device.memory, epochs=instruction.epochs, device=number)
     flops += session.flops
     importance = None
     if instruction.report_importance:
@@ -66,35 +69,57 @@ def train(
     device = replace(device, memory=session.memory, seen=seen)
     if config.batchnorm == "local":
         device = replace(device, statistics={name: session.state[name] for name in device.statistics})
-    return device, Round(session, masks, update, importance, flops, has_changed)
+    return device, Round(
+        session=session, masks=masks, update=update, importance=importance, flops=flops,
+        dense_flops=counted.dense_flops + session.dense_flops, has_changed=has_changed,
+    )  # fmt: skip
 
 
 def _meet(
-    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, config: ClientConfig
-) -> tuple[DeviceState, TaskData, bool, Flops]:
+    device: DeviceState, instruction: Instruction, learner: Learner, stream: Stream, *, number: int, config: ClientConfig
+) -> tuple[DeviceState, TaskData, bool, Counted]:
     """The data of the round, and the device at its beginning: in a new task if it is told so, or notices it.
 
     What data removal knows is of samples, and goes with them; its schedule goes by the epochs of the task, as that of the masks.
     """
-    data, memory, flops, losses = stream.task(instruction.task), device.memory, Flops(), device.losses
-    if instruction.task != device.step:
-        memory = replace(memory, ddr=data_removal.start(len(data.y)))
+    data, losses, counted = stream.task(instruction.task), device.losses, Counted()
     task, has_changed = instruction.task // config.chunks, False
     if config.change:
         loss, flops = learner.loss(device.base, device.masks, data, config.change.batches)
         has_changed = device.task >= 0 and task_change.has_changed(losses, loss, config.change)
         task = max(device.task, 0) + has_changed
         losses = task_change.remember(losses[: 0 if has_changed else None], loss, config.change)
+        counted += Counted(flops)
+    data, memory = _known(data, task, config), device.memory
     if task != device.task:
-        memory = learner.begin_task(memory, len(data.y))
-    data = replace(data, task=task)
-    if config.change:  # nobody says which classes the task has
-        data = replace(data, classes=tuple(np.unique(data.y).tolist()))
-    return replace(device, memory=memory, task=task, step=instruction.task, losses=losses), data, has_changed, flops
+        memory, cost = _cross(device, data, learner, stream, number=number, config=config)
+        counted += cost
+    elif instruction.task != device.step:
+        memory = replace(memory, ddr=data_removal.start(len(data.y)))
+    return replace(device, memory=memory, task=task, step=instruction.task, losses=losses), data, has_changed, counted
+
+
+def _cross(
+    device: DeviceState, data: TaskData, learner: Learner, stream: Stream, *, number: int, config: ClientConfig
+) -> tuple[Memory, Counted]:
+    """What the device keeps as it goes on to the task of `data`. It ends the one before now, with the data that it had of it and the model
+    that it was sent now: before, it could not know that there would be no further round of it."""
+    memory, ended = device.memory, Counted()
+    if device.task >= 0:
+        old = _known(stream.task(device.step), device.task, config)
+        memory, ended = learner.end_task(device.base, device.masks, old, memory, device=number)
+    memory, begun = learner.begin_task(device.base, device.masks, data, memory, device=number)
+    return memory, ended + begun
+
+
+def _known(data: TaskData, task: int, config: ClientConfig) -> TaskData:
+    """`data` as a device sees it that thinks it is of `task`; where nobody tells it, its classes are those that there are."""
+    classes = tuple(np.unique(data.y).tolist()) if config.change else data.classes
+    return replace(data, task=task, classes=classes)
 
 
 def _adapt(
-    device: DeviceState, instruction: Instruction, data: TaskData, learner: Learner, number: int, config: ClientConfig
+    device: DeviceState, instruction: Instruction, data: TaskData, learner: Learner, *, number: int, config: ClientConfig
 ) -> tuple[DeviceState, State, Masks, tdm.MaskUpdate | None, Flops]:
     """Where masks are the device's own: TDM by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022).
 
@@ -109,7 +134,7 @@ def _adapt(
     importance, flops = {}, Flops()
     start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
     if what == "adapt":
-        importance, flops = learner.importance(start, device.masks, data, device.memory, number)
+        importance, flops = learner.importance(start, device.masks, data, device.memory, device=number)
     planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
     update = replace(planned, device=number)
     masks = tdm.update_masks(device.masks, [start, residual], update, method.tdm, method.sparsity, config.seed)
@@ -117,7 +142,7 @@ def _adapt(
 
 
 def report(
-    device: DeviceState, done: Round, whole: Layout, number: int, config: ClientConfig, server_round: int
+    device: DeviceState, done: Round, whole: Layout, *, number: int, config: ClientConfig, server_round: int
 ) -> tuple[DeviceState, Report]:
     """The round's update as bytes, and the device with what encoding lost kept back."""
     layout, wire, base = config.layout(whole), config.wire, device.model.base

@@ -17,9 +17,9 @@ from simulations.data.sources import Dataset, load_data
 from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.build import make_attendance
-from sparcl_core.config import REPLAY_DRAWS
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
+from sparcl_core.methods.registry import make_method
 from sparcl_core.models import build_model, has_batch_statistics, smallest_batch, sparse_names
 from sparcl_core.solo import start_model
 
@@ -36,8 +36,17 @@ class World:
     def client_config(self) -> ClientConfig:
         e = self.experiment
         federation = e.federation
-        settings = (e.method, self.data.inputs, federation.task_epochs, e.seed, e.wire, federation.mask, federation.batchnorm)
-        return ClientConfig(*settings, self.streams.chunks, e.change if e.stream.boundaries == "detected" else None)
+        return ClientConfig(
+            method=e.method,
+            inputs=self.data.inputs,
+            task_epochs=federation.task_epochs,
+            seed=e.seed,
+            wire=e.wire,
+            mask=federation.mask,
+            batchnorm=federation.batchnorm,
+            chunks=self.streams.chunks,
+            change=e.change if e.stream.boundaries == "detected" else None,
+        )
 
     @property
     def app_args(self) -> tuple:
@@ -64,12 +73,13 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     data, method = data or load_data(experiment.data, experiment.seed), experiment.method
     inputs, model = data.inputs, _model(experiment, data)
     is_joint = method.learner.joint_forward and not has_batch_statistics(model)
-    batch = min(method.learner.batch_size, _most_samples(experiment, data)) * (1 + is_joint * REPLAY_DRAWS[method.learner.method])
+    batch = min(method.learner.batch_size, _most_samples(experiment, data))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as every device
     try:
         names = sparse_names(model, method.model)
-        chosen = resolve(method.kernels, model, names, inputs.shape, batch, 1 - experiment.sparsity)
+        per_forward = make_method(method.learner).samples_per_forward(batch, is_joint)
+        chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - experiment.sparsity)
     finally:
         torch.set_num_threads(threads)
     return replace(experiment, kernels=chosen)

@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from server.selection.estimate import layer_passes
+from client.streams.stream import Streams
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
 from simulations.data.partition import make_streams
-from simulations.data.sources import load_data
+from simulations.data.sources import Dataset, load_data
 from simulations.data.task_order import check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.profiles import load_profile
 from sparcl_core.costs.device import Cost, compute_cost
-from sparcl_core.costs.flops import Flops
+from sparcl_core.costs.flops import Counted
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner
 from sparcl_core.metrics import continual
 from sparcl_core.solo import Progress, start_model, train_stream
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SoloResult:
     """What a single device's run leaves behind.
 
@@ -55,19 +55,17 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
         ConfigError: if the data is not what the settings need, or training diverges.
     """
     data = load_data(experiment.data, experiment.seed)
-    raw, method, epochs = data.raw, experiment.method, experiment.federation.task_epochs
-    whole = replace(experiment.stream, devices=1, partition="iid", samples=0, online=False, order="same", cycles=1, new_classes_share=1.0)
-    streams = make_streams(whole, data, experiment.seed)
-    check_tested(streams.classes, raw.test_y)
-    stream = streams[0]
-    tasks = [stream.task(number) for number in range(experiment.stream.tasks)]
+    method, epochs, seed = experiment.method, experiment.federation.task_epochs, experiment.seed
+    streams = _whole(experiment, data)
+    check_tested(streams.classes, data.raw.test_y)
+    tasks = [streams[0].task(number) for number in range(experiment.stream.tasks)]
     profile, _ = load_profile(experiment.profile)
-    evaluate = Evaluator(Learner(method, data.inputs, epochs, experiment.seed), raw, streams.classes, streams.domains)
-    matrix, total = [], [Flops(), Flops()]
+    learner = Learner(method, data.inputs, epochs, seed)
+    evaluate = Evaluator(learner, data.raw, streams.classes, streams.domains)
+    matrix, counted = [], [Counted()]
 
     def session_done(progress: Progress) -> None:
-        total[0] += progress.flops
-        total[1] += progress.dense_flops
+        counted.append(Counted(progress.flops, progress.dense_flops))
         accuracy = evaluate(progress.state).accuracy if progress.epoch == epochs else None
         if accuracy is not None:
             matrix.append(accuracy)
@@ -76,14 +74,21 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fresh = evaluate(start_model(evaluate.learner, method, experiment.seed)[0]).accuracy
-        progress = train_stream(method, data.inputs, tasks, epochs, experiment.seed, session_done)
+        fresh = evaluate(start_model(learner, method, seed)[0]).accuracy
+        progress = train_stream(method, data.inputs, tasks, task_epochs=epochs, seed=seed, observe=session_done)
     except FloatingPointError as error:
         raise ConfigError(str(error)) from error
     finally:
         torch.set_num_threads(threads)
-    moved = activation_bytes(evaluate.learner.model, data.inputs.shape)
-    passes = layer_passes(evaluate.learner.layers, method, evaluate.learner.is_joint)
-    own, twin = ((total[0], method.is_sparse), (total[1], False))
-    cost, dense = (compute_cost(profile, flops, is_sparse, moved, passes) for flops, is_sparse in (own, twin))
-    return SoloResult(experiment, progress, np.stack(matrix, axis=1), fresh, cost, dense)
+    total, moved = sum(counted, Counted()), activation_bytes(learner.model, data.inputs.shape)
+    cost = compute_cost(profile, total.flops, method.is_sparse, moved, learner.layer_passes)
+    dense = compute_cost(profile, total.dense_flops, False, moved, learner.layer_passes)
+    return SoloResult(
+        experiment=experiment, progress=progress, accuracy=np.stack(matrix, axis=1), untrained=fresh, cost=cost, dense_cost=dense
+    )
+
+
+def _whole(experiment: Experiment, data: Dataset) -> Streams:
+    """The stream of a single device that has all data of every task, once."""
+    alone = {"devices": 1, "partition": "iid", "samples": 0, "online": False, "order": "same", "cycles": 1, "new_classes_share": 1.0}
+    return make_streams(replace(experiment.stream, **alone), data, experiment.seed)

@@ -1,4 +1,4 @@
-"""How a device learns, as settings: backbone, kernels, replay method, optimiser, and the three mechanisms.
+"""How a device learns, as settings: backbone, kernels, learning method, optimiser, and the three mechanisms.
 
 Imports no PyTorch, so that settings are checked before its seconds of import.
 """
@@ -8,15 +8,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from sparcl_core.batches import LastBatch
 from sparcl_core.sparsity import dgm as gradient_masking
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 
-REPLAY_DRAWS = {"sgd": 0, "er": 1, "der": 1, "derpp": 2}
 Augmentation = Literal["none", "crop", "crop-flip"]
 
 
@@ -91,15 +88,16 @@ class KernelConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Settings of the replay method and its optimiser.
+    """Settings of the learning method and its optimiser. A method with settings of its own has a `Config` that is derived from this.
 
     Attributes:
-        method: sgd, er, der or derpp.
+        method: sgd, er, der or derpp (see `sparcl_core.methods.registry`), or `package.module:Class` for a method of the user's own.
         lr: learning rate of SGD.
         batch_size: samples per step, and per buffer draw (mammoth's minibatch_size).
         alpha: weight of the distillation term of der and derpp.
         beta: weight of the replayed cross-entropy of derpp.
-        replay_weight: weight of the replayed cross-entropy of er. mammoth's steps are those of weight 1 and half of its lr, see `losses`.
+        replay_weight: weight of the replayed cross-entropy of er. mammoth's steps are those of weight 1 and half of its lr, see
+            `sparcl_core.methods.er`.
         single_head: the current term sees the current task's classes only (SparCL's use_cl_mask).
         replay_from: `first-sample`, or `second-task` as in the released code.
         buffer_share: buffer capacity as a share of the device's whole stream, rounded up; used where buffer_size is 0.
@@ -112,7 +110,7 @@ class LearnerConfig:
             the same mathematics, fewer calls, more activation memory.
     """
 
-    method: Literal["sgd", "er", "der", "derpp"] = "derpp"
+    method: str = "derpp"
     lr: float = 0.03
     batch_size: int = 32
     alpha: float = 0.1
@@ -139,16 +137,10 @@ class LearnerConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: a loss weight must be finite and may not be negative")
 
-    def buffer_capacity(self, stream_samples: int) -> int:
-        """Buffer capacity of a device whose stream has `stream_samples` samples; 0 for sgd."""
-        if self.method == "sgd":
-            return 0
-        return self.buffer_size or int(np.ceil(self.buffer_share * stream_samples - 1e-9))
-
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """How a device learns: backbone, replay method, weight sparsity and the three mechanisms.
+    """How a device learns: backbone, learning method, weight sparsity and the three mechanisms.
 
     Raises:
         ValueError: where two settings contradict each other: sparsity outside [0, 1), q below s.

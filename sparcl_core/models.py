@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparcl_core.codec import Layout
 from sparcl_core.config import MethodConfig, ModelConfig
 from sparcl_core.kernels.convert import sparse_layers
+from sparcl_core.probe import look_through
 from sparcl_core.seeding import generator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -221,21 +222,6 @@ def has_batch_statistics(model: nn.Module) -> bool:
 
 def smallest_batch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """The fewest samples that `model` can be trained on at once: 2 where a BatchNorm sees one value per channel of a sample, else 1."""
-    values: list[int] = []
-
-    def record(module, inputs, output):
-        values.append(inputs[0][0, 0].numel())
-
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not handles:
-        return 1
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return 2 if min(values) == 1 else 1
+    norms, values = nn.modules.batchnorm._BatchNorm, []
+    look_through(model, input_shape, (norms,), lambda module, x, output: values.append(x[0, 0].numel()))
+    return 2 if values and min(values) == 1 else 1

@@ -7,18 +7,21 @@ with lossless codec gives the same masks, batches and buffers, and weights equal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparcl_core.config import MethodConfig
-from sparcl_core.costs.flops import Flops
+from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, Memory, TaskData
+from sparcl_core.learner import Learner
 from sparcl_core.models import initial_weights
 from sparcl_core.pretrained import read_weights
-from sparcl_core.replay import buffer as rehearsal
-from sparcl_core.sparsity import ddr, tdm
+from sparcl_core.replay.memory import Memory
+from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_, initial_masks, rescale_
+from sparcl_core.task_data import TaskData
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """State after a session. `task` and `epoch` from 0; `epoch` counts the epochs of the task that are done."""
 
@@ -52,39 +55,68 @@ def train_stream(
     method: MethodConfig,
     inputs: InputSpec,
     tasks: list[TaskData],
+    *,
     task_epochs: int,
     seed: int,
     observe: Callable[[Progress], None],
     session_epochs: int = 0,
 ) -> Progress:
-    """Learn `tasks` in order, calling `observe` after every session.
+    """Learn `tasks` in order, calling `observe` after every session. What a method computes where a task begins or ends counts for the
+    first or the last session of the task.
 
     Args:
         task_epochs: K, epochs per task.
         session_epochs: epochs per session; 0 takes TDM's stage length.
     """
     tdm.check(method.tdm, method.sparsity, task_epochs)
-    learner = Learner(method, inputs, task_epochs, seed)
-    state, masks = start_model(learner, method, seed)
-    capacity = method.learner.buffer_capacity(sum(len(task.y) for task in tasks))
-    memory = Memory(rehearsal.empty(capacity, inputs.shape, inputs.num_classes, method.model.dtype), ddr.start(0))
-    schedule = tdm.Schedule(method.tdm, method.sparsity, task_epochs, session_epochs or tdm.stage_length(method.tdm, task_epochs))
-    updates, progress = 0, None
+    length = session_epochs or tdm.stage_length(method.tdm, task_epochs)
+    alone = _Alone(method, Learner(method, inputs, task_epochs, seed), tdm.Schedule(method.tdm, method.sparsity, task_epochs, length))
+    alone.memory = alone.learner.new_memory(sum(len(task.y) for task in tasks))
+    progress = None
     for task in tasks:
-        memory = learner.begin_task(memory, len(task.y))
-        importance, flops = {}, Flops()
-        for session in range(schedule.sessions):
-            what = schedule.action(task.task, session)
-            if what != "rest":
-                updates += 1
-                state = {name: value.copy() for name, value in state.items()}  # the observer may have kept the old one
-                update = tdm.plan_update(what, masks, state, importance, method.tdm, method.sparsity, updates)
-                masks = tdm.update_masks(masks, [state], update, method.tdm, method.sparsity, seed)
-            done = learner.train(state, masks, task, memory, schedule.epochs(session), device=0)
-            state, memory, flops = done.state, done.memory, done.flops
-            if schedule.action(task.task, session + 1) == "adapt":
-                importance, cost = learner.importance_after(done, masks, task, device=0)
-                flops += cost
-            progress = Progress(task.task, memory.epochs, state, masks, memory, flops, done.dense_flops, done.loss)
+        alone.begin(task)
+        for session in range(alone.schedule.sessions):
+            progress = alone.session(task, session)
             observe(progress)
     return progress
+
+
+class _Alone:
+    """The moving parts: model, masks, memory, and what was counted since the last session was shown."""
+
+    def __init__(self, method: MethodConfig, learner: Learner, schedule: tdm.Schedule):
+        self.method, self.learner, self.schedule = method, learner, schedule
+        self.state, self.masks = start_model(learner, method, learner.seed)
+        self.memory = learner.new_memory(0)
+        self.importance: dict[str, np.ndarray] = {}
+        self.counted, self.updates = Counted(), 0
+
+    def begin(self, task: TaskData) -> None:
+        self.memory, self.counted = self.learner.begin_task(self.state, self.masks, task, self.memory, device=0)
+        self.importance = {}
+
+    def session(self, task: TaskData, session: int) -> Progress:
+        """Session number `session` of the task, and what stands between it and the next."""
+        self._update_masks(self.schedule.action(task.task, session))
+        done = self.learner.train(self.state, self.masks, task, self.memory, epochs=self.schedule.epochs(session), device=0)
+        self.state, self.memory = done.state, done.memory
+        self.counted += Counted(done.flops, done.dense_flops)
+        if self.schedule.action(task.task, session + 1) == "adapt":
+            self.importance, cost = self.learner.importance_after(done, self.masks, task, device=0)
+            self.counted += Counted(cost)
+        if session == self.schedule.sessions - 1:
+            self.memory, cost = self.learner.end_task(self.state, self.masks, task, self.memory, device=0)
+            self.counted += cost
+        counted, self.counted = self.counted, Counted()
+        return Progress(
+            task=task.task, epoch=self.memory.epochs, state=self.state, masks=self.masks, memory=self.memory, flops=counted.flops,
+            dense_flops=counted.dense_flops, loss=done.loss,
+        )  # fmt: skip
+
+    def _update_masks(self, what: tdm.Action) -> None:
+        if what == "rest":
+            return
+        method, self.updates = self.method, self.updates + 1
+        self.state = {name: value.copy() for name, value in self.state.items()}  # the observer may have kept the old one
+        update = tdm.plan_update(what, self.masks, self.state, self.importance, method.tdm, method.sparsity, self.updates)
+        self.masks = tdm.update_masks(self.masks, [self.state], update, method.tdm, method.sparsity, self.learner.seed)

@@ -45,7 +45,7 @@ class Lab:
     def __init__(self, form: str = "f16", dtype: str = "float32", importance: str = "u8", mask: str = "shared", **wire):
         self.method = method_of(dtype)
         self.wire = WireConfig(up=form, down=form, importance=importance, **wire)
-        self.config = ClientConfig(self.method, INPUTS, 10, SEED, self.wire, mask)
+        self.config = ClientConfig(method=self.method, inputs=INPUTS, task_epochs=10, seed=SEED, wire=self.wire, mask=mask)
         self.learner = Learner(self.method, INPUTS, 10, SEED)
         self.stream = make_stream()
         self.weights, masks = start_model(self.learner, self.method, SEED)
@@ -54,7 +54,7 @@ class Lab:
         self.broadcast.publish(self.weights)
 
     def new_device(self) -> DeviceState:
-        return new_device(self.method, self.learner, self.stream)
+        return new_device(self.learner, self.stream)
 
     def next_version(self, share: float = 1.0, what: tdm.Action | None = None) -> None:
         """Move a share of the weights by about 0.01, change the masks if asked to, publish."""
@@ -77,10 +77,10 @@ class Lab:
 
     def train(self, device: DeviceState, task: int = 0, importance: bool = False, server_round: int = 1):
         instruction = Instruction(server_round, task, 1, importance, ())
-        return devices.train(device, instruction, self.learner, self.stream, 0, self.config)
+        return devices.train(device, instruction, self.learner, self.stream, number=0, config=self.config)
 
     def report(self, device: DeviceState, done: devices.Round, server_round: int = 1):
-        return devices.report(device, done, self.learner.layout, 0, self.config, server_round)
+        return devices.report(device, done, self.learner.layout, number=0, config=self.config, server_round=server_round)
 
     def sent(self, report) -> dict[str, codec.SparseTensor]:
         """What arrives at the server."""
@@ -109,6 +109,7 @@ def flat(device: DeviceState) -> dict[str, np.ndarray]:
     parts = {f"{part}.{name}": value for part in ("base", "masks", "residual") for name, value in getattr(device, part).items()}
     parts |= {f"buffer.{key}": np.asarray(value) for key, value in vars(memory.buffer).items()}
     parts |= {f"ddr.{key}": np.asarray(value) for key, value in vars(memory.ddr).items()}
+    parts |= {f"arrays.{key}": value for key, value in memory.arrays.items()}
     scalars = (device.task, device.step, device.version, device.mask_version, memory.epochs, memory.twin_offered)
     return parts | {"seen": device.seen, "losses": device.losses, "scalars": np.array(scalars)}
 

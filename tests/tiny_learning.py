@@ -9,14 +9,15 @@ import torch
 
 from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, Memory, Session, TaskData
+from sparcl_core.learner import Learner
 from sparcl_core.models import ModelConfig
-from sparcl_core.replay import buffer as rehearsal
+from sparcl_core.replay.memory import Memory, empty
 from sparcl_core.solo import start_model
-from sparcl_core.sparsity import ddr
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.tdm import TDMConfig
+from sparcl_core.task_data import TaskData
+from sparcl_core.training.session import Session
 
 SEED = 7
 EPOCHS = 10  # K: DDR then has four stages, before epochs 1, 2, 3 and 4
@@ -48,8 +49,7 @@ def tiny_tasks(tasks: int = 2, samples: int = 40) -> list[TaskData]:
 
 
 def new_memory(learner: Learner, capacity: int = 12) -> Memory:
-    inputs, dtype = learner.inputs, next(learner.model.parameters()).dtype
-    return Memory(rehearsal.empty(capacity, inputs.shape, inputs.num_classes, str(dtype).removeprefix("torch.")), ddr.start(0))
+    return empty(capacity, learner.inputs.shape, learner.inputs.num_classes, str(learner.dtype).removeprefix("torch."))
 
 
 def start(method: MethodConfig, capacity: int = 12, epochs: int = EPOCHS, seed: int = SEED):
@@ -64,7 +64,7 @@ def train_tasks(method: MethodConfig, tasks: list[TaskData], epochs: int, capaci
     learner, state, masks, memory = start(method, capacity)
     sessions = []
     for task in tasks:
-        session = learner.train(state, masks, task, learner.begin_task(memory, len(task.y)), epochs, device=0)
+        session = learner.train(state, masks, task, memory.in_task(len(task.y)), epochs=epochs, device=0)
         state, memory = session.state, session.memory
         sessions.append(session)
     return sessions

@@ -11,11 +11,11 @@ contiguous and the channels-last layout, found by measurement for each layer.
             masks (DGM) it computes weight gradients at 80 % of the active weights (q = 1 - 0.8 density: 0.96, 0.92 and 0.80), as 29 of 30
             steps do. The mean is geometric, over the 16 layers. Errors: the largest difference of input and weight gradients to float64,
             relative to the largest value.
-    step    one whole training step of the real `Learner`, which is `_Run.step`: forward, loss, backward, SGD, buffer; no augmentation.
-            Gradient masks are drawn every 30 steps. That step computes all gradients and the one behind it makes new lists; both are
-            measured by themselves, and a step is (draw + next + 28 others) / 30. `kernels` has every sparse layer on them (mode `sparse`),
-            `dense products` none (mode `dense`: masked weights). `dense` is the fastest of three: the learner at sparsity 0, and a
-            plain PyTorch loop (cross-entropy for every part of the loss, `torch.optim.SGD`) in both layouts. Model and data are made
+    step    one whole training step of the real `Learner`, which is `SessionLoop.step`: forward, loss, backward, SGD, buffer; nothing is
+            augmented. Gradient masks are drawn every 30 steps. That step computes all gradients and the one behind it makes new lists; both
+            are measured by themselves, and a step is (draw + next + 28 others) / 30. `kernels` has every sparse layer on them (mode
+            `sparse`), `dense products` none (mode `dense`: masked weights). `dense` is the fastest of three: the learner at sparsity 0,
+            and a plain PyTorch loop (cross-entropy for every part of the loss, `torch.optim.SGD`) in both layouts. Model and data are made
             before; what a session does at its beginning and end is not timed.
     memory  peak of the resident set in three steps, the first of which draws gradient masks, above its level before the model was
             built. A fresh process for each figure. Before the level is read, everything is imported and a small network has trained.

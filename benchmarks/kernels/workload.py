@@ -8,18 +8,21 @@ import torch.nn.functional as F
 
 from benchmarks.kernels.settings import KEEP, SEED
 from benchmarks.kernels.sides import LAYOUTS
-from sparcl_core.config import REPLAY_DRAWS, LearnerConfig, MethodConfig
+from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import KernelConfig
-from sparcl_core.learner import Learner, Memory, TaskData, _joined, _Run
+from sparcl_core.learner import Learner
+from sparcl_core.methods.registry import METHODS
 from sparcl_core.models import ModelConfig, build_model
-from sparcl_core.replay import buffer as rehearsal
+from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model
-from sparcl_core.sparsity import ddr
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.tdm import TDMConfig
+from sparcl_core.task_data import TaskData
+from sparcl_core.training import step
+from sparcl_core.training.session import SessionLoop
 
 CLASSES, BATCHES, LR = 10, 4, 0.01
 INTERVAL = 30  # steps between two draws of gradient masks
@@ -56,12 +59,10 @@ class Training:
         data = TaskData(x, y, tuple(range(CLASSES)), 0)
         self.learner = Learner(config, inputs(image), 1, SEED)
         state, masks = start_model(self.learner, config, SEED)
-        memory = self.learner.begin_task(Memory(self._buffer(config, data), ddr.start(0)), len(y))
-        self.learner._bring(state, masks)
-        if is_joint:
-            parts = self.learner._parts
-            self.learner._parts = lambda *arguments: iter([_joined(list(parts(*arguments)))])
-        self.run = _Run(self.learner, masks, data, memory, 0)
+        memory = self.learner.new_memory(0).in_task(len(y))
+        _fill(memory, data)
+        loop = _JoinedLoop if is_joint else SessionLoop
+        self.run = loop(self.learner, self.learner.run(state, masks, data, memory), 0)
         self.batches = self._indices(len(y), batch)
         self.rng = generator(SEED, "benchmark", "steps")
 
@@ -71,17 +72,22 @@ class Training:
         self.run.step(next(self.batches), self.rng, self.rng)
 
     @staticmethod
-    def _buffer(config: MethodConfig, data: TaskData) -> rehearsal.Buffer:
-        """A full one."""
-        capacity = config.learner.buffer_capacity(0)
-        made = rehearsal.empty(capacity, data.x.shape[1:], CLASSES)
-        made.x[:], made.y[:], made.offered = data.x[:capacity], data.y[:capacity], capacity
-        return made
-
-    @staticmethod
     def _indices(count: int, batch: int) -> Iterator[np.ndarray]:
         while True:
             yield from np.split(np.arange(count), range(batch, count, batch))
+
+
+class _JoinedLoop(SessionLoop):
+    """Goes forward through all parts of a step's loss before it goes backward."""
+
+    def _backward(self, parts, rows, apart):
+        return super()._backward([step.joined(parts)], rows, apart)
+
+
+def _fill(memory: Memory, data: TaskData) -> None:
+    """Let the buffer be full, in place."""
+    buffer = memory.buffer
+    buffer.x[:], buffer.y[:], buffer.offered = data.x[: buffer.capacity], data.y[: buffer.capacity], buffer.capacity
 
 
 class Plain:
@@ -91,7 +97,7 @@ class Plain:
         self.spec, self.form = inputs(image), {"memory_format": LAYOUTS[layout]}
         self.model = build_model(ModelConfig("resnet18", width=width), self.spec.shape, CLASSES).to(**self.form).train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR)
-        self.parts = 1 + REPLAY_DRAWS[method]
+        self.parts = 1 + METHODS[method].draws
         x, y = samples(batch, image)
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
 

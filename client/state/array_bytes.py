@@ -1,6 +1,6 @@
 """Arrays as one byte string and back: copied once when written, not at all when read.
 
-    magic "SpD1" | length of the head, uint32 | head, JSON | arrays, one after another
+    magic "SpD2" | length of the head, uint32 | head, JSON | arrays, one after another
 
 Head and arrays each begin at a multiple of 8 bytes. No checksum: these bytes never leave the machine that keeps the devices.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-_MAGIC = b"SpD1"
+_MAGIC = b"SpD2"
 _START = struct.Struct("<4sI")
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from client.state import array_bytes, packing
 from client.state.received_model import NO_MODEL, Model, load_model
 from client.streams.stream import Stream
-from sparcl_core.config import MethodConfig
-from sparcl_core.learner import Learner, Memory
-from sparcl_core.replay import buffer as rehearsal
-from sparcl_core.sparsity import ddr
+from sparcl_core.learner import Learner
+from sparcl_core.replay.buffer import Buffer
+from sparcl_core.replay.memory import Memory
+from sparcl_core.sparsity.ddr import DDRState
 from sparcl_core.sparsity.masks import Masks, State
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DeviceState:
     """What a device keeps. Its arrays may be read-only: whoever changes one copies it.
 
@@ -27,7 +27,7 @@ class DeviceState:
         model: what it has received, shared with all devices that hold the same version.
         statistics: running statistics that stay on the device; empty if they cross the wire.
         residual: what encoding has lost so far, for every tensor of the model.
-        memory: buffer, data removal, epochs.
+        memory: buffer, data removal, epochs, what its learning method keeps.
         task: the task it last trained on, -1 before the first; where it is not told, as many changes as it has noticed.
         step: of its stream, whose data it last had, -1 before the first.
         losses: [n] float64, what it notices a change by, see `sparcl_core.task_change`.
@@ -61,11 +61,10 @@ class DeviceState:
         return self.model.mask_version
 
 
-def new_device(method: MethodConfig, learner: Learner, stream: Stream) -> DeviceState:
+def new_device(learner: Learner, stream: Stream) -> DeviceState:
     """A device that has received nothing yet; its buffer is sized by its whole stream."""
-    inputs = learner.inputs
-    buffer = rehearsal.empty(method.learner.buffer_capacity(sum(stream.sizes)), inputs.shape, inputs.num_classes, method.model.dtype)
-    return DeviceState(NO_MODEL, {}, {}, Memory(buffer, ddr.start(0)), np.zeros(inputs.num_classes, dtype=bool))
+    seen, memory = np.zeros(learner.inputs.num_classes, dtype=bool), learner.new_memory(sum(stream.sizes))
+    return DeviceState(model=NO_MODEL, statistics={}, residual={}, memory=memory, seen=seen)
 
 
 def save_state(device: DeviceState) -> dict[str, bytes]:
@@ -75,19 +74,20 @@ def save_state(device: DeviceState) -> dict[str, bytes]:
     packed = [packing.pack(value, references[name].places) for name, value in device.residual.items()]
     head = {
         "counts": [device.task, device.step, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
+        "method": list(memory.arrays),
         "statistics": list(device.statistics),
         "residual": "".join(form for form, _ in packed),
     }
     arrays = [device.seen, device.losses, buffer.x, buffer.y, buffer.logits, *(getattr(removal, key) for key in _DDR_ARRAYS)]
-    arrays += [*device.statistics.values(), *(array for _, arrays in packed for array in arrays)]
-    return {"model": device.model.saved, "own": array_bytes.write(head, map(np.ascontiguousarray, arrays))}
+    arrays += [*memory.arrays.values(), *device.statistics.values(), *(array for _, arrays in packed for array in arrays)]
+    return {"model": device.model.saved, "own": array_bytes.write(head, [np.asarray(array, order="C") for array in arrays])}
 
 
 def load_state(saved: Mapping[str, bytes]) -> DeviceState:
     """The inverse of `save_state`.
 
     Raises:
-        ValueError: if another release saved it, see `frame.read`.
+        ValueError: if another release saved it, see `array_bytes.read`.
     """
     return load_own(saved["own"], load_model(saved["model"]))
 
@@ -103,14 +103,17 @@ def load_own(own: bytes, model: Model | None) -> DeviceState:
     arrays = iter(found)
     task, step, epochs, twin_offered, offered, stages = head["counts"]
     seen, losses = next(arrays), next(arrays)
-    buffer = rehearsal.Buffer(next(arrays), next(arrays), next(arrays), offered)
-    removal = ddr.DDRState(*(next(arrays) for _ in _DDR_ARRAYS), stages=stages)
+    buffer = Buffer(next(arrays), next(arrays), next(arrays), offered)
+    removal = DDRState(**{key: next(arrays) for key in _DDR_ARRAYS}, stages=stages)
+    memory = Memory(buffer, removal, epochs, twin_offered, {name: next(arrays) for name in head["method"]})
     statistics = {name: next(arrays) for name in head["statistics"]}
     residual = {}
     if model is not None:
         for (name, value), form in zip(model.base.items(), head["residual"], strict=True):
             residual[name] = packing.unpack(form, arrays, value.shape, value.dtype, model.references[name].places)
-    return DeviceState(model or NO_MODEL, statistics, residual, Memory(buffer, removal, epochs, twin_offered), seen, task, step, losses)
+    return DeviceState(
+        model=model or NO_MODEL, statistics=statistics, residual=residual, memory=memory, seen=seen, task=task, step=step, losses=losses
+    )
 
 
 _DDR_ARRAYS = ("kept", "misses", "forgotten", "learned", "was_right", "passes")

@@ -68,7 +68,7 @@ def load_model(saved: bytes) -> Model:
     """The inverse of `Model.saved`; the bytes are kept as the model's own, and not made again.
 
     Raises:
-        ValueError: if another release saved it, see `frame.read`.
+        ValueError: if another release saved it, see `array_bytes.read`.
     """
     if not saved:
         return NO_MODEL

@@ -14,7 +14,7 @@ import numpy as np
 from sparcl_core.seeding import generator
 
 
-def exchange(tasks: Sequence[np.ndarray], y: np.ndarray, blur: float, seed: int, device: int) -> tuple[np.ndarray, ...]:
+def exchange(tasks: Sequence[np.ndarray], y: np.ndarray, blur: float, *, seed: int, device: int) -> tuple[np.ndarray, ...]:
     """A device's samples of each task, a share of them moved to other tasks.
 
     Of a task's n samples blur * n move, rounded up or down at random, the same share of every class but for rounding; they are dealt

@@ -14,8 +14,8 @@ import numpy as np
 
 from client.streams.blurry import exchange
 from sparcl_core.domains import Domains
-from sparcl_core.learner import TaskData
 from sparcl_core.seeding import generator
+from sparcl_core.task_data import TaskData
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Streams(Sequence[Stream]):
         return Stream(self.x, self.y, samples, classes, order, self.domains)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SplitStreams(Streams):
     """The data set cut up among the devices.
 
@@ -137,17 +137,19 @@ class SplitStreams(Streams):
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray, classes: tuple[tuple[int, ...], ...], flat: np.ndarray, sizes: np.ndarray) -> "SplitStreams":
+    def of(
+        cls, x: np.ndarray, y: np.ndarray, classes: tuple[tuple[int, ...], ...], *, flat: np.ndarray, sizes: np.ndarray
+    ) -> "SplitStreams":
         """`sizes`: [devices, tasks]; they cut `flat` up in its order."""
         ends = np.cumsum(sizes, dtype=np.int64).reshape(sizes.shape)
-        return cls(x, y, classes, flat, np.concatenate([ends[:, :1] - sizes[:, :1], ends], axis=1))
+        return cls(x, y, classes, flat=flat, offsets=np.concatenate([ends[:, :1] - sizes[:, :1], ends], axis=1))
 
     def blurred(self, blur: float, seed: int) -> "SplitStreams":
         """These streams, a share `blur` of every task's samples exchanged within each device."""
-        parts = [exchange(self.all_samples(device), self.y, blur, seed, device) for device in range(len(self))]
+        parts = [exchange(self.all_samples(device), self.y, blur, seed=seed, device=device) for device in range(len(self))]
         sizes = np.array([[len(part) for part in own] for own in parts], dtype=np.int64)
         flat = np.concatenate([part for own in parts for part in own])
-        return replace(SplitStreams.of(self.x, self.y, self.classes, flat, sizes), blur=blur)
+        return replace(SplitStreams.of(self.x, self.y, self.classes, flat=flat, sizes=sizes), blur=blur)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -165,7 +167,7 @@ class SplitStreams(Streams):
         return tuple(self.flat[start:end] for start, end in zip(offsets, offsets[1:], strict=False))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DrawnStreams(Streams):
     """Every device draws samples for itself when it is asked, as a function of (seed, device, task): nothing is stored for a device.
 
@@ -192,7 +194,7 @@ class DrawnStreams(Streams):
 
     @classmethod
     def of(
-        cls, x: np.ndarray, y: np.ndarray, classes: tuple[tuple[int, ...], ...], devices: int, size: int, alpha: float, seed: int,
+        cls, x: np.ndarray, y: np.ndarray, classes: tuple[tuple[int, ...], ...], *, devices: int, size: int, alpha: float, seed: int,
         blur: float = 0.0,
     ) -> "DrawnStreams":  # fmt: skip
         """The fleet over the data `x`, `y`.
@@ -205,7 +207,7 @@ class DrawnStreams(Streams):
         for task, members in enumerate(classes):
             if (room := int(sum(np.diff(starts)[list(members)]))) < size:
                 raise ValueError(f"size is {size}: task {task} (classes {members}) has only {room} samples, and a device has none twice")
-        return cls(x, y, classes, devices, size, alpha, seed, by_class, starts, blur=blur)
+        return cls(x, y, classes, blur=blur, devices=devices, size=size, alpha=alpha, seed=seed, by_class=by_class, starts=starts)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -219,7 +221,7 @@ class DrawnStreams(Streams):
 
     def all_samples(self, device: int) -> tuple[np.ndarray, ...]:
         drawn = tuple(self._drawn(device, task) for task in range(len(self.classes)))
-        return exchange(drawn, self.y, self.blur, self.seed, device) if self.blur else drawn
+        return exchange(drawn, self.y, self.blur, seed=self.seed, device=device) if self.blur else drawn
 
     def _drawn(self, device: int, task: int) -> np.ndarray:
         rng, members = generator(self.seed, "draw", device, task), np.array(self.classes[task])

@@ -11,7 +11,7 @@ from client.streams.stream import Streams
 from sparcl_core.domains import Domains
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ArrangedStreams(Streams):
     """The tasks of `base` in another order; make it with `of`.
 
@@ -33,7 +33,7 @@ class ArrangedStreams(Streams):
 
     @classmethod
     def of(
-        cls, base: Streams, sequences: np.ndarray, classes: tuple[tuple[int, ...], ...], cycles: int = 1, chunks: int = 1,
+        cls, base: Streams, sequences: np.ndarray, classes: tuple[tuple[int, ...], ...], *, cycles: int = 1, chunks: int = 1,
         domains: Domains | None = None,
     ) -> "ArrangedStreams":  # fmt: skip
         """`classes`: per task.
@@ -51,8 +51,8 @@ class ArrangedStreams(Streams):
             raise ValueError(f"base has {len(base.classes)} tasks: with domains it has one, which every task transforms")
         if not domains and len(base.classes) != len(classes):
             raise ValueError(f"classes are of {len(classes)} tasks, base has {len(base.classes)}: they must be the same")
-        rows = sequences.astype(np.int32)
-        return cls(base.x, base.y, classes, base, rows, cycles, chunks, domains, blur=base.blur)
+        shown = {"cycles": cycles, "pieces": chunks, "transform": domains}
+        return cls(base.x, base.y, classes, blur=base.blur, base=base, sequences=sequences.astype(np.int32), **shown)
 
     @property
     def sizes(self) -> np.ndarray:

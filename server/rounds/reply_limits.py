@@ -1,12 +1,13 @@
 """What a round of a device can have been at most, by formula: measures beyond it are none, and a reply beyond it is not read.
 
-A round of e epochs over n samples in batches of b, with r replay draws beside each, at most takes
+A round of e epochs over n samples in batches of b at most takes
 
-    samples, replayed        e n, r e n; as many may be left out of last batches
+    samples, replayed        e n, and as many replayed as the learning method says; e n may be left out of last batches
     steps                    e ceil(n / b)
-    passes P                 (1 + r) (e + 2) n samples forward and backward, two rankings of importance among them
+    passes P                 what the method says of (e + 2) n samples, two rankings of importance among them: forward and backward, or
+                             forward through a teacher; and what it says of the beginning and the end of a task
     training, importance     P times the FLOPs of one sample in the dense network; by the published convention 3 P forward passes
-    statistics               forward passes over n + c samples; c fit into the buffer
+    statistics               forward passes over n + c samples, and the method's between tasks; c fit into the buffer
     masks                    one operation per maskable weight and step, and 3 for each of two rankings
     memory                   the footprint of dense training, buffer included
 
@@ -19,8 +20,7 @@ import numpy as np
 
 from server.selection.estimate import Workload
 from sparcl_core.codec import Layout
-from sparcl_core.config import REPLAY_DRAWS
-from sparcl_core.costs.flops import Flops, dense_forward, per_sample
+from sparcl_core.costs.flops import Flops, per_sample
 
 GENEROUS = 2
 LONGEST_S = 1e9  # measured on the machine that simulates: no formula knows how fast it is
@@ -46,25 +46,24 @@ class Workbook:
 
     def __init__(self, workload: Workload):
         self.workload = workload
-        whole = workload.masked
-        cost = per_sample(workload.layers, whole, whole)
-        self._per_sample, self._forward = cost.sparse + cost.dense, dense_forward(workload.layers)
-        self._maskable = sum(whole.values())
+        self._cost = per_sample(workload.layers, workload.masked, workload.masked)
+        self._maskable = sum(workload.masked.values())
 
     def bounds(self, step: int, samples: tuple[int, ...]) -> Bounds:
         """Of a device with `samples` in each step of its stream, at this one."""
-        work, learner = self.workload, self.workload.method.learner
-        own, draws = samples[step], REPLAY_DRAWS[learner.method]
-        capacity = learner.buffer_capacity(sum(samples))
-        steps = work.epochs * -(-own // learner.batch_size)
-        passes = (1 + draws) * (work.epochs + 2) * own
+        work, method, cost = self.workload, self.workload.learning, self._cost
+        own, capacity = samples[step], method.buffer_capacity(sum(samples))
+        steps = work.epochs * -(-own // work.method.learner.batch_size)
+        in_round, passes = (method.step_passes(epochs * own, epochs * own) for epochs in (work.epochs, work.epochs + 2))
+        between = method.task_passes(max(samples), capacity)
+        computed = cost.whole * (passes.trained + between.trained) + cost.forward * passes.taught
         flops = Flops(
-            train_sparse=passes * self._per_sample, train_dense=passes * self._per_sample, importance=passes * self._per_sample,
-            masks=self._maskable * (steps + 6), paper=3 * passes * self._forward, statistics=(own + capacity) * self._forward,
-            samples=passes, steps=steps,
+            train_sparse=computed, train_dense=computed, importance=computed, masks=self._maskable * (steps + 6),
+            paper=3 * (passes.trained + passes.taught) * cost.forward, statistics=(own + capacity + between.taught) * cost.forward,
+            samples=passes.trained + between.trained, steps=steps,
         )  # fmt: skip
         counts = {
-            "samples": work.epochs * own, "replayed": draws * work.epochs * own, "dropped": work.epochs * own, "steps": steps,
+            "samples": work.epochs * own, "replayed": in_round.replayed, "dropped": work.epochs * own, "steps": steps,
             "kept": own, "active": self._maskable, "updated": self._maskable,
         }  # fmt: skip
         memory = int(work.memory(0.0, np.array([capacity]), np.array([max(samples)]))[0])

@@ -1,29 +1,34 @@
 """What a round would take a device, by formula, before anything was trained: for choosing a cohort, budgets, and deadlines nobody meets.
 
-A round of e epochs over n samples in batches of b has ceil(n / b) steps an epoch, each with r replay draws of a batch. The estimate takes
-all n samples and full replay; the least that can be is e epochs over the share of the data that data removal leaves at the end, without
-replay, and nothing sent back.
+A round of e epochs over n samples in batches of b has ceil(n / b) steps an epoch; what a step takes besides its batch, draws from a buffer
+or a teacher, is the learning method's to say. The estimate takes all n samples and full replay; the least that can be is e epochs over the
+share of the data that data removal leaves at the end, without either, and nothing sent back. What a method computes where a task begins or
+ends is not estimated.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from server.fleet.hardware import Hardware
 from sparcl_core.batches import largest_batch
-from sparcl_core.config import REPLAY_DRAWS, MethodConfig
-from sparcl_core.costs.flops import LayerShape, per_sample
-from sparcl_core.costs.memory import Held, footprint_bytes
+from sparcl_core.config import MethodConfig
+from sparcl_core.costs.flops import LayerShape, Passes, per_sample
+from sparcl_core.costs.memory import Held, footprint
+from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.registry import make_method
 from sparcl_core.sparsity.masks import num_active
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Level:
     """A sparsity, and what it means for one model.
 
     Attributes:
         sparsity: s; 0 is the dense model.
         sparse_flops, dense_flops: of one sample in a training step, in layers that may be sparse and in all others.
+        sparse_forward, dense_forward: of them a forward pass alone.
         held: weights and buffers that a device holds.
         bytes: of the model as float32, the measure of a message until one was sent.
     """
@@ -31,6 +36,8 @@ class Level:
     sparsity: float
     sparse_flops: int
     dense_flops: int
+    sparse_forward: int
+    dense_forward: int
     held: int
     bytes: int
 
@@ -60,6 +67,11 @@ class Workload:
     is_joint: bool
     least: int = 1
 
+    @cached_property
+    def learning(self) -> LearningMethod:
+        """The learning method of `method`."""
+        return make_method(self.method.learner)
+
     def level(self, sparsity: float) -> Level:
         """The work at `sparsity`, gradient masks as dense as their settings say in proportion."""
         method = self.method
@@ -69,9 +81,11 @@ class Workload:
             share = method.dgm.keep if method.dgm.sparsity is None else (1 - method.dgm.sparsity) / (1 - method.sparsity)
         updated = {name: max(1, round(share * count)) for name, count in active.items()}
         cost = per_sample(self.layers, active, updated)
-        dense = sum(size for name, size in self.model.parameters.items() if name not in active)
-        held = dense + sum(active.values())
-        return Level(sparsity, cost.sparse, cost.dense, held, held * 4)
+        held = self.model.active_weights(active)
+        return Level(
+            sparsity=sparsity, sparse_flops=cost.sparse, dense_flops=cost.dense, sparse_forward=cost.forward_sparse,
+            dense_forward=cost.forward - cost.forward_sparse, held=held, bytes=held * 4,
+        )  # fmt: skip
 
     def memory(self, sparsity: float, buffered: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Bytes [n] that training needs, as `footprint` counts them.
@@ -82,11 +96,11 @@ class Workload:
         """
         method = self.method
         active = {name: num_active(size, sparsity) for name, size in self.masked.items()}
-        draws = REPLAY_DRAWS[method.learner.method] if self.is_joint else 0
-        in_flight = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch) * (1 + draws)
-        itemsize = self.model.itemsize
-        per_sample_held = self.input_bytes + 8 + self.classes * itemsize
-        fixed = footprint_bytes(self.model, active, active, self.moved, 0)
+        batch = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch)
+        in_flight = self.learning.samples_per_forward(batch, self.is_joint)
+        per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize
+        arrays = self.learning.arrays_bytes(self.model, active)
+        fixed = footprint(self.model, active=active, updated=active, activations=0, method_bytes=arrays, federated=True).total
         return fixed + self.moved * in_flight + buffered * per_sample_held
 
     @property
@@ -94,21 +108,23 @@ class Workload:
         """Layers that the forward passes of a step go through."""
         return layer_passes(self.layers, self.method, self.is_joint)
 
-    def samples(self, samples: np.ndarray, least: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Samples that go forward and backward in a round, and steps, [n] each."""
+    def passes(self, samples: np.ndarray, least: bool = False) -> tuple[Passes, np.ndarray]:
+        """Samples that go through a network in a round, and steps, [n] each."""
         learner, ddr = self.method.learner, self.method.ddr
         kept = samples * (1 - ddr.remove) if least and ddr.enabled else samples
-        draws, steps = 0 if least else REPLAY_DRAWS[learner.method], np.ceil(kept / learner.batch_size)
+        steps = np.ceil(kept / learner.batch_size)
         if least and (learner.last_batch != "keep" or self.least > 1):  # the rest may be dropped, or have no step of its own
             steps = np.maximum(np.floor(kept / learner.batch_size), np.minimum(steps, 1))
             if learner.last_batch == "drop":
                 kept = np.minimum(kept, steps * learner.batch_size)
-        return self.epochs * kept * (1 + draws), self.epochs * steps
+        current = self.epochs * kept
+        passes = self.learning.step_passes(current, 0 * current, {}) if least else self.learning.step_passes(current, current)
+        return passes, self.epochs * steps
 
 
 def layer_passes(layers: tuple[LayerShape, ...], method: MethodConfig, is_joint: bool) -> int:
     """Layers that the forward passes of one training step go through: those of every part of the loss that has a pass of its own."""
-    return len(layers) * (1 if is_joint else 1 + REPLAY_DRAWS[method.learner.method])
+    return len(layers) * make_method(method.learner).forward_passes(is_joint)
 
 
 class Estimates:
@@ -132,10 +148,13 @@ class Estimates:
     def train_s(self, devices: np.ndarray, samples: np.ndarray, level: np.ndarray | None = None, least: bool = False) -> np.ndarray:
         """Seconds of training, [n]. `level`: into `levels`, default the devices' own."""
         level = self.level_of[devices] if level is None else level
-        passes, steps = self.workload.samples(samples, least)
-        sparse, dense = (np.array([getattr(one, name) for one in self.levels])[level] for name in ("sparse_flops", "dense_flops"))
-        seconds = passes * (sparse / self._sparse_rate[devices] + dense / self._dense_rate[devices])
-        return seconds + passes * self.workload.moved / self._moved_rate[devices] + steps * self._step_s[devices]
+        passes, steps = self.workload.passes(samples, least)
+        sparse_rate, dense_rate = self._sparse_rate[devices], self._dense_rate[devices]
+        seconds = passes.trained * (self._of("sparse_flops", level) / sparse_rate + self._of("dense_flops", level) / dense_rate)
+        seconds = seconds + passes.taught * (
+            self._of("sparse_forward", level) / sparse_rate + self._of("dense_forward", level) / dense_rate
+        )
+        return seconds + passes.trained * self.workload.moved / self._moved_rate[devices] + steps * self._step_s[devices]
 
     def seconds(self, devices: np.ndarray, samples: np.ndarray, down: np.ndarray | float, up: np.ndarray | float) -> np.ndarray:
         """Seconds of a round, [n]. `down`, `up`: bytes."""
@@ -151,8 +170,13 @@ class Estimates:
     ) -> np.ndarray:
         """Joules of a round, [n]."""
         own = self.level_of[devices] if level is None else level
-        passes, _ = self.workload.samples(samples)
-        flops = passes * np.array([one.sparse_flops + one.dense_flops for one in self.levels])[own]
+        passes, _ = self.workload.passes(samples)
+        flops = passes.trained * (self._of("sparse_flops", own) + self._of("dense_flops", own))
+        flops = flops + passes.taught * (self._of("sparse_forward", own) + self._of("dense_forward", own))
         transfer = 2 * (self._latency + self._jitter)[devices] + 8 * (down / self._down[devices] + up / self._up[devices])
         joules = self.train_s(devices, samples, own) * self._watts[devices] + flops * self._per_flop[devices]
         return joules + transfer * self._radio_watts[devices] + (down + up) * self._per_byte[devices]
+
+    def _of(self, name: str, level: np.ndarray) -> np.ndarray:
+        """A figure of levels, [n]."""
+        return np.array([getattr(one, name) for one in self.levels])[level]

@@ -26,7 +26,7 @@ from scipy.optimize import nnls
 
 from simulations import preflight
 from simulations.calibration.power import SYSFS, battery_joules, find_meter, mean_watts
-from simulations.calibration.timed_sessions import Measured, Workload, grid, measure, one_thread, product_rate
+from simulations.calibration.timed_sessions import Measured, PointSessions, grid, measure, one_thread, product_rate
 from simulations.config.errors import ConfigError
 from simulations.environment import processor
 from sparcl_core.costs.device import DeviceProfile, compute_cost
@@ -208,10 +208,10 @@ def _power(measured: Sequence[Measured], root: Path, observe: Callable[[str], No
     if meter is None:
         return {}, "", reason
     with one_thread():
-        workload = Workload(max(measured, key=lambda one: one.seconds * (one.point.sparsity > 0)).point)
-        workload.run()
+        sessions = PointSessions(max(measured, key=lambda one: one.seconds * (one.point.sparsity > 0)).point)
+        sessions.run()
         observe("idle power")
         idle = mean_watts(meter, lambda: time.sleep(0.2), POWER_S)
         observe("active power")
-        active = mean_watts(meter, workload.run, POWER_S)
+        active = mean_watts(meter, sessions.run, POWER_S)
     return {"idle_w": idle, "active_w": active}, meter.source, ""

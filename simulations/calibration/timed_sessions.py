@@ -19,18 +19,17 @@ from simulations.build import choose_kernels
 from simulations.config.experiment import Experiment
 from simulations.config.sections import StreamConfig
 from simulations.data.sources import Dataset, Raw
-from sparcl_core.config import REPLAY_DRAWS, LearnerConfig
+from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Flops
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.inputs import InputSpec
-from sparcl_core.learner import Learner, Memory, TaskData
+from sparcl_core.learner import Learner
 from sparcl_core.models import ModelConfig
-from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model
-from sparcl_core.sparsity import ddr
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.tdm import TDMConfig
+from sparcl_core.task_data import TaskData
 
 CLASSES, SEED, LR = 10, 0, 0.001
 PRODUCT = 1024  # rows and columns of the matrices whose product shows the rate
@@ -71,7 +70,7 @@ class Measured:
     seconds: float
 
 
-class Workload:
+class PointSessions:
     """Sessions of one point, each the same as the one before."""
 
     def __init__(self, point: Point):
@@ -88,18 +87,18 @@ class Workload:
         method = choose_kernels(experiment, Dataset(Raw(x, y, x[:0], y[:0]), inputs)).method
         self.point, self.learner = point, Learner(method, inputs, 1, SEED)
         self.moved_per_sample = activation_bytes(self.learner.model, point.shape)
-        self.layer_passes = len(self.learner.layers) * (1 if self.learner.is_joint else 1 + REPLAY_DRAWS[point.method])
+        self.layer_passes = self.learner.layer_passes
         self._state, self._masks = start_model(self.learner, method, SEED)
         self._data = TaskData(x, y, tuple(range(CLASSES)), 0)
-        held = rehearsal.empty(method.learner.buffer_capacity(0), point.shape, CLASSES)
+        self._memory = self.learner.new_memory(0).in_task(count)
+        held = self._memory.buffer
         held.x[:], held.y[:], held.offered = x[: held.capacity], y[: held.capacity], held.capacity  # full, so that every step replays
-        self._memory = self.learner.begin_task(Memory(held, ddr.start(0)), count)
         self.flops = Flops()  # of a session, after the first one
 
     def run(self) -> float:
         """CPU seconds of this thread for one session."""
         start = time.thread_time()
-        session = self.learner.train(self._state, self._masks, self._data, self._memory, 1, 0)
+        session = self.learner.train(self._state, self._masks, self._data, self._memory, epochs=1, device=0)
         seconds = time.thread_time() - start
         self.flops = session.flops
         return seconds
@@ -120,18 +119,18 @@ def grid(models: Sequence[str], quick: bool = False) -> tuple[Point, ...]:
 def measure(points: Sequence[Point], repeats: int, observe: Callable[[str], None] = lambda text: None) -> tuple[Measured, ...]:
     """Every point's session, `repeats` times in turn after one that does not count, with one thread; the least seconds of each."""
     with one_thread():
-        workloads = []
+        prepared = []
         for number, point in enumerate(points, 1):
             observe(f"preparing {number}/{len(points)}")
-            workloads.append(Workload(point))
+            prepared.append(PointSessions(point))
         best = [float("inf")] * len(points)
         for turn in range(1 + repeats):
             observe(f"turn {turn}/{repeats}")
-            for number, workload in enumerate(workloads):
-                seconds = workload.run()
+            for number, sessions in enumerate(prepared):
+                seconds = sessions.run()
                 best[number] = min(best[number], seconds) if turn else float("inf")
     return tuple(
-        Measured(w.point, w.flops, w.moved_per_sample, w.layer_passes, seconds) for w, seconds in zip(workloads, best, strict=True)
+        Measured(one.point, one.flops, one.moved_per_sample, one.layer_passes, seconds) for one, seconds in zip(prepared, best, strict=True)
     )
 
 

@@ -10,7 +10,7 @@ from simulations import disk
 from simulations.checkpoints.array_file import ArrayFile
 from simulations.config.errors import Lost
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(ValueError):

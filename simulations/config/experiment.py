@@ -5,6 +5,7 @@ use them. Unknown keys and wrong types are errors that name the key and the near
 """
 
 import dataclasses
+import functools
 import json
 import re
 import tomllib
@@ -30,6 +31,7 @@ from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
 from simulations.config.toml_file import check_depth, read_toml
 from sparcl_core.config import KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
+from sparcl_core.methods.registry import find_method, make_method
 from sparcl_core.pretrained import changed, digest
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.ddr import DDRConfig
@@ -99,6 +101,10 @@ class Experiment:
             yield f"seed is {self.seed}: it must not be negative"
         if not 0 <= self.target < 1:
             yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
+        try:
+            make_method(self.learner)
+        except ValueError as error:
+            yield str(error)
         if self.evaluate_every < 0:
             yield f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only"
 
@@ -162,7 +168,6 @@ SECTIONS = (
 for _section in (*SECTIONS, Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
     _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-_ADAPTER = TypeAdapter(Experiment)
 
 
 def available() -> list[str]:
@@ -213,16 +218,42 @@ def _find_weights(experiment: Experiment) -> Experiment:
 
 
 def from_tree(tree: dict[str, Any]) -> Experiment:
-    """The experiment in nested dicts."""
+    """The experiment in nested dicts. Keys of [learner] are those of its method, which may have some of its own."""
     check_depth(tree, "the experiment")
     try:
         text = json.dumps(tree, default=str)  # TOML also knows dates
     except ValueError as error:
         raise ConfigError(f"the experiment has a number that is too large: {printable(error)}") from error
+    learner, unknown = _learner_of(tree)
+    kind, adapter = _reading(learner)
     try:
-        return _ADAPTER.validate_json(text)
+        made = adapter.validate_json(text)
     except ValidationError as error:
-        raise ConfigError("; ".join(explain(error, Experiment))) from error
+        told = explain(error, kind)
+        raise ConfigError("; ".join([*(problem for problem in unknown if not any(problem in text for text in told)), *told])) from error
+    return Experiment(**{part.name: getattr(made, part.name) for part in dataclasses.fields(Experiment)})
+
+
+def _learner_of(tree: dict[str, Any]) -> tuple[type[LearnerConfig], list[str]]:
+    """What the section [learner] is to be read as, which depends on its method; and what is wrong with the method, if there is none."""
+    section = tree.get("learner")
+    name = section.get("method", LearnerConfig.method) if isinstance(section, dict) else LearnerConfig.method
+    try:
+        return (find_method(name).Config if isinstance(name, str) else LearnerConfig), []
+    except ValueError as error:
+        return LearnerConfig, [str(error)]
+
+
+@functools.cache
+def _reading(learner: type[LearnerConfig]) -> tuple[type[Experiment], TypeAdapter]:
+    """An experiment whose section [learner] is of this kind, and what reads it."""
+    section = ("learner", learner, field(default_factory=learner))
+    kind = (
+        dataclasses.make_dataclass("Experiment", [section], bases=(Experiment,), frozen=True)
+        if learner is not LearnerConfig
+        else Experiment
+    )
+    return kind, TypeAdapter(kind)
 
 
 def to_tree(experiment: Experiment) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def _split_streams(config: StreamConfig, data: Dataset, classes: tuple[tuple[int
     x, y = data.raw.train_x, data.raw.train_y
     if config.partition == "drawn":
         try:
-            return DrawnStreams.of(x, y, classes, config.devices, config.samples, config.alpha, seed, config.blur)
+            return DrawnStreams.of(
+                x, y, classes, devices=config.devices, size=config.samples, alpha=config.alpha, seed=seed, blur=config.blur
+            )
         except ValueError as error:
             raise ConfigError(f"stream.samples: {error}; take fewer") from error
     if config.devices > len(y):
@@ -80,7 +82,7 @@ def _split_streams(config: StreamConfig, data: Dataset, classes: tuple[tuple[int
         # by device, and ascending on a device; and how many each has, [devices]
         owned.append((members[np.argsort(owner, kind="stable")], np.bincount(owner, minlength=config.devices)))
     sizes = np.stack([sizes for _, sizes in owned], axis=1)
-    streams = SplitStreams.of(x, y, classes, np.empty(sizes.sum(), dtype=np.int64), sizes)
+    streams = SplitStreams.of(x, y, classes, flat=np.empty(sizes.sum(), dtype=np.int64), sizes=sizes)
     for task, (indices, ends) in enumerate((indices, np.cumsum(sizes)) for indices, sizes in owned):
         for device in np.flatnonzero(sizes[:, task]).tolist():
             own = indices[ends[device] - sizes[device, task] : ends[device]]

@@ -36,7 +36,7 @@ def arranged(
     is_plain = np.array_equal(sequences, np.arange(config.tasks)[None])
     if is_plain and config.cycles == chunks == 1 and domains is None:
         return base
-    return ArrangedStreams.of(base, sequences, classes, config.cycles, chunks, domains)
+    return ArrangedStreams.of(base, sequences, classes, cycles=config.cycles, chunks=chunks, domains=domains)
 
 
 def make_domains(config: StreamConfig, seed: int) -> Domains | None:

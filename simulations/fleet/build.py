@@ -18,6 +18,7 @@ from simulations.config.experiment import ConfigError, Experiment
 from simulations.fleet.mix import make_hardware
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner
+from sparcl_core.methods.registry import make_method
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ def make_attendance(experiment: Experiment, streams: Streams, learner: Learner) 
 def _per_device(sizes: np.ndarray, e: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """Samples that each device's buffer can hold, and the most that it has in a step; [N] each. A large fleet of equals is one row."""
     rows = sizes if any(sizes.strides) else sizes[:1]
-    capacity = np.array([e.learner.buffer_capacity(total) for total in rows.sum(axis=1).tolist()])
+    method = make_method(e.learner)
+    capacity = np.array([method.buffer_capacity(total) for total in rows.sum(axis=1).tolist()])
     return np.broadcast_to(capacity, len(sizes)), np.broadcast_to(rows.max(axis=1), len(sizes))
 
 

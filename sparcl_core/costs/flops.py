@@ -9,11 +9,16 @@ pooling are not. Dense `exact` counts equal torch.utils.flop_counter on the same
 
 The `paper` convention re-derives the published column: 3 x forward for current data, replay draws count their forward only,
 nothing else.
+
+How many samples go through a network is its learning method's to say (`Passes`); what a pass costs is worked out here.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from sparcl_core.probe import look_through
 from sparcl_core.sparsity.masks import Masks
 
 if TYPE_CHECKING:
@@ -39,9 +44,12 @@ class Flops:
     """FLOPs by column, and what a cost model wants to know beside them. `train_sparse` + `train_dense` = training in layers that may be
     sparse, and in all others.
 
+    Training is what steps compute: forward and backward passes, and forward passes of a teacher beside them.
     `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
-    bound: gradients of dense weights are not needed for it). `masks`: one operation per weight that a ranking looks at.
-    `statistics`: forward passes that train nothing: those that recompute BatchNorm statistics, and those whose loss tells a change of task.
+    bound: gradients of dense weights are not needed for it), and those that a method computes where a task begins or ends. `masks`: one
+    operation per weight that a ranking looks at.
+    `statistics`: forward passes that train nothing: those that recompute BatchNorm statistics, those whose loss tells a change of task, and
+    those that a method computes where a task begins or ends.
     `paper`: the published convention for the same steps; not part of `total`.
     No FLOPs: `samples` that went forward and backward (replay and importance included) and optimiser `steps`.
     """
@@ -64,57 +72,89 @@ class Flops:
         return self.train + self.importance + self.masks + self.statistics
 
     def __add__(self, other: "Flops") -> "Flops":
-        return Flops(
-            self.train_sparse + other.train_sparse,
-            self.train_dense + other.train_dense,
-            self.importance + other.importance,
-            self.masks + other.masks,
-            self.paper + other.paper,
-            self.statistics + other.statistics,
-            self.samples + other.samples,
-            self.steps + other.steps,
-        )
+        return Flops(*[mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)])
+
+
+Count = int | np.ndarray  # a whole number, or one for each of many devices
+
+
+@dataclass(frozen=True)
+class Counted:
+    """FLOPs of a device, and those that its dense twin would have computed meanwhile: no DDR, every weight, the same schedule."""
+
+    flops: Flops = Flops()
+    dense_flops: Flops = Flops()
+
+    def __add__(self, other: "Counted") -> "Counted":
+        return Counted(self.flops + other.flops, self.dense_flops + other.dense_flops)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Samples that go through a network; they add up, also over the steps of a round.
+
+    Attributes:
+        current: of the task's own data, forward and backward.
+        replayed: besides, forward and backward.
+        taught: forward only, through a network that is not trained.
+    """
+
+    current: Count = 0
+    replayed: Count = 0
+    taught: Count = 0
+
+    @property
+    def trained(self) -> Count:
+        """Those that go forward and backward."""
+        return self.current + self.replayed
 
 
 def layer_shapes(model: "nn.Module", input_shape: tuple[int, ...]) -> tuple[LayerShape, ...]:
     """The counted layers in the order in which a forward pass runs them, measured on one sample."""
-    import torch  # late: whoever only adds counts up, a check of settings for one, should not wait for it
-    from torch import nn
+    from torch import nn  # late, as in `look_through`
 
     names = {module: name for name, module in model.named_modules()}
     layers: list[LayerShape] = []
 
-    def record(module, inputs, output):
+    def note(module, x, output):
         uses = output[0, 0].numel() if isinstance(module, nn.Conv2d) else output[0].numel() // module.out_features
         layers.append(LayerShape(names[module] + ".weight", module.weight.numel(), uses, first=not layers))
 
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    look_through(model, input_shape, (nn.Conv2d, nn.Linear), note)
     return tuple(layers)
 
 
 @dataclass(frozen=True)
-class StepFlops:
-    """FLOPs of one sample in one training step, all weight gradients and those of the gradient mask apart."""
+class SampleFlops:
+    """FLOPs of one sample: `sparse` and `dense` of a forward and backward pass, in layers that may be sparse and in all others.
+
+    `forward`: of a forward pass; `forward_sparse`: of that in layers that may be sparse.
+    """
 
     sparse: int
     dense: int
     forward: int
+    forward_sparse: int
+
+    @property
+    def whole(self) -> int:
+        """Forward and backward, all layers."""
+        return self.sparse + self.dense
 
     def step(self, samples: int) -> Flops:
         """One step with `samples`, replay included."""
         return Flops(train_sparse=self.sparse * samples, train_dense=self.dense * samples, samples=samples, steps=1)
 
+    def teach(self, samples: int) -> Flops:
+        """Forward passes of a teacher beside a step."""
+        return Flops(train_sparse=self.forward_sparse * samples, train_dense=(self.forward - self.forward_sparse) * samples)
 
-def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int]) -> StepFlops:
+    def between_tasks(self, passes: Passes) -> Flops:
+        """What a method computes where a task begins or ends."""
+        return Flops(importance=self.whole * passes.trained, statistics=self.forward * passes.taught, samples=passes.trained)
+
+
+def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int]) -> SampleFlops:
     """FLOPs of a forward and backward pass of one sample.
 
     Args:
@@ -122,21 +162,17 @@ def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: 
         active: active weights k of each sparse tensor; layers not named are dense.
         updated: weights g whose gradient is computed, likewise.
     """
-    sparse = dense = forward = 0
+    sparse = dense = forward = forward_sparse = 0
     for layer in layers:
         k, g = active.get(layer.name, layer.weights), updated.get(layer.name, layer.weights)
         cost = 2 * layer.uses * (k + (0 if layer.first else k) + g)
+        forward += 2 * layer.uses * k
         if layer.name in active:
             sparse += cost
+            forward_sparse += 2 * layer.uses * k
         else:
             dense += cost
-        forward += 2 * layer.uses * k
-    return StepFlops(sparse, dense, forward)
-
-
-def paper_flops(forward: int, current: int, replayed: int) -> int:
-    """The published convention: 3 x forward for `current` samples, forward only for `replayed` ones."""
-    return forward * (3 * current + replayed)
+    return SampleFlops(sparse, dense, forward, forward_sparse)
 
 
 def dense_forward(layers: tuple[LayerShape, ...]) -> int:

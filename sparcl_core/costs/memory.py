@@ -6,7 +6,7 @@ What a device that stores only what it must holds, counted by formula whatever t
 - gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense;
 - activations: what autograd keeps for backward, measured on the dense model per sample, times the samples of a forward pass (the parts
   of a loss that do not share one run backward one after the other);
-- buffer: raw inputs, labels (8 bytes) and logits;
+- method: what the learning method keeps: its buffer, raw inputs, labels (8 bytes) and logits, and its arrays;
 - federation: the base that the update is taken against and the residual of lossy encoding, both over the active set;
 - codec: what coding an update takes, 2 bytes of symbol for each of its values and at most the value itself in the output.
 """
@@ -15,15 +15,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sparcl_core.replay.buffer import Buffer
+from sparcl_core.replay.memory import Memory
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes by kind."""
 
@@ -31,7 +29,7 @@ class Footprint:
     masks: int
     gradients: int
     activations: int
-    buffer: int
+    method: int
     federation: int
     codec: int
 
@@ -46,7 +44,7 @@ def activation_bytes(model: "nn.Module", input_shape: tuple[int, ...]) -> int:
     Storages are counted once however many operations keep them. Measured as the difference between a pass with three
     samples and one with two, so that what does not grow with the batch drops out.
     """
-    import torch  # late, as in `flops.layer_shapes`
+    import torch  # late, as in `probe.look_through`
 
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
 
@@ -88,45 +86,51 @@ class Held:
         buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         return cls(parameters, next(model.parameters()).element_size(), buffers)
 
+    def active_weights(self, active: dict[str, int]) -> int:
+        """Weights that a device holds with `active` of them in each sparse tensor: those, and all of the dense tensors."""
+        return sum(size for name, size in self.parameters.items() if name not in active) + sum(active.values())
+
+    def packed_bytes(self, active: dict[str, int]) -> int:
+        """What one such network takes at most beside the one that is trained, as `sparsity.packed` packs it."""
+        bits = sum(math.ceil(self.parameters[name] / 8) for name in active)
+        return self.active_weights(active) * self.itemsize + self.buffer_bytes + bits
+
 
 def footprint(
     model: Held,
+    *,
     active: dict[str, int],
     updated: dict[str, int],
-    per_sample_activations: int,
-    samples_per_forward: int,
-    buffer: Buffer,
+    activations: int,
+    method_bytes: int,
     federated: bool,
 ) -> Footprint:
     """Memory of one device.
 
     Args:
         active, updated: exact counts of the weight and gradient masks per sparse tensor (none: a dense device).
-        per_sample_activations: from `activation_bytes`.
-        samples_per_forward: samples whose activations are alive at once.
+        activations: bytes that are alive at once, `activation_bytes` for each sample of a forward pass.
+        method_bytes: what the learning method keeps, `kept_bytes` of a device's memory.
     """
-    itemsize = model.itemsize
-    held = _held(model, active)
+    itemsize, held = model.itemsize, model.active_weights(active)
     maskable = sum(model.parameters[name] for name in active)
     return Footprint(
         weights=held * itemsize + model.buffer_bytes,
         masks=math.ceil(maskable / 8) + math.ceil(sum(active.values()) / 8) if active else 0,
         gradients=(held - sum(active.values()) + sum(updated.values())) * itemsize,
-        activations=per_sample_activations * samples_per_forward,
-        buffer=buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes,
+        activations=activations,
+        method=method_bytes,
         federation=2 * held * itemsize if federated else 0,
         codec=held * (2 + itemsize) if federated else 0,
     )
 
 
-def footprint_bytes(
-    model: Held, active: dict[str, int], updated: dict[str, int], per_sample_activations: int, samples_per_forward: int
-) -> int:
-    """All but the buffer, of a federated device: what can be said of a device before it begins."""
-    none = Buffer(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0))
-    return footprint(model, active, updated, per_sample_activations, samples_per_forward, none, federated=True).total
+def kept_bytes(memory: Memory) -> int:
+    """What the learning method keeps on a device: its buffer and its arrays. Data removal's few bytes per sample are not counted."""
+    buffer = memory.buffer
+    return buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes + sum(array.nbytes for array in memory.arrays.values())
 
 
-def _held(model: Held, active: dict[str, int]) -> int:
-    """Weights that a device holds: active ones and all of the dense tensors."""
-    return sum(size for name, size in model.parameters.items() if name not in active) + sum(active.values())
+def buffered_bytes(input_shape: tuple[int, ...], num_classes: int, itemsize: int) -> int:
+    """Of one sample in a buffer."""
+    return math.prod(input_shape) + 8 + num_classes * itemsize

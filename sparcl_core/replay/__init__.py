@@ -1,1 +1,1 @@
-"""Rehearsal: the buffer, and the losses on what is drawn from it."""
+"""What a device keeps of what it has seen: the rehearsal buffer, and all that it remembers between sessions."""

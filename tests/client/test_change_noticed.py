@@ -119,7 +119,7 @@ def test_who_is_not_told_does_not_know_the_classes_of_the_task(monkeypatch):
     lab, seen = detecting_lab(), []
     true = lab.learner.train
     monkeypatch.setattr(
-        lab.learner, "train", lambda start, masks, data, *args: seen.append(data.classes) or true(start, masks, data, *args)
+        lab.learner, "train", lambda start, masks, data, *args, **how: seen.append(data.classes) or true(start, masks, data, *args, **how)
     )
     lab.stream = replace(lab.stream, samples=(np.arange(6), np.arange(12, 24)))  # of the first task's two classes only one
     device, _ = lab.train(lab.receive(lab.new_device()))

@@ -196,7 +196,7 @@ def test_a_failure_names_device_round_and_stage_and_leaves_the_state(world, inst
     app, broken = client_app(*world.app_args), make_client_app(world.client_config, no_data)
     later = Instruction(7, 0, 1, True, instruction.payloads)
 
-    def explode(*args):
+    def explode(*args, **kwargs):
         raise FloatingPointError("not finite")
 
     cases = [

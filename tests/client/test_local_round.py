@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lab import SEED, Lab, flat, lab_mask, trained_device
+from lab import INPUTS, SEED, Lab, flat, lab_mask, trained_device
 from worlds import assert_same_arrays
 
 from client.state.device_state import new_device
 from sparcl_core import codec
 from sparcl_core.codec import CodecError
+from sparcl_core.learner import Learner
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import apply_masks_
 
@@ -251,7 +252,7 @@ def test_importance_of_every_active_weight_travels_in_the_form_that_is_asked_for
     """u8: half a step of 255, scale rounded up by at most 1/128. u4, a square law: (c + 1/2)^2 - c^2 of 15^2 is below 1/15."""
     lab = Lab(importance=form)
     device, done = lab.train(lab.receive(lab.new_device()), importance=True)
-    importance, _ = lab.learner.importance(done.session.state, device.masks, lab.stream.task(0), done.session.memory, 0)
+    importance, _ = lab.learner.importance(done.session.state, device.masks, lab.stream.task(0), done.session.memory, device=0)
     assert all(np.array_equal(done.importance[name], own) for name, own in importance.items())
     _, report = lab.report(device, done)
     arrived = codec.decode(report.masks, lab.learner.layout, device.masks)
@@ -338,4 +339,4 @@ def test_a_new_task_restarts_data_removal_and_keeps_the_buffer():
 def test_the_buffer_is_sized_by_the_whole_stream():
     lab = Lab()
     method = replace(lab.method, learner=replace(lab.method.learner, buffer_size=0, buffer_share=0.1))
-    assert new_device(method, lab.learner, lab.stream).memory.buffer.capacity == 3  # a tenth of 24, rounded up
+    assert new_device(Learner(method, INPUTS, 10, SEED), lab.stream).memory.buffer.capacity == 3  # a tenth of 24, rounded up

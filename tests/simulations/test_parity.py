@@ -32,7 +32,8 @@ def run_both(dtype: str, *overrides: str) -> tuple[list[Progress], list[dict]]:
     alone = []
     tasks = [world.streams[0].task(number) for number in range(e.stream.tasks)]
     epochs = e.federation.task_epochs
-    train_stream(e.method, world.data.inputs, tasks, epochs, e.seed, alone.append, session_epochs=e.federation.local_epochs)
+    options = {"task_epochs": epochs, "seed": e.seed, "session_epochs": e.federation.local_epochs}
+    train_stream(e.method, world.data.inputs, tasks, **options, observe=alone.append)
     return alone, federated
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tiny_learning import INPUTS, MODELS, SEED, assert_same, new_memory, start, tiny_method, tiny_tasks, without
 
 from sparcl_core.batches import batch_sizes, cut, largest_batch
-from sparcl_core.learner import Learner, TaskData
+from sparcl_core.learner import Learner
 from sparcl_core.models import ModelConfig, build_model, smallest_batch
 from sparcl_core.sparsity.ddr import DDRConfig
+from sparcl_core.task_data import TaskData
 
 LASTS = st.sampled_from(["keep", "join", "drop"])
 
@@ -48,7 +49,7 @@ def test_a_net_with_batchnorm_trains_on_whatever_is_left():
     """9 samples in batches of 8: one of 9 instead of 8 and 1, which torch refuses. So is the pass that ranks weights for TDM."""
     learner, state, masks, memory = start(tiny_method("resnet18"))
     task = tiny_tasks(1, 9)[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, 9), 1, device=0)
+    done = learner.train(state, masks, task, memory.in_task(9), epochs=1, device=0)
     assert (done.steps, done.samples, done.dropped, done.replayed) == (1, 9, 0, 0)
     assert done.flops.samples == done.dense_flops.samples == 9
     _, cost = learner.importance(done.state, masks, task, done.memory, device=0)
@@ -61,7 +62,7 @@ def test_joined_or_dropped_where_the_settings_say_so():
     sizes = {}
     for last in ("keep", "join", "drop"):
         learner, state, masks, memory = start(without(tiny_method("cnn", method="sgd", last_batch=last), "ddr"))
-        done = learner.train(state, masks, tiny_tasks(1, 21)[0], learner.begin_task(memory, 21), 2, device=0)
+        done = learner.train(state, masks, tiny_tasks(1, 21)[0], memory.in_task(21), epochs=2, device=0)
         assert done.flops.samples == done.samples == done.dense_flops.samples
         sizes[last] = (done.steps, done.samples, done.dropped)
     assert sizes == {"keep": (6, 42, 0), "join": (4, 42, 0), "drop": (4, 32, 10)}
@@ -70,10 +71,10 @@ def test_joined_or_dropped_where_the_settings_say_so():
 def test_a_single_sample_is_refused_before_anything_is_lost():
     learner, state, masks, memory = start(tiny_method("resnet18"))
     task = tiny_tasks(1, 1)[0]
-    memory = learner.begin_task(memory, 1)
+    memory = memory.in_task(1)
     before = memory.buffer.offered
     for work in (
-        lambda: learner.train(state, masks, task, memory, 1, device=0),
+        lambda: learner.train(state, masks, task, memory, epochs=1, device=0),
         lambda: learner.importance(state, masks, task, memory, device=0),
         lambda: learner.loss(state, masks, task, 1),
         lambda: learner.statistics(state, masks, task, memory),
@@ -85,12 +86,12 @@ def test_a_single_sample_is_refused_before_anything_is_lost():
 
 def test_a_buffer_of_one_sample_is_not_replayed_where_it_cannot_be():
     learner, state, masks, _ = start(tiny_method("resnet18"))
-    memory, task = learner.begin_task(new_memory(learner, 1), 16), tiny_tasks(1, 16)[0]
-    done = learner.train(state, masks, task, memory, 2, device=0)
+    memory, task = new_memory(learner, 1).in_task(16), tiny_tasks(1, 16)[0]
+    done = learner.train(state, masks, task, memory, epochs=2, device=0)
     assert (done.steps, done.replayed) == (4, 0) and len(done.memory.buffer) == 1
     assert done.dense_flops.samples == 32  # nor by its dense twin
     plain, state, masks, _ = start(tiny_method("cnn"))
-    assert plain.train(state, masks, task, plain.begin_task(new_memory(plain, 1), 16), 2, device=0).replayed == 2 * 3
+    assert plain.train(state, masks, task, new_memory(plain, 1).in_task(16), epochs=2, device=0).replayed == 2 * 3
 
 
 def test_data_removal_leaves_enough_for_a_batch():
@@ -100,7 +101,7 @@ def test_data_removal_leaves_enough_for_a_batch():
         learner, state, masks, memory = start(replace(method, ddr=ddr))
         data = tiny_tasks(1, 8)[0]
         data = TaskData(data.x[data.y == 0], data.y[data.y == 0], data.classes, 0)
-        done = learner.train(state, masks, data, learner.begin_task(memory, 4), 10, device=0)
+        done = learner.train(state, masks, data, memory.in_task(4), epochs=10, device=0)
         assert np.count_nonzero(done.memory.ddr.kept) == (2 if ddr.enabled else 4)
 
 
@@ -128,7 +129,7 @@ def test_data_that_is_not_what_it_must_be(change, message):
     learner, state, masks, memory = start(tiny_method("mlp"))
     with pytest.raises(ValueError, match=message):
         data = replace(tiny_tasks(1, 4)[0], **change)
-        learner.train(state, masks, data, learner.begin_task(memory, 4), 1, device=0)
+        learner.train(state, masks, data, memory.in_task(4), epochs=1, device=0)
 
 
 def test_images_too_small_for_the_pooling_are_refused():
@@ -140,5 +141,5 @@ def test_what_becomes_of_a_rest_does_not_matter_where_there_is_none():
     runs = []
     for last in ("keep", "drop"):
         learner, state, masks, memory = start(without(tiny_method("cnn", last_batch=last), "ddr"))
-        runs.append(learner.train(state, masks, tiny_tasks(1, 16)[0], learner.begin_task(memory, 16), 2, device=0))
+        runs.append(learner.train(state, masks, tiny_tasks(1, 16)[0], memory.in_task(16), epochs=2, device=0))
     assert_same(*runs)

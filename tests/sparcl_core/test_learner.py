@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Flops, dense_forward, layer_shapes, per_sample
-from sparcl_core.learner import TaskData
+from sparcl_core.methods.registry import make_method
 from sparcl_core.models import build_model, load_state_
 from sparcl_core.replay.buffer import offer_
 from sparcl_core.sparsity import tdm
@@ -30,6 +30,7 @@ from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.masks import count_active
 from sparcl_core.sparsity.tdm import TDMConfig
+from sparcl_core.task_data import TaskData
 
 METHODS = ("sgd", "er", "der", "derpp")
 
@@ -58,7 +59,7 @@ def test_counts_are_exact_and_masked_weights_exactly_zero_through_a_long_run(mod
     grown = {name: count + int(0.05 * masks[name].size + 0.5) for name, count in expected.items()}
     number = 0
     for task in tiny_tasks(2, samples=24):
-        memory, counts = learner.begin_task(memory, len(task.y)), expected
+        memory, counts = memory.in_task(len(task.y)), expected
         for session in range(5):
             what = "grow" if session == 0 and task.task else "adapt" if session == 1 or rng.random() < 0.5 else "rest"
             if what != "rest":
@@ -67,7 +68,7 @@ def test_counts_are_exact_and_masked_weights_exactly_zero_through_a_long_run(mod
                 update = tdm.plan_update(what, masks, state, importance, config.tdm, 0.75, number)
                 masks = tdm.update_masks(masks, [state], update, config.tdm, 0.75, 0)
                 counts = grown if what == "grow" else expected
-            done = learner.train(state, masks, task, memory, int(rng.integers(1, 3)), device=0)
+            done = learner.train(state, masks, task, memory, epochs=int(rng.integers(1, 3)), device=0)
             assert count_active(masks) == counts
             for name, mask in masks.items():
                 assert np.count_nonzero(done.state[name][~mask]) == 0
@@ -83,7 +84,7 @@ def test_a_gradient_mask_that_is_drawn_once_updates_exactly_the_share_1_minus_q(
     config = replace(tiny_method("cnn", sparsity), dgm=DGMConfig(interval=1000))
     learner, state, masks, memory = start(config)
     task = tiny_tasks()[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, len(task.y)), 3, device=0)
+    done = learner.train(state, masks, task, memory.in_task(len(task.y)), epochs=3, device=0)
     q = 1 - 0.8 * (1 - sparsity)
     assert count_active(done.updated) == {name: oracles.active_count(mask.size, q) for name, mask in masks.items()}
 
@@ -101,7 +102,7 @@ def test_without_dgm_every_active_weight_is_updated():
     method = without(tiny_method("cnn"), "dgm")
     learner, state, masks, memory = start(method)
     task = tiny_tasks()[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, len(task.y)), 1, device=0)
+    done = learner.train(state, masks, task, memory.in_task(len(task.y)), epochs=1, device=0)
     assert_same(done.updated, masks)
 
 
@@ -115,7 +116,7 @@ def test_without_weight_sparsity_nothing_is_masked():
     learner, state, masks, memory = start(tiny_method("cnn", sparsity=0.0))
     assert masks == {} and not learner.draws_gradient_masks and learner.layout.masked == frozenset()
     task = tiny_tasks()[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, len(task.y)), 1, device=0)
+    done = learner.train(state, masks, task, memory.in_task(len(task.y)), epochs=1, device=0)
     assert all((done.state[name] != state[name]).mean() > 0.9 for name in ("conv2.weight", "fc.weight"))
     assert done.flops.train_sparse == 0 and done.updated == {}
 
@@ -124,9 +125,9 @@ def test_ddr_counts_the_devices_own_epochs_and_removes_in_four_stages():
     # rho = 0.3 of 40 samples are 12, in stages of 3 before epochs 1, 2, 3 and 4, here in sessions of one epoch
     learner, state, masks, memory = start(tiny_method("cnn"))
     task = tiny_tasks()[0]
-    memory, samples, kept = learner.begin_task(memory, len(task.y)), [], np.ones(40, dtype=bool)
+    memory, samples, kept = memory.in_task(len(task.y)), [], np.ones(40, dtype=bool)
     for epoch in range(EPOCHS):
-        done = learner.train(state, masks, task, memory, 1, device=0)
+        done = learner.train(state, masks, task, memory, epochs=1, device=0)
         state, memory = done.state, done.memory
         samples.append(done.samples)
         assert memory.epochs == epoch + 1
@@ -160,9 +161,9 @@ def test_one_step_equals_the_slow_reference(method, single_head, importance, joi
     capacity = 0 if method == "sgd" else 6
     learner, state, masks, memory = start(config, capacity)
     old, task = tiny_tasks(2, samples=16)
-    memory = learner.begin_task(with_samples(memory, old), 16)
+    memory = with_samples(memory, old).in_task(16)
     buffer = frozen(memory.buffer)
-    done = learner.train(state, masks, task, memory, 1, device=0)
+    done = learner.train(state, masks, task, memory, epochs=1, device=0)
 
     model = build_model(config.model, INPUTS.shape, INPUTS.num_classes)
     load_state_(model, state)
@@ -207,8 +208,8 @@ def test_an_er_step_at_half_the_rate_is_mammoths():
     config = tiny_method("cnn", 0.0, "float64", method="er", single_head=False, batch_size=6, lr=0.05)
     learner, state, masks, memory = start(config, 6)
     old, task = tiny_tasks(2, samples=6)
-    memory = learner.begin_task(with_samples(memory, old), 6)
-    done = learner.train(state, masks, task, memory, 1, device=0)
+    memory = with_samples(memory, old).in_task(6)
+    done = learner.train(state, masks, task, memory, epochs=1, device=0)
     model = build_model(config.model, INPUTS.shape, INPUTS.num_classes)
     load_state_(model, state)
     x, y = (torch.from_numpy(np.concatenate(pair)) for pair in ((task.x, memory.buffer.x), (task.y, memory.buffer.y)))
@@ -227,7 +228,7 @@ def test_what_judges_a_sample_for_data_removal_is_a_setting(single_head):
         task = tiny_tasks()[1]  # classes 2 and 3, in turn
         state["classifier.weight"][...] = 0
         state["classifier.bias"][...] = [9.0, 0.0, 3.0, 1.0]
-        wrong[judged_by] = learner.train(state, masks, task, learner.begin_task(memory, 40), 1, device=0).memory.ddr.misses.tolist()
+        wrong[judged_by] = learner.train(state, masks, task, memory.in_task(40), epochs=1, device=0).memory.ddr.misses.tolist()
     assert wrong["all-classes"] == [1] * 40
     assert wrong["seen-classes"] == ([0, 1] * 20 if single_head else [1] * 40)
 
@@ -237,10 +238,10 @@ def test_the_gradient_that_a_session_leaves_is_that_of_its_last_step_behind_its_
     config = replace(config, tdm=TDMConfig(gradient="last-step", alpha=0.7), dgm=DGMConfig(keep=0.5, interval=1))
     learner, state, masks, memory = start(config)
     task = tiny_tasks()[1]
-    memory = learner.begin_task(memory, 40)
-    first = learner.train(state, masks, task, memory, 2, device=0)
-    before = learner.train(state, masks, task, memory, 1, device=0)
-    last = learner.train(before.state, masks, task, before.memory, 1, device=0)
+    memory = memory.in_task(40)
+    first = learner.train(state, masks, task, memory, epochs=2, device=0)
+    before = learner.train(state, masks, task, memory, epochs=1, device=0)
+    last = learner.train(before.state, masks, task, before.memory, epochs=1, device=0)
     for name, mask in masks.items():
         moved = np.abs(before.state[name] - last.state[name]) / 0.05  # a step is lr times the masked gradient
         assert np.allclose(last.importance[name], 0.7 * moved, rtol=1e-6, atol=1e-12)
@@ -250,7 +251,7 @@ def test_the_gradient_that_a_session_leaves_is_that_of_its_last_step_behind_its_
     assert importance is last.importance and cost.importance == 0
     mean = replace(config, tdm=TDMConfig(alpha=0.7))
     other = start(mean)[0]
-    done = other.train(state, masks, task, memory, 2, device=0)
+    done = other.train(state, masks, task, memory, epochs=2, device=0)
     assert done.importance is None and other.importance_after(done, masks, task, device=0)[1].importance > 0
     assert_same(done.state, first.state)  # what is left behind changes nothing of the training
 
@@ -281,7 +282,7 @@ def test_batch_normalisation_forbids_joining_batches():
 def test_the_resnet_trains_with_exact_zeros_and_moving_statistics():
     learner, state, masks, memory = start(tiny_method("resnet18", 0.9, batch_size=16))
     task = tiny_tasks(1, 32)[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, 32), 1, device=0)
+    done = learner.train(state, masks, task, memory.in_task(32), epochs=1, device=0)
     assert len(masks) == 16
     for name, mask in masks.items():
         assert np.count_nonzero(done.state[name][~mask]) == 0
@@ -295,13 +296,13 @@ def test_the_resnet_trains_with_exact_zeros_and_moving_statistics():
 def test_training_is_deterministic_to_the_bit_and_touches_none_of_its_inputs(model):
     learner, state, masks, memory = start(tiny_method(model, augment="crop-flip"))
     old, task = tiny_tasks()
-    memory = learner.begin_task(with_samples(memory, old), len(task.y))
+    memory = with_samples(memory, old).in_task(len(task.y))
     given = (state, masks, task, memory)
     before = frozen(given)
     first = frozen(learner.train(*given, epochs=3, device=4))
     for left, right in zip(given, before, strict=True):
         assert_same(left, right)
-    learner.train(state, masks, old, with_samples(new_memory(learner), old), 0, device=1)  # someone else in between
+    learner.train(state, masks, old, with_samples(new_memory(learner), old), epochs=0, device=1)  # someone else in between
     assert_same(first, learner.train(*given, epochs=3, device=4))
     assert_same(first, start(tiny_method(model, augment="crop-flip"))[0].train(*before, epochs=3, device=4))
 
@@ -310,12 +311,12 @@ def test_training_is_deterministic_to_the_bit_and_touches_none_of_its_inputs(mod
 def test_every_part_of_the_address_changes_the_draws(change):
     method, task = without(tiny_method("mlp"), "ddr"), tiny_tasks(1)[0]
     learner, state, masks, memory = start(method)
-    memory = learner.begin_task(memory, len(task.y))
-    base = learner.train(state, masks, task, memory, 1, device=0)
+    memory = memory.in_task(len(task.y))
+    base = learner.train(state, masks, task, memory, epochs=1, device=0)
     other = start(method, seed=8)[0] if change == "seed" else learner
     task = replace(task, task=1) if change == "task" else task
     memory = replace(memory, epochs=1) if change == "epoch" else memory
-    changed = other.train(state, masks, task, memory, 1, device=1 if change == "device" else 0)
+    changed = other.train(state, masks, task, memory, epochs=1, device=1 if change == "device" else 0)
     assert not np.array_equal(base.memory.buffer.y, changed.memory.buffer.y)
     assert not np.array_equal(base.state["first.weight"], changed.state["first.weight"])
 
@@ -327,7 +328,7 @@ def test_every_epoch_is_a_pass_over_all_data_in_an_order_of_its_own():
     for device in (0, 1):
         for task in tiny_tasks(2):
             rows = {image.tobytes(): i for i, image in enumerate(task.x)}
-            done = learner.train(state, masks, task, learner.begin_task(memory, 40), 2, device)
+            done = learner.train(state, masks, task, memory.in_task(40), epochs=2, device=device)
             order = [rows[image.tobytes()] for image in done.memory.buffer.x]
             orders += [tuple(order[:40]), tuple(order[40:])]
     assert all(sorted(order) == list(range(40)) for order in orders)
@@ -337,11 +338,11 @@ def test_every_epoch_is_a_pass_over_all_data_in_an_order_of_its_own():
 def test_sessions_are_only_cuts_where_no_gradient_mask_is_drawn():
     method, task = without(tiny_method("cnn"), "dgm"), tiny_tasks(1)[0]
     learner, state, masks, memory = start(method)
-    memory = learner.begin_task(memory, len(task.y))
-    whole = frozen(learner.train(state, masks, task, frozen(memory), 6, device=0))
+    memory = memory.in_task(len(task.y))
+    whole = frozen(learner.train(state, masks, task, frozen(memory), epochs=6, device=0))
     parts = []
     for epochs in (1, 2, 3):
-        parts.append(learner.train(state, masks, task, memory, epochs, device=0))
+        parts.append(learner.train(state, masks, task, memory, epochs=epochs, device=0))
         state, memory = parts[-1].state, parts[-1].memory
     assert_same(state, whole.state)
     assert_same(memory, whole.memory)
@@ -371,7 +372,7 @@ def test_the_buffer_holds_inputs_as_they_are_with_the_logits_of_their_own_traini
     method = tiny_method("cnn", dtype="float64", batch_size=40, augment=augment)
     learner, state, masks, memory = start(method, capacity=100)
     task = tiny_tasks(1)[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, 40), 1, device=0)
+    done = learner.train(state, masks, task, memory.in_task(40), epochs=1, device=0)
     buffer = done.memory.buffer
     rows = {image.tobytes(): i for i, image in enumerate(task.x)}
     order = [rows[image.tobytes()] for image in buffer.x[:40]]  # a KeyError if an augmented input were held
@@ -385,8 +386,8 @@ def test_the_buffer_holds_inputs_as_they_are_with_the_logits_of_their_own_traini
 def test_held_logits_are_never_refreshed():
     learner, state, masks, memory = start(tiny_method("cnn"), capacity=200)
     task = tiny_tasks(1)[0]
-    first = learner.train(state, masks, task, learner.begin_task(memory, 40), 1, device=0)
-    second = learner.train(first.state, masks, task, first.memory, 1, device=0)
+    first = learner.train(state, masks, task, memory.in_task(40), epochs=1, device=0)
+    second = learner.train(first.state, masks, task, first.memory, epochs=1, device=0)
     assert np.array_equal(second.memory.buffer.logits[:40], first.memory.buffer.logits[:40])
     assert second.memory.buffer.offered == first.memory.buffer.offered + second.samples
 
@@ -407,7 +408,7 @@ def test_replay_can_wait_for_the_second_task_as_in_the_released_code():
 def test_single_head_leaves_the_classifier_rows_of_other_tasks_alone(single_head, moves):
     learner, state, masks, memory = start(tiny_method("cnn", method="sgd", single_head=single_head), capacity=0)
     task = tiny_tasks()[1]
-    done = learner.train(state, masks, task, learner.begin_task(memory, 40), 1, device=0)
+    done = learner.train(state, masks, task, memory.in_task(40), epochs=1, device=0)
     for name in ("classifier.weight", "classifier.bias"):
         moved = done.state[name] != state[name]
         assert moved[2:].any() and moved[:2].any() == moves
@@ -443,7 +444,7 @@ def test_importance_is_the_gradient_over_all_data_that_ddr_keeps_and_over_the_bu
     config = replace(tiny_method("cnn", 0.75, "float64", joint_forward=joint), tdm=TDMConfig(importance=form, alpha=0.7, beta=0.2))
     learner, state, masks, memory = start(config, capacity=6)
     old, task = tiny_tasks(2, samples=30)
-    memory = learner.begin_task(with_samples(memory, old), 30)
+    memory = with_samples(memory, old).in_task(30)
     memory.ddr.kept[3:9] = False
     kept = memory.ddr.kept
     scores, _ = learner.importance(state, masks, task, memory, device=0)
@@ -459,7 +460,7 @@ def test_importance_weights_samples_alike_in_a_short_last_batch():
     config = tiny_method("cnn", 0.75, "float64", method="sgd")  # 20 samples: batches of 8, 8 and 4
     learner, state, masks, memory = start(config, capacity=0)
     task = tiny_tasks(1, samples=20)[0]
-    scores, _ = learner.importance(state, masks, task, learner.begin_task(memory, 20), device=0)
+    scores, _ = learner.importance(state, masks, task, memory.in_task(20), device=0)
     whole = gradients(config, state, masks, task.x, task.y, classes=(0, 1))
     for name, mask in masks.items():
         assert np.allclose(scores[name], 0.5 * np.abs(whole[name]) * mask, rtol=1e-9, atol=1e-14)
@@ -469,7 +470,7 @@ def test_importance_weights_samples_alike_in_a_short_last_batch():
 def test_importance_is_zero_at_inactive_places_and_leaves_weights_and_memory_alone(form):
     learner, state, masks, memory = start(replace(tiny_method("cnn"), tdm=TDMConfig(importance=form)))
     old, task = tiny_tasks()
-    given = (state, masks, task, learner.begin_task(with_samples(memory, old), 40))
+    given = (state, masks, task, with_samples(memory, old).in_task(40))
     before = frozen(given)
     scores, _ = learner.importance(*given, device=0)
     for left, right in zip(given, before, strict=True):
@@ -484,10 +485,10 @@ def test_importance_is_zero_at_inactive_places_and_leaves_weights_and_memory_alo
 def test_training_does_not_notice_that_importance_was_computed():
     learner, state, masks, memory = start(tiny_method("cnn"))
     task = tiny_tasks(1)[0]
-    memory = learner.begin_task(memory, 40)
-    plain = frozen(learner.train(state, masks, task, frozen(memory), 2, device=0))
+    memory = memory.in_task(40)
+    plain = frozen(learner.train(state, masks, task, frozen(memory), epochs=2, device=0))
     learner.importance(state, masks, task, memory, device=0)
-    assert_same(plain, learner.train(state, masks, task, memory, 2, device=0))
+    assert_same(plain, learner.train(state, masks, task, memory, epochs=2, device=0))
 
 
 @pytest.mark.parametrize(("batches", "current"), [(0, 20), (1, 8), (2, 16), (9, 20)])
@@ -495,7 +496,7 @@ def test_importance_costs_a_full_pass_per_sample_in_a_column_of_its_own(batches,
     # derpp, 6 held: every batch (8, 8, 4) takes two draws of min(its size, 6)
     learner, state, masks, memory = start(replace(tiny_method("cnn"), tdm=TDMConfig(batches=batches)), capacity=6)
     old, task = tiny_tasks(2, samples=20)
-    _, cost = learner.importance(state, masks, task, learner.begin_task(with_samples(memory, old), 20), device=0)
+    _, cost = learner.importance(state, masks, task, with_samples(memory, old).in_task(20), device=0)
     replayed = {8: 12, 16: 24, 20: 32}[current]
     active = count_active(masks)
     step = per_sample(learner.layers, active, active)
@@ -514,7 +515,7 @@ def test_a_dense_session_costs_what_torch_counts(model, method, joint):
     learner, state, masks, memory = start(config, capacity=0 if method == "sgd" else 12)
     task = tiny_tasks(1, samples=20)[0]
     with FlopCounterMode(display=False) as counter:
-        done = learner.train(state, masks, task, learner.begin_task(memory, 20), 2, device=0)
+        done = learner.train(state, masks, task, memory.in_task(20), epochs=2, device=0)
     assert done.flops.train == counter.get_total_flops() > 0
     assert done.flops.importance == done.flops.masks == 0
 
@@ -523,7 +524,7 @@ def test_a_dense_sgd_session_costs_its_steps():
     config = without(tiny_method("cnn", 0.0, method="sgd"), "ddr")
     learner, state, masks, memory = start(config, capacity=0)
     task = tiny_tasks(1, samples=24)[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, 24), 2, device=0)
+    done = learner.train(state, masks, task, memory.in_task(24), epochs=2, device=0)
     step = per_sample(layer_shapes(learner.model, INPUTS.shape), {}, {})
     assert done.steps == 6
     assert done.flops.train == 6 * step.step(8).train
@@ -536,7 +537,7 @@ def test_a_sparse_session_is_counted_step_by_step():
     config = replace(without(tiny_method("cnn", 0.75), "ddr"), dgm=DGMConfig(interval=4))
     learner, state, masks, memory = start(config, capacity=6)
     task = tiny_tasks(1, samples=20)[0]
-    done = learner.train(state, masks, task, learner.begin_task(memory, 20), 2, device=0)
+    done = learner.train(state, masks, task, memory.in_task(20), epochs=2, device=0)
     active = count_active(masks)
     updated = {name: oracles.active_count(mask.size, 0.8) for name, mask in masks.items()}
     full, masked = per_sample(learner.layers, active, active), per_sample(learner.layers, active, updated)
@@ -620,7 +621,7 @@ def test_gradients_denser_than_the_weights_are_refused_only_where_gradients_are_
     ],
 )
 def test_buffer_capacity(settings, stream, capacity):
-    assert LearnerConfig(**settings).buffer_capacity(stream) == capacity
+    assert make_method(LearnerConfig(**settings)).buffer_capacity(stream) == capacity
 
 
 def test_the_layout_names_what_is_sparse():

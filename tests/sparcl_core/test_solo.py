@@ -28,7 +28,10 @@ def sparcl(model: str = "cnn", sparsity: float = 0.75, **learner):
 def run(method, tasks=TASKS, epochs=EPOCHS, seed=SEED, session_epochs=0):
     """What was observed after every session."""
     seen = []
-    last = train_stream(method, INPUTS, tasks, epochs, seed, lambda progress: seen.append(frozen(progress)), session_epochs)
+    last = train_stream(
+        method, INPUTS, tasks, task_epochs=epochs, seed=seed, observe=lambda progress: seen.append(frozen(progress)),
+        session_epochs=session_epochs,
+    )  # fmt: skip
     assert_same(last, seen[-1])
     return seen
 

@@ -11,8 +11,8 @@ from worlds import assert_same_arrays
 
 from client.state.device_state import DeviceState, load_own, load_state, save_state
 from client.state.received_model import NO_MODEL, Model, load_model
-from sparcl_core.learner import Memory
 from sparcl_core.replay.buffer import Buffer
+from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.ddr import DDRState
 
 SHAPES = {"first": (3, 5), "sparse": (4, 3, 3, 2), "bias": (7,), "hidden": (9, 11)}
@@ -41,10 +41,15 @@ def devices(draw) -> DeviceState:
     )
     flags, tallies = rng.random((3, samples)) < 0.5, rng.integers(0, 9, (3, samples), dtype=np.int32)
     removal = DDRState(flags[0], tallies[0], tallies[1], flags[1], flags[2], tallies[2], draw(st.integers(0, 9)))
-    memory = Memory(buffer, removal, draw(count), draw(count))
+    kept = {
+        name: numbers(rng, shape, dtype, 1.0) for name, shape in draw(st.sampled_from([{}, {"fisher/w": (3, 2), "none": (0, 4)}])).items()
+    }
+    arrays = kept | ({"mask": np.packbits(flags[0]), "steps": np.array(7)} if draw(st.booleans()) else {})
+    memory = Memory(buffer, removal, draw(count), draw(count), arrays)
     model = Model(base, masks, draw(st.integers(1, 2**31)), draw(st.integers(0, 2**31)))
-    position = (draw(st.integers(-1, 99)), draw(st.integers(-1, 99)))
-    return DeviceState(model, statistics, residual, memory, rng.random(4) < 0.5, *position, rng.random(draw(st.integers(0, 5))))
+    task, step = draw(st.integers(-1, 99)), draw(st.integers(-1, 99))
+    seen, losses = rng.random(4) < 0.5, rng.random(draw(st.integers(0, 5)))
+    return DeviceState(model=model, statistics=statistics, residual=residual, memory=memory, seen=seen, task=task, step=step, losses=losses)
 
 
 @settings(max_examples=150)
@@ -64,7 +69,7 @@ def test_no_field_is_forgotten():
         "model", "statistics", "residual", "memory", "seen", "task", "step", "losses",
     }  # fmt: skip
     assert {field.name for field in fields(Model)} == {"base", "masks", "version", "mask_version"}
-    assert {field.name for field in fields(Memory)} == {"buffer", "ddr", "epochs", "twin_offered"}
+    assert {field.name for field in fields(Memory)} == {"buffer", "ddr", "epochs", "twin_offered", "arrays"}
     assert len(fields(Buffer)) == 4 and len(fields(DDRState)) == 7
 
 

@@ -43,14 +43,14 @@ def test_a_task_without_data_is_refused():
 # -- a fleet
 
 SIZES = np.array([[2, 0, 1], [0, 0, 0], [1, 3, 2]])  # three devices, three tasks
-SPLIT = SplitStreams.of(X, Y, ((0,), (1,), (2, 3)), np.arange(9)[::-1].copy(), SIZES)
+SPLIT = SplitStreams.of(X, Y, ((0,), (1,), (2, 3)), flat=np.arange(9)[::-1].copy(), sizes=SIZES)
 
 
 def fleet(devices: int = 4, size: int = 6, alpha: float = 1.0, seed: int = 0, counts: tuple[int, ...] = (30, 20, 10, 40)) -> DrawnStreams:
     """Two tasks of two classes; `counts`: samples per class, in random order."""
     y = generator(0, "labels").permutation(np.repeat(np.arange(len(counts)), counts))
     x = np.arange(len(y), dtype=np.uint8).reshape(-1, 1, 1, 1)
-    return DrawnStreams.of(x, y, ((0, 1), (2, 3)), devices, size, alpha, seed)
+    return DrawnStreams.of(x, y, ((0, 1), (2, 3)), devices=devices, size=size, alpha=alpha, seed=seed)
 
 
 def test_a_split_fleet_is_cut_device_by_device_and_task_by_task():

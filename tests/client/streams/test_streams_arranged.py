@@ -24,11 +24,11 @@ def split(devices: int = 3, seed: int = 0, classes: tuple = CLASSES) -> SplitStr
     sizes[:, 0] += 1
     flat = [rng.choice(np.flatnonzero(np.isin(Y, classes[task])), sizes[device, task], replace=False)
             for device in range(devices) for task in range(len(classes))]  # fmt: skip
-    return SplitStreams.of(X, Y, classes, np.concatenate(flat), sizes)
+    return SplitStreams.of(X, Y, classes, flat=np.concatenate(flat), sizes=sizes)
 
 
 def drawn(devices: int = 3, blur: float = 0.0, classes: tuple = CLASSES) -> DrawnStreams:
-    return DrawnStreams.of(X, Y, classes, devices, 7, 1.0, 0, blur)
+    return DrawnStreams.of(X, Y, classes, devices=devices, size=7, alpha=1.0, seed=0, blur=blur)
 
 
 def row(*tasks: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_order_by_hand():
 def test_pieces_make_up_their_task_and_are_even(seed, chunks, cycles):
     """Piece by piece every sample of the task once, in every cycle; sizes differ by one at most."""
     base = split(seed=seed)
-    streams = ArrangedStreams.of(base, OWN, CLASSES, cycles, chunks)
+    streams = ArrangedStreams.of(base, OWN, CLASSES, cycles=cycles, chunks=chunks)
     for device in range(3):
         samples = streams.all_samples(device)
         assert len(samples) == 3 * cycles * chunks
@@ -130,16 +130,16 @@ def test_a_fleet_travels_as_arrays_that_are_not_copied():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("sequences", "classes", "options", "text"),
     [
-        ((row(0, 1, 2), CLASSES, 0), "cycles is 0"),
-        ((row(0, 1, 2), CLASSES, 1, 0), "chunks 0"),
-        ((np.zeros((2, 3), int), CLASSES), r"shape \(2, 3\): a row for each of 3 devices"),
-        ((row(0, 1, 3), CLASSES), "tasks 0 to 3: there are tasks 0 to 2"),
-        ((row(0, 1, 2), CLASSES, 1, 1, Domains("permuted", 0)), "base has 3 tasks: with domains it has one"),
-        ((row(0, 1), CLASSES[:2]), "classes are of 2 tasks, base has 3"),
+        (row(0, 1, 2), CLASSES, {"cycles": 0}, "cycles is 0"),
+        (row(0, 1, 2), CLASSES, {"chunks": 0}, "chunks 0"),
+        (np.zeros((2, 3), int), CLASSES, {}, r"shape \(2, 3\): a row for each of 3 devices"),
+        (row(0, 1, 3), CLASSES, {}, "tasks 0 to 3: there are tasks 0 to 2"),
+        (row(0, 1, 2), CLASSES, {"domains": Domains("permuted", 0)}, "base has 3 tasks: with domains it has one"),
+        (row(0, 1), CLASSES[:2], {}, "classes are of 2 tasks, base has 3"),
     ],
 )
-def test_parts_must_fit(arguments, text):
+def test_parts_must_fit(sequences, classes, options, text):
     with pytest.raises(ValueError, match=text):
-        ArrangedStreams.of(split(), *arguments)
+        ArrangedStreams.of(split(), sequences, classes, **options)

@@ -362,9 +362,9 @@ def test_one_dense_round_is_fedavg_end_to_end():
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     sessions = []
     for number, stream in enumerate(world.streams):
-        fresh = new_device(e.method, learner, stream)
+        fresh = new_device(learner, stream)
         device = replace(fresh, model=replace(fresh.model, base=start))
-        done = train(device, Instruction(1, 0, 1, False, ()), learner, stream, number, world.client_config)[1]
+        done = train(device, Instruction(1, 0, 1, False, ()), learner, stream, number=number, config=world.client_config)[1]
         sessions.append(done.session)
 
     counts = [session.samples for session in sessions]

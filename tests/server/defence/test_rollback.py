@@ -34,7 +34,7 @@ def sabotage(monkeypatch):
             fate = fates.get(instruction.round, 1.0) if number in only else 1.0
             if isinstance(fate, Exception):
                 raise fate
-            after, done = true(device, instruction, learner, stream, number, config)
+            after, done = true(device, instruction, learner, stream, number=number, config=config)
             if fate == 1:
                 return after, done
             moved = {name: (device.base[name] + fate * (value - device.base[name])).astype(value.dtype)

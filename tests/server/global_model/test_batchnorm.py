@@ -402,7 +402,7 @@ def test_a_device_that_failed_in_the_round_is_not_asked_to_recompute(monkeypatch
     def sometimes(learner, state, masks, data, memory, epochs, device):
         if now["round"] == 4 and device == 1:
             raise FloatingPointError("not finite")
-        return true(learner, state, masks, data, memory, epochs, device)
+        return true(learner, state, masks, data, memory, epochs=epochs, device=device)
 
     monkeypatch.setattr(Learner, "train", sometimes)
     grid = RecordingGrid(world)

@@ -141,7 +141,7 @@ class Watched:
 
         def watched_train(learner, state, masks, data, memory, epochs, device):
             self.trained[now[0], device] = copied(masks)
-            return train(learner, state, masks, data, memory, epochs, device)
+            return train(learner, state, masks, data, memory, epochs=epochs, device=device)
 
         def watched_read(masking, payload, device, broadcast, server_round):
             masks = read(masking, payload, device, broadcast, server_round)

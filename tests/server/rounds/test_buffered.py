@@ -254,7 +254,7 @@ def test_a_device_that_raises_an_error_is_replaced(monkeypatch, tmp_path):
     def sometimes(learner, state, masks, data, memory, epochs, device):
         if device == 1:
             raise FloatingPointError("not finite")
-        return true(learner, state, masks, data, memory, epochs, device)
+        return true(learner, state, masks, data, memory, epochs=epochs, device=device)
 
     monkeypatch.setattr(Learner, "train", sometimes)
     devices = []

@@ -39,8 +39,8 @@ def test_the_least_work_stays_below_what_is_done_whatever_becomes_of_a_rest(coun
     learner = replace(METHOD.learner, batch_size=size, last_batch=last)
     work = replace(WORK, method=replace(METHOD, learner=learner, ddr=replace(METHOD.ddr, enabled=False)), least=least, epochs=1)
     batches = batch_sizes(count, size, least, last)
-    samples, steps = work.samples(np.array([count]), least=True)
-    assert only(samples) <= sum(batches) and 1 <= only(steps) <= len(batches)
+    passes, steps = work.passes(np.array([count]), least=True)
+    assert only(passes.trained) <= sum(batches) and 1 <= only(steps) <= len(batches)
     needed = work.memory(0.5, np.array([0]), np.array([count])) - work.memory(0.5, np.array([0]), np.array([0]))
     assert only(needed) >= max(batches) * 3 * work.moved  # derpp draws two batches beside one
 
@@ -63,8 +63,8 @@ def test_the_work_of_a_sparsity_by_hand():
 
 def test_a_round_by_hand():
     """Two epochs over 10 samples with derpp's two draws beside each: 60 passes in 2 * 3 steps of 4."""
-    passes, steps = WORK.samples(np.array([10]))
-    assert (passes.tolist(), steps.tolist()) == ([60], [6])
+    passes, steps = WORK.passes(np.array([10]))
+    assert (passes.trained.tolist(), steps.tolist()) == ([60], [6])
     level, estimates, one = WORK.level(0.5), estimates_of(moved_bytes_per_s=100.0, step_s=0.25, layer_s=0.5), np.array([0])
     assert WORK.layer_passes == 2  # one joint pass through both layers
     train = 60 * (level.sparse_flops / 1e5 + level.dense_flops / 1e6) + 60 * 50 / 100 + 6 * (0.25 + 2 * 0.5)
@@ -139,7 +139,7 @@ def test_memory_is_that_of_the_ledger_but_for_what_nobody_knows_before(overrides
     world = tiny_world("stream.partition=iid", *overrides)
     strategy = play(world)
     work, e = strategy.attendance.estimates.workload, world.experiment
-    buffered = np.array([e.learner.buffer_capacity(total) for total in world.streams.sizes.sum(axis=1).tolist()])
+    buffered = np.array([work.learning.buffer_capacity(total) for total in world.streams.sizes.sum(axis=1).tolist()])
     needs = work.memory(e.sparsity, buffered, world.streams.sizes.max(axis=1))
     itemsize = work.model.itemsize
     for row in strategy.ledger.rows:

@@ -142,7 +142,7 @@ def test_devices_of_a_tier_hold_and_send_what_is_inside_their_masks(monkeypatch,
     grid, shares, true = RecordingGrid(world), {}, Learner.train
 
     def watched(learner, state, masks, data, memory, epochs, device):
-        session = true(learner, state, masks, data, memory, epochs, device)
+        session = true(learner, state, masks, data, memory, epochs=epochs, device=device)
         for name, mask in masks.items():
             assert not (session.updated[name] & ~mask).any() and not session.state[name][~mask].any()
         shares.setdefault(device, []).append((count_active(masks), {name: int(own.sum()) for name, own in session.updated.items()}))

@@ -14,7 +14,7 @@ from simulations.__main__ import app
 from simulations.calibration import fit as calibration
 from simulations.calibration import timed_sessions
 from simulations.calibration.fit import Calibration, Figure, calibrate, default_name, fit, memory_bytes, predicted, table, write
-from simulations.calibration.timed_sessions import BACKBONES, Measured, Point, Workload, grid, measure
+from simulations.calibration.timed_sessions import BACKBONES, Measured, Point, PointSessions, grid, measure
 from simulations.config.errors import ConfigError
 from simulations.fleet.profiles import load_profile, new_profile
 from sparcl_core.costs.device import Cost, DeviceProfile, compute_cost
@@ -109,14 +109,14 @@ def test_the_grid_leaves_out_what_the_check_holds_out():
 @pytest.mark.parametrize(("sparsity", "method", "passes"), [(0.0, "sgd", 1), (0.8, "derpp", 3)])
 def test_a_session_does_what_it_says(sparsity, method, passes):
     point = Point(*TINY, method, sparsity, batch=4, steps=3)
-    workload = Workload(point)
-    seconds = workload.run()
-    assert seconds > 0 and (workload.flops.steps, workload.flops.samples) == (3, 12 * passes)
-    assert (workload.flops.train_sparse > 0) == (sparsity > 0)
-    assert workload.layer_passes == 4  # two convolutions, two linear layers; replay shares the forward pass
-    first = workload.flops
-    workload.run()
-    assert workload.flops == first
+    sessions = PointSessions(point)
+    seconds = sessions.run()
+    assert seconds > 0 and (sessions.flops.steps, sessions.flops.samples) == (3, 12 * passes)
+    assert (sessions.flops.train_sparse > 0) == (sparsity > 0)
+    assert sessions.layer_passes == 4  # two convolutions, two linear layers; replay shares the forward pass
+    first = sessions.flops
+    sessions.run()
+    assert sessions.flops == first
 
 
 @pytest.fixture

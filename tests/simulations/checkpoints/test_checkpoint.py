@@ -548,8 +548,8 @@ def test_other_software_is_said_once_and_kept_with_the_run(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "text",
     [
-        b"", b"[]", b"3", b'"x"', b"null", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"format": 2}', b'{"format": 2, "round": 3}',
-        b'{"format": 2, "round": 3, "state": 3, "journal": {}}', b'{"format": 2, "round": 3, "state": {"name": "x"}, "journal": {}}',
+        b"", b"[]", b"3", b'"x"', b"null", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"format": 3}', b'{"format": 3, "round": 3}',
+        b'{"format": 3, "round": 3, "state": 3, "journal": {}}', b'{"format": 3, "round": 3, "state": {"name": "x"}, "journal": {}}',
     ],
 )  # fmt: skip
 def test_a_pointer_that_is_none_is_damage(tmp_path, text):
@@ -568,7 +568,7 @@ def test_another_format_version_is_named_and_nothing_is_given_up_for_it(tmp_path
     saved(tmp_path, 3)
     old = {"format": 1, "round": 3, "state": {"name": "state-3.safetensors", "size": 1, "crc32": 1}}
     (tmp_path / "latest.json").write_text(json.dumps(old))
-    with pytest.raises(CheckpointError, match="its format version is 1, this code reads 2; resume the run with the release") as error:
+    with pytest.raises(CheckpointError, match="its format version is 1, this code reads 3; resume the run with the release") as error:
         Checkpoints(tmp_path).load()
     assert not isinstance(error.value, CheckpointLost)
 

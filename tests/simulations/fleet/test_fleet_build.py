@@ -12,6 +12,7 @@ from simulations.config.experiment import ConfigError
 from simulations.fleet.build import make_attendance
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner
+from sparcl_core.methods.registry import make_method
 
 
 def attendance_of(*overrides: str) -> Attendance:
@@ -102,9 +103,9 @@ def test_a_device_with_more_samples_needs_more_memory(tmp_path):
     whole = attendance_of(*few, *share).estimates.workload
 
     def needs(settings: tuple[str, ...]) -> float:
-        learner = tiny(*settings, *share).learner
+        method = make_method(tiny(*settings, *share).learner)
         samples = int(settings[1].split("=")[1])
-        return float(whole.memory(0.9, np.array([learner.buffer_capacity(2 * samples)]), np.array([samples]))[0])
+        return float(whole.memory(0.9, np.array([method.buffer_capacity(2 * samples)]), np.array([samples]))[0])
 
     assert needs(few) < needs(many)
     fleet = toy_fleet(tmp_path, 3, memory_bytes=[(needs(few) + needs(many)) / 2] * 3)

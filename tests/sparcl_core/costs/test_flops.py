@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparcl_core.costs.flops import Flops, LayerShape, dense_forward, layer_shapes, paper_flops, per_sample, sizes
+from sparcl_core.config import LearnerConfig
+from sparcl_core.costs.flops import Flops, LayerShape, Passes, dense_forward, layer_shapes, per_sample, sizes
+from sparcl_core.methods.registry import METHODS, make_method
 from sparcl_core.models import ModelConfig, build_model, sparse_names
 from sparcl_core.sparsity.masks import initial_masks, num_active
 
@@ -49,22 +51,24 @@ def test_the_papers_network_has_0_5554_gmac_of_which_98_5_percent_may_be_sparse(
 @pytest.mark.parametrize(
     ("method", "sparsity", "draws", "published"),
     [
-        ("EWC, LwF", 0.0, 0, "8.3"),
-        ("ER", 0.0, 1, "11.1"),
-        ("DER++", 0.0, 2, "13.9"),
-        ("SparCL-ER", 0.75, 1, "2.0"),
-        ("SparCL-ER", 0.90, 1, "0.9"),
-        ("SparCL-ER", 0.95, 1, "0.5"),
-        ("SparCL-DER++", 0.75, 2, "2.5"),
-        ("SparCL-DER++", 0.90, 2, "1.1"),
-        ("SparCL-DER++", 0.95, 2, "0.6"),
+        ("sgd", 0.0, 0, "8.3"),  # the paper's rows for EWC and LwF
+        ("er", 0.0, 1, "11.1"),
+        ("derpp", 0.0, 2, "13.9"),
+        ("er", 0.75, 1, "2.0"),  # SparCL-ER, SparCL-DER++
+        ("er", 0.90, 1, "0.9"),
+        ("er", 0.95, 1, "0.5"),
+        ("derpp", 0.75, 2, "2.5"),
+        ("derpp", 0.90, 2, "1.1"),
+        ("derpp", 0.95, 2, "0.6"),
     ],
 )
 def test_the_published_column_in_the_papers_convention(resnet64, method, sparsity, draws, published):
     layers, sparse = resnet64
     active = at(sparse, sparsity)
     trained = round(SAMPLES * (DDR_SHARE if sparsity else 1.0))
-    flops = paper_flops(per_sample(layers, active, active).forward, trained, draws * trained)
+    made = make_method(LearnerConfig(method))
+    assert made.step_passes(trained, trained) == Passes(trained, draws * trained)
+    flops = made.paper_passes(made.step_passes(trained, trained)) * per_sample(layers, active, active).forward
     assert f"{flops / 1e15:.1f}" == published, method
 
 
@@ -153,7 +157,9 @@ def test_a_sparse_step_by_hand():
     # conv: 18 of 72 active, 10 in the gradient mask; forward 2 * 25 * 18, no gradient of the input, weights 2 * 25 * 10.
     # fc dense: forward, input and weights 2 * 300 each.
     cost = per_sample(LAYERS, {"conv": 18}, {"conv": 10})
-    assert (cost.sparse, cost.dense, cost.forward) == (900 + 500, 3 * 600, 900 + 600)
+    assert (cost.sparse, cost.dense, cost.forward, cost.forward_sparse) == (900 + 500, 3 * 600, 900 + 600, 900)
+    assert cost.teach(2) == Flops(train_sparse=1800, train_dense=1200)
+    assert cost.between_tasks(Passes(current=2, replayed=1, taught=4)) == Flops(importance=3 * 3200, statistics=4 * 1500, samples=3)
     # fc sparse instead: 30 active, 20 in the gradient mask; now its input gradient is there: 2 * (30 + 30 + 20).
     cost = per_sample(LAYERS, {"fc": 30}, {"fc": 20})
     assert (cost.sparse, cost.dense, cost.forward) == (160, 2 * 3600, 3600 + 60)
@@ -185,7 +191,8 @@ def test_any_network_costs_what_its_formula_says(layers):
 
 
 def test_paper_convention_by_hand():
-    assert paper_flops(forward=7, current=10, replayed=4) == 3 * 7 * 10 + 7 * 4
+    for method in METHODS:
+        assert make_method(LearnerConfig(method)).paper_passes(Passes(current=10, replayed=4, taught=99)) == 3 * 10 + 4
 
 
 def test_the_dense_twin_keeps_the_split_into_columns(resnet64):

@@ -1,12 +1,16 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from tiny_learning import assert_same
 from torch import nn
 
-from sparcl_core.costs.memory import Footprint, Held, activation_bytes, footprint
-from sparcl_core.models import ModelConfig, build_model
-from sparcl_core.replay.buffer import empty
+from sparcl_core.costs.memory import Footprint, Held, activation_bytes, buffered_bytes, footprint, kept_bytes
+from sparcl_core.models import ModelConfig, build_model, initial_weights, sparse_names
+from sparcl_core.replay.memory import Memory, empty
+from sparcl_core.sparsity.masks import apply_masks_, count_active
+from sparcl_core.sparsity.packed import pack, unpack
 
 SHAPE, CLASSES = (3, 8, 8), 5
 CNN = ModelConfig("cnn", width=8, hidden=12)
@@ -14,9 +18,10 @@ CNN = ModelConfig("cnn", width=8, hidden=12)
 SPARSE, DENSE = {"conv2.weight": 576, "fc.weight": 1536}, 216 + 65 + 56
 
 
-def of(model, active, updated, federated=False, buffer=None, activations=100, samples=3) -> Footprint:
-    held = empty(0, SHAPE, CLASSES) if buffer is None else buffer
-    return footprint(Held.of(model), active, updated, activations, samples, held, federated)
+def of(model, active, updated, federated=False, memory: Memory | None = None) -> Footprint:
+    """Activations of 3 samples of 100 bytes."""
+    kept = kept_bytes(memory) if memory else 0
+    return footprint(Held.of(model), active=active, updated=updated, activations=300, method_bytes=kept, federated=federated)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def cnn():
 
 def test_a_dense_device_by_hand(cnn):
     total = 4 * (DENSE + 576 + 1536)
-    assert of(cnn, {}, {}) == Footprint(weights=total, masks=0, gradients=total, activations=300, buffer=0, federation=0, codec=0)
+    assert of(cnn, {}, {}) == Footprint(weights=total, masks=0, gradients=total, activations=300, method=0, federation=0, codec=0)
 
 
 def test_a_sparse_device_by_hand(cnn):
@@ -48,7 +53,29 @@ def test_float64_takes_twice_the_bytes_for_weights_and_the_same_for_masks(cnn):
 
 def test_the_buffer_is_counted_with_inputs_labels_and_logits(cnn):
     # 7 x (3*8*8 uint8 + 8 bytes of label + 5 float32)
-    assert of(cnn, {}, {}, buffer=empty(7, SHAPE, CLASSES)).buffer == 7 * (192 + 8 + 20)
+    assert of(cnn, {}, {}, memory=empty(7, SHAPE, CLASSES)).method == 7 * (192 + 8 + 20) == 7 * buffered_bytes(SHAPE, CLASSES, 4)
+
+
+def test_the_arrays_of_a_method_are_counted_as_they_are(cnn):
+    arrays = {"teacher/w": np.zeros((3, 5), np.float32), "teacher/w/mask": np.zeros(2, np.uint8)}
+    assert of(cnn, {}, {}, memory=replace(empty(7, SHAPE, CLASSES), arrays=arrays)).method == 7 * 220 + 60 + 2
+
+
+@pytest.mark.parametrize(("name", "density"), [("cnn", 0.25), ("cnn", 1.0), ("resnet18", 0.1)])
+def test_a_packed_network_takes_at_most_what_the_formula_says(name, density):
+    """It packs the active values and a bit per place; the formula adds the integer counters of BatchNorm, which no state has."""
+    config = ModelConfig(name, width=8, hidden=12)
+    model = build_model(config, SHAPE, CLASSES)
+    state, held = initial_weights(model, 0), Held.of(model)
+    masks = {key: np.random.default_rng(0).random(state[key].shape) < density for key in sparse_names(model, config)}
+    apply_masks_(state, masks)
+    arrays = pack(state, masks, "old/")
+    counters = sum(value.nbytes for value in (b.numpy() for b in model.buffers()) if value.dtype == np.int64)
+    assert sum(array.nbytes for array in arrays.values()) == held.packed_bytes(count_active(masks)) - counters
+    shapes = {key: value.shape for key, value in state.items()}
+    again, found = unpack(arrays, shapes, "old/")
+    assert_same(again, state)
+    assert_same(found, masks)
 
 
 def test_running_statistics_are_part_of_the_weights():

@@ -1,3 +1,5 @@
+"""What each method adds to the loss, as a function of logits: by hand, and beside the slow reference."""
+
 import math
 
 import numpy as np
@@ -7,7 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl_core.replay.losses import REPLAY_DRAWS, Replay, current_term, replay_term, single_head
+from sparcl_core.config import LearnerConfig
+from sparcl_core.methods.base import Samples
+from sparcl_core.methods.registry import METHODS, make_method
+from sparcl_core.training.step import single_head
 
 CLASSES = 5
 numbers = st.floats(-20, 20, width=32)
@@ -22,15 +27,29 @@ def batches(draw, labels=any_class):
     return draw(rows), draw(st.lists(labels, min_size=size, max_size=size)), draw(rows)
 
 
-def tensors(batch) -> Replay:
+def of(labels, stored=None) -> Samples:
+    return Samples(torch.empty(0), labels, np.arange(len(labels)), stored)
+
+
+def current_term(seen: torch.Tensor, labels: torch.Tensor, method: str = "sgd") -> torch.Tensor:
+    return make_method(LearnerConfig(method)).current_term(None, of(labels), seen, seen)
+
+
+def draw_terms(method: str, draws: list[tuple], alpha: float, beta: float) -> torch.Tensor:
+    """The sum of what the draws add, each (logits, labels, stored logits). `alpha`: weight of er's term, too."""
+    made = make_method(LearnerConfig(method, alpha=alpha, beta=beta, replay_weight=alpha))
+    return sum(made.draw_term(None, number, of(labels, stored), logits) for number, (logits, labels, stored) in enumerate(draws))
+
+
+def tensors(batch) -> tuple:
     logits, labels, stored = batch
-    return Replay(torch.tensor(logits, dtype=torch.float64), torch.tensor(labels), torch.tensor(stored, dtype=torch.float64))
+    return torch.tensor(logits, dtype=torch.float64), torch.tensor(labels), torch.tensor(stored, dtype=torch.float64)
 
 
 def total(method, batch, draws, alpha, beta, classes=None):
-    logits = torch.tensor(batch[0], dtype=torch.float64)
+    logits, labels, _ = tensors(batch)
     seen = logits if classes is None else single_head(logits, torch.tensor(classes))
-    return current_term(seen, torch.tensor(batch[1])) + replay_term(method, [tensors(d) for d in draws], alpha, beta)
+    return current_term(seen, labels, method) + draw_terms(method, [tensors(draw) for draw in draws], alpha, beta)
 
 
 def test_the_current_term_of_equal_logits_is_the_log_of_the_classes():
@@ -39,9 +58,9 @@ def test_the_current_term_of_equal_logits_is_the_log_of_the_classes():
 
 def test_a_term_is_a_mean_over_its_own_batch():
     # batch of 1: ln 2. Batch of 3 with the same rows: ln 2 as well, whatever the sizes of the others.
-    one = Replay(torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 2))
-    three = Replay(torch.zeros(3, 2), torch.tensor([0, 1, 0]), torch.zeros(3, 2))
-    assert replay_term("er", [one], 1.0, 0.0).item() == pytest.approx(replay_term("er", [three], 1.0, 0.0).item())
+    one = (torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 2))
+    three = (torch.zeros(3, 2), torch.tensor([0, 1, 0]), torch.zeros(3, 2))
+    assert draw_terms("er", [one], 1.0, 0.0).item() == pytest.approx(draw_terms("er", [three], 1.0, 0.0).item())
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
@@ -50,8 +69,8 @@ def test_the_weight_and_rate_that_make_er_mammoths(current, replayed, data):
     rows = data.draw(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=current + replayed, max_size=current + replayed))
     logits, labels = torch.tensor(rows, dtype=torch.float64), torch.tensor([i % 3 for i in range(current + replayed)])
     joined = torch.nn.functional.cross_entropy(logits, labels)
-    held = Replay(logits[current:], labels[current:], logits[current:])
-    ours = current_term(logits[:current], labels[:current]) + replay_term("er", [held], replayed / current, 0.0)
+    held = (logits[current:], labels[current:], logits[current:])
+    ours = current_term(logits[:current], labels[:current]) + draw_terms("er", [held], replayed / current, 0.0)
     assert (current / (current + replayed) * ours).item() == pytest.approx(joined.item(), rel=1e-12)
     if current == replayed:
         assert ours.item() == pytest.approx(2 * joined.item(), rel=1e-12)
@@ -59,15 +78,15 @@ def test_the_weight_and_rate_that_make_er_mammoths(current, replayed, data):
 
 def test_distillation_is_a_mean_over_batch_and_classes():
     # squares 1, 4, 0, 0, 0, 9 over 2 samples x 3 classes: 14 / 6; alpha = 0.3 -> 0.7
-    drawn = Replay(torch.tensor([[1.0, 2, 0], [0, 0, 3]]), torch.tensor([0, 0]), torch.zeros(2, 3))
-    assert replay_term("der", [drawn], 0.3, 99.0).item() == pytest.approx(0.7)
+    drawn = (torch.tensor([[1.0, 2, 0], [0, 0, 3]]), torch.tensor([0, 0]), torch.zeros(2, 3))
+    assert draw_terms("der", [drawn], 0.3, 99.0).item() == pytest.approx(0.7)
 
 
 def test_derpp_by_hand():
     # B1: (1 + 4) / 2 = 2.5, times 0.1. B2: two equal logits, ln 2, times 0.5.
-    first = Replay(torch.tensor([[1.0, 2.0]]), torch.tensor([0]), torch.zeros(1, 2))
-    second = Replay(torch.zeros(1, 2), torch.tensor([1]), torch.full((1, 2), 50.0))
-    assert replay_term("derpp", [first, second], 0.1, 0.5).item() == pytest.approx(0.25 + 0.5 * math.log(2))
+    first = (torch.tensor([[1.0, 2.0]]), torch.tensor([0]), torch.zeros(1, 2))
+    second = (torch.zeros(1, 2), torch.tensor([1]), torch.full((1, 2), 50.0))
+    assert draw_terms("derpp", [first, second], 0.1, 0.5).item() == pytest.approx(0.25 + 0.5 * math.log(2))
 
 
 def test_single_head_by_hand():
@@ -112,9 +131,9 @@ def test_single_head_leaves_its_argument_alone_and_keeps_the_tasks_logits():
 
 def test_stored_logits_get_no_gradient_and_the_models_do():
     now = torch.zeros(2, 3, requires_grad=True)
-    replay_term("der", [Replay(now, torch.tensor([0, 1]), torch.ones(2, 3))], 0.6, 0.0).backward()
+    draw_terms("der", [(now, torch.tensor([0, 1]), torch.ones(2, 3))], 0.6, 0.0).backward()
     assert np.allclose(now.grad, -0.2)  # 0.6 * d/dz (z - 1)^2 / 6 at z = 0
 
 
 def test_number_of_buffer_draws_by_method():
-    assert REPLAY_DRAWS == {"sgd": 0, "er": 1, "der": 1, "derpp": 2}
+    assert {name: method.draws for name, method in METHODS.items()} == {"sgd": 0, "er": 1, "der": 1, "derpp": 2}

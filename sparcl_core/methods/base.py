@@ -1,0 +1,230 @@
+"""What a learning method is: a class derived from `LearningMethod`, in a file of its own.
+
+The learner runs the steps: it cuts batches, goes forward and backward, masks gradients and moves weights. It asks its method
+
+    where a task begins or ends     begin_task, end_task         what to keep, having computed what it likes
+    before the steps of a session   prepare                      what their terms need: a teacher, old weights
+    in a step                       draw                         which samples of the buffer are replayed beside the batch
+                                    current_term, draw_term      the loss on the batch, and on each draw
+                                    gradients                    what is made of the gradients before weights move
+                                    offer                        what of the batch goes into the buffer
+    behind the steps of a session   end_session                  what to keep
+
+and the cost code, the server's estimate of a round and its bounds ask it how many samples go through a network (`step_passes` and the
+others below). Where a method replays from the buffer or asks a teacher, `draws` and `teachers` say all of that.
+
+A method has no state of its own: what it keeps between sessions are arrays in a device's `Memory`, which are counted and stored with the
+device; what it needs within a session is what `prepare` returned. All random draws come from the generators that it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from sparcl_core.config import LearnerConfig
+from sparcl_core.costs.flops import Count, Passes
+from sparcl_core.costs.memory import Held
+from sparcl_core.replay import buffer as rehearsal
+from sparcl_core.replay.buffer import Buffer
+from sparcl_core.replay.memory import Memory
+from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.task_data import TaskData
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparcl_core.network import Network
+
+Arrays = dict[str, np.ndarray]
+
+
+class Samples(NamedTuple):
+    """A batch of the task's data, or a draw from the buffer, as a step sees it.
+
+    Attributes:
+        x: [B, C, H, W], augmented and normalised.
+        y: [B] int64.
+        rows: [B], which samples of the task or of the buffer these are.
+        logits: [B, classes], as the buffer holds them; None for the task's data.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: np.ndarray
+    logits: Tensor | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Border:
+    """The beginning or the end of a task on one device.
+
+    Attributes:
+        state, masks: the model that the device has then: at the end of a task in a federation, the one that came with the next task.
+        data: of the task that begins or ends.
+        memory: what the device keeps; its arrays and its buffer may be read-only.
+        rng: for what is drawn here.
+        load: see `network`.
+    """
+
+    state: State
+    masks: Masks
+    data: TaskData
+    memory: Memory
+    rng: np.random.Generator
+    load: Callable[[], Network]
+
+    @property
+    def network(self) -> Network:
+        """The learner's network with that model, in training mode; whoever changes it changes nothing else."""
+        return self.load()
+
+
+@dataclass(eq=False, kw_only=True)
+class Running:
+    """The steps of a session, as its method sees them.
+
+    Attributes:
+        network: the one that is trained. Its `parameters` are those of the step: of a sparse tensor the active weights.
+        state, masks: the model that the session began with.
+        data: of the task.
+        memory: what the device keeps; the steps write to its buffer.
+        freeze: state, masks -> a network that is not trained; [B, C, H, W] -> logits [B, classes] in evaluation mode. What goes through
+            it is counted.
+        prepared: what `LearningMethod.prepare` returned.
+    """
+
+    network: Network
+    state: State
+    masks: Masks
+    data: TaskData
+    memory: Memory
+    freeze: Callable[[State, Masks], Callable[[Tensor], Tensor]]
+    prepared: Any = None
+
+
+class LearningMethod:
+    """A method, made of its settings. As it is: cross-entropy on current data, nothing kept, nothing replayed.
+
+    Attributes:
+        name: as `learner.method` has it; of a method that is not among ours, its import path.
+        Config: `LearnerConfig`, or a frozen dataclass derived from it with settings of the method's own, which are keys of [learner].
+        draws: draws from the buffer beside a batch, each of as many samples.
+        teachers: networks through which each batch of current data goes forward.
+        apart: `gradients` wants those of the draws beside those of current data.
+    """
+
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    draws: ClassVar[int] = 0
+    teachers: ClassVar[int] = 0
+    apart: ClassVar[bool] = False
+
+    def __init__(self, config: LearnerConfig):
+        self.config = config
+
+    # -- where a task begins and ends
+
+    def begin_task(self, border: Border) -> tuple[Memory, Passes]:
+        """What the device keeps from now on, and the samples that went through its network for that (`task_passes`)."""
+        return border.memory, Passes()
+
+    def end_task(self, border: Border) -> tuple[Memory, Passes]:
+        """As `begin_task`. A device of a federation learns that a task has ended when it is told of the next, or finds out."""
+        return border.memory, Passes()
+
+    # -- a session
+
+    def prepare(self, running: Running) -> Any:
+        """What the terms of the steps need, made once. Also called where importance is computed, and then no session follows."""
+        return None
+
+    def draw(self, buffer: Buffer, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Which samples of the buffer are replayed: rows [size] for each of `draws`, uniform without replacement."""
+        return [rehearsal.draw(buffer, size, rng) for _ in range(self.draws)]
+
+    def current_term(self, running: Running, batch: Samples, logits: Tensor, seen: Tensor) -> Tensor:
+        """The loss on a batch of current data.
+
+        Args:
+            logits: [B, classes].
+            seen: the same, with -inf outside the task's classes where the learner is single-headed.
+        """
+        import torch.nn.functional as F
+
+        return F.cross_entropy(seen, batch.y)
+
+    def draw_term(self, running: Running, number: int, drawn: Samples, logits: Tensor) -> Tensor:
+        """What the draw with this number, from 0, adds to the loss."""
+        raise NotImplementedError(f"{type(self).__name__} has {self.draws} draws: it needs a draw_term, which says what they add")
+
+    def gradients(self, running: Running, current: list[Tensor], drawn: list[Tensor] | None) -> list[Tensor]:
+        """The gradients that weights move by, in the order of `running.network.parameters`; may write to those that it is given.
+
+        Args:
+            current: of the whole loss; where gradients are kept apart, of the term on current data.
+            drawn: of the terms on draws; None where they are in `current`, or nothing was drawn.
+        """
+        if drawn is None:
+            return current
+        import torch
+
+        torch._foreach_add_(drawn, current)
+        return drawn
+
+    def offer(self, running: Running, rows: np.ndarray, logits: Tensor, rng: np.random.Generator) -> None:
+        """Put what is wanted of a batch into the buffer, in place: by reservoir sampling. `rows`: of the task's data; `logits`: theirs."""
+        buffer, data = running.memory.buffer, running.data
+        if buffer.capacity:
+            rehearsal.offer_(buffer, data.x[rows], data.y[rows], logits.numpy(), rng)
+
+    def end_session(self, running: Running) -> Arrays:
+        """The arrays to keep; `running.network` has been trained."""
+        return running.memory.arrays
+
+    # -- what it costs
+
+    def buffer_capacity(self, stream_samples: int) -> int:
+        """Samples that the buffer of a device holds whose stream has `stream_samples`."""
+        if not self.draws:
+            return 0
+        return self.config.buffer_size or math.ceil(self.config.buffer_share * stream_samples - 1e-9)
+
+    def held_by_twin(self, buffer: Buffer, offered: int) -> int:
+        """Samples that the dense twin's buffer would hold, had it been offered `offered`."""
+        return min(buffer.capacity, offered)
+
+    def step_passes(self, current: Count, drawn: Count, arrays: Arrays | None = None) -> Passes:
+        """Samples that go through a network in a step, or in many.
+
+        Args:
+            current: samples of the batch, or of all batches.
+            drawn: samples of one draw beside it, or of one draw beside each of them; 0 while nothing is replayed.
+            arrays: what the device keeps; None: not known, so count the most that there can be.
+        """
+        has_teacher = arrays is None or bool(arrays)
+        return Passes(current, self.draws * drawn, self.teachers * current * has_teacher)
+
+    def paper_passes(self, passes: Passes) -> Count:
+        """Forward passes that published FLOPs count for `passes`: 3 for each sample of current data, 1 for each that is replayed."""
+        return 3 * passes.current + passes.replayed
+
+    def forward_passes(self, is_joint: bool) -> int:
+        """How often a step calls a network. `is_joint`: draws share the forward pass of current data."""
+        return (1 if is_joint else 1 + self.draws) + self.teachers
+
+    def samples_per_forward(self, batch: Count, is_joint: bool) -> Count:
+        """The most samples of a forward pass of the network that is trained, beside batches of `batch`."""
+        return self.step_passes(batch, batch).trained if is_joint else batch
+
+    def task_passes(self, samples: int, buffered: int) -> Passes:
+        """The most that `begin_task` and `end_task` together count, with `samples` in a task and `buffered` in the buffer."""
+        return Passes()
+
+    def arrays_bytes(self, model: Held, active: dict[str, int]) -> int:
+        """The most that its arrays take on a device with `active` weights in each sparse tensor of the model."""
+        return 0

@@ -1,0 +1,77 @@
+"""The network of a learner: one model that is made once and loaded with the weights and masks of device after device."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparcl_core.config import MethodConfig
+from sparcl_core.inputs import InputSpec, normalise
+from sparcl_core.kernels.choice import choices
+from sparcl_core.kernels.convert import convert, sparse_layers, trainable
+from sparcl_core.kernels.modules import Sparse
+from sparcl_core.models import DTYPES, build_model, load_state_, make_layout, read_state
+from sparcl_core.sparsity.masks import Masks, State
+
+
+class Network:
+    """A model with names for its tensors.
+
+    Attributes:
+        model: dense until masks are loaded first, from then on a sparse one (`kernels.convert`).
+        layout: names and shapes of the dense model's tensors.
+        parameters: trainable tensors by their names in the dense model; of a sparse one, the vector of its active weights.
+        sparse: the sparse layers by the names of their weights; empty while no masks are loaded.
+    """
+
+    def __init__(self, method: MethodConfig, inputs: InputSpec):
+        self.inputs, self.dtype = inputs, DTYPES[method.model.dtype]
+        self.model: nn.Module = build_model(method.model, inputs.shape, inputs.num_classes)
+        self.layout = make_layout(self.model, method)
+        masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
+        self._choices = choices(method.kernels, masked, self.dtype) if masked else {}
+        self.sparse: dict[str, Sparse] = {}
+        self.parameters: dict[str, nn.Parameter] = trainable(self.model)
+
+    def load(self, state: State, masks: Masks) -> None:
+        """Let the model be `state` over `masks`, in training mode, every gradient wanted."""
+        if not masks:
+            self.sparse = {}
+        elif not sparse_layers(self.model):
+            convert(self.model, masks, {name: self._choices[name] for name in masks})
+            self.sparse = sparse_layers(self.model)
+        else:
+            for name, layer in self.sparse.items():
+                layer.set_mask(masks[name])
+        self.parameters = trainable(self.model)
+        load_state_(self.model, state)
+        self.model.train()
+
+    def read(self) -> State:
+        """A copy of every tensor of the layout, sparse ones whole."""
+        state = read_state(self.model)
+        return {name: state[name] for name in self.layout.shapes}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and floating-point buffers; sparse weights as they are."""
+        buffers = {name: value for name, value in self.model.named_buffers() if value.is_floating_point()}
+        return {name: parameter.detach() for name, parameter in self.parameters.items()} | buffers
+
+    def want_gradients(self, masks: dict[str, Tensor] | None) -> None:
+        """Which weight gradients of sparse tensors are computed from now on: those of `masks` (bool [active]), or all."""
+        for name, layer in self.sparse.items():
+            layer.set_updated(None if masks is None else masks[name].nonzero().squeeze(1).numpy())
+
+    def spread(self, name: str, active: Tensor, dtype: type) -> np.ndarray:
+        """A sparse tensor of its shape, from what lies at its active places; 0 elsewhere."""
+        whole = np.zeros(self.layout.shapes[name], dtype)
+        whole.reshape(-1)[self.sparse[name].places.numpy()] = active.numpy()
+        return whole
+
+    def gather(self, name: str, whole: np.ndarray) -> Tensor:
+        """An array of a tensor's shape as its parameter lies here: the values at active places of a sparse one. A copy."""
+        places = self.sparse[name].places.numpy() if name in self.sparse else slice(None)
+        return torch.from_numpy(whole.reshape(-1)[places].copy()).reshape(self.parameters[name].shape)
+
+    def feed(self, x: np.ndarray) -> Tensor:
+        """Images [B, C, H, W] uint8 as the model is fed them, normalised."""
+        return normalise(torch.from_numpy(x), self.inputs, self.dtype)
