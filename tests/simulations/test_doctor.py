@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from simulations import bytecode
 from simulations.__main__ import app
 from simulations.doctor import table
-from sparcl_core.kernels import build
+from sparcl_core.kernels import build, compiler, library
 
 LABELS = ["python", "torch", "flwr", "ray", "cpu", "threads", "bytecode", "kernels", "reason", "compiler", "cache", "library"]
 
@@ -30,11 +30,11 @@ def fresh(tmp_path, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """A source that compiles at once."""
-    source = b"int sparcl_abi(void) { return %d; } int sparcl_vector_floats(void) { return 8; }" % build.ABI
-    true = build._recipe
-    monkeypatch.setattr(build, "_recipe", lambda _, deadline: true(source, deadline))
+    source = b"int sparcl_abi(void) { return %d; } int sparcl_vector_floats(void) { return 8; }" % library.ABI
+    true = build.make_recipe
+    monkeypatch.setattr(build, "make_recipe", lambda _, deadline: true(source, deadline))
     try:
-        build._compiler()
+        compiler.find_compiler()
     except build.KernelError as error:
         pytest.skip(str(error))
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_core.kernels import build
+from sparcl_core.kernels import build, compiler, library
 from sparcl_core.kernels.build import KernelError, Recipe, backend, choose, load
 
-SMALL = b"#include <stdint.h>\nint32_t sparcl_abi(void) { return %d; }\nint32_t sparcl_vector_floats(void) { return 4; }\n" % build.ABI
+SMALL = b"#include <stdint.h>\nint32_t sparcl_abi(void) { return %d; }\nint32_t sparcl_vector_floats(void) { return 4; }\n" % library.ABI
 OTHER = SMALL + b"int32_t other(void) { return 2; }\n"
 ROOT = Path(__file__).parents[3]
 
@@ -45,8 +45,8 @@ def fresh(tmp_path, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """`choose` and `backend` compile the small source."""
-    true = build._recipe
-    monkeypatch.setattr(build, "_recipe", lambda source, deadline: true(SMALL if source is None else source, deadline))
+    true = build.make_recipe
+    monkeypatch.setattr(build, "make_recipe", lambda source, deadline: true(SMALL if source is None else source, deadline))
 
 
 def script(path: Path, text: str) -> str:
@@ -76,7 +76,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def assert_small(found) -> None:
-    assert found.library.sparcl_abi() == build.ABI and found.library.sparcl_vector_floats() == 4
+    assert found.library.sparcl_abi() == library.ABI and found.library.sparcl_vector_floats() == 4
     assert found.name in ("sse", "neon", "simd4") and os.path.isabs(found.compiler)
 
 
@@ -150,10 +150,10 @@ def test_all_that_a_library_depends_on_is_in_the_key():
 
 
 def test_the_key_tells_processors_apart(monkeypatch):
-    before = build._cpu()
-    assert build._cpu() == before and "MHz" not in before
+    before = compiler.this_cpu()
+    assert compiler.this_cpu() == before and "MHz" not in before
     monkeypatch.setattr("platform.machine", lambda: "abacus")
-    assert build._cpu() != before
+    assert compiler.this_cpu() != before
 
 
 @needs_compiler
@@ -161,7 +161,7 @@ def test_another_source_compiler_or_flag_gives_a_library_of_its_own(fresh, tmp_p
     paths = [quiet(source=SMALL).path, quiet(source=OTHER).path]
     monkeypatch.setenv("SPARCL_KERNEL_FLAGS", "-DNAME='a b'")
     paths.append(quiet(source=SMALL).path)
-    monkeypatch.setenv("CC", script(tmp_path / "mycc", f'exec {build._compiler()[0]} "$@"'))
+    monkeypatch.setenv("CC", script(tmp_path / "mycc", f'exec {compiler.find_compiler()[0]} "$@"'))
     found = quiet(source=SMALL)
     assert found.compiler == str(tmp_path / "mycc")
     assert len({*paths, found.path}) == 4 == len(files(fresh))
@@ -179,7 +179,7 @@ def test_flags_come_after_ours_and_reach_the_source(monkeypatch):
 
 @needs_compiler
 def test_a_compiler_that_knows_no_march_is_asked_in_other_ways(tmp_path, monkeypatch):
-    real, log = build._compiler()[0], tmp_path / "log"
+    real, log = compiler.find_compiler()[0], tmp_path / "log"
     refuse = 'case "$*" in *march=native*|*mcpu=native*) echo "unknown option" >&2; exit 1;; esac'
     monkeypatch.setenv("CC", script(tmp_path / "old", f'echo "$*" >> {log}\n{refuse}\nexec {real} "$@"'))
     assert_small(quiet(source=SMALL))
@@ -216,14 +216,14 @@ def test_the_source_is_installed_with_the_package():
 
 @needs_compiler
 def test_processes_that_build_at_once_do_not_disturb_each_other(fresh, tmp_path, monkeypatch):
-    slow = script(tmp_path / "slow", f'sleep 0.3; exec {build._compiler()[0]} "$@"')  # so that all of them build
+    slow = script(tmp_path / "slow", f'sleep 0.3; exec {compiler.find_compiler()[0]} "$@"')  # so that all of them build
     code = f"from sparcl_core.kernels.build import load; b = load(source={SMALL!r}); print(b.library.sparcl_abi(), b.seconds > 0.3, b.path)"
     environment = {**os.environ, "CC": slow, "PYTHONWARNINGS": "error"}
     running = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     told = [process.communicate()[0].split() for process in running]
-    assert all(process.returncode == 0 for process in running) and all(one[:2] == [str(build.ABI), "True"] for one in told)
+    assert all(process.returncode == 0 for process in running) and all(one[:2] == [str(library.ABI), "True"] for one in told)
     monkeypatch.setenv("CC", slow)
     found = quiet(source=SMALL)
     assert found.seconds == 0 and {one[2] for one in told} >= {found.path}
@@ -234,13 +234,13 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(fresh, tmp_path,
 def test_a_compiler_whose_bytes_differ_each_time_does_no_harm(fresh, tmp_path, monkeypatch):
     """What two processes write can differ, e.g. by a time stamp; both libraries stay whole."""
     monkeypatch.setenv(
-        "CC", script(tmp_path / "stamps", f'{build._compiler()[0]} "$@" && if [ -f kernels.so ]; then date +%N >> kernels.so; fi')
+        "CC", script(tmp_path / "stamps", f'{compiler.find_compiler()[0]} "$@" && if [ -f kernels.so ]; then date +%N >> kernels.so; fi')
     )
-    recipe = build._recipe(SMALL, time.monotonic() + 10)
+    recipe = build.make_recipe(SMALL, time.monotonic() + 10)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         fresh.mkdir(mode=0o700, exist_ok=True)
-        build._publish(recipe.compile(tmp_path / name, time.monotonic() + 10), fresh, recipe.key)
+        library.publish(recipe.compile(tmp_path / name, time.monotonic() + 10), fresh, recipe.key)
     assert len(files(fresh)) == 2
     assert quiet(source=SMALL).seconds == 0 and len(files(fresh)) == 2
 
@@ -285,7 +285,7 @@ def test_a_damaged_library_is_built_again(fresh, damage):
     again = quiet(source=SMALL)
     assert_small(again)
     assert again.seconds > 0 and files(fresh) == [Path(again.path)]
-    assert build._digest(Path(again.path).read_bytes()) == Path(again.path).stem[-32:]
+    assert library.digest_of(Path(again.path).read_bytes()) == Path(again.path).stem[-32:]
     assert load_elsewhere() == (4, again.path)
 
 
@@ -294,7 +294,7 @@ def test_a_file_whose_digest_is_right_but_which_is_no_library_is_built_again(fre
     """Also what another processor architecture left, if two of them ever had one key."""
     path = Path(load_elsewhere()[1])
     path.unlink()
-    (fresh / f"{path.name.split('-')[0]}-{build._digest(b'no library')}.so").write_bytes(b"no library")
+    (fresh / f"{path.name.split('-')[0]}-{library.digest_of(b'no library')}.so").write_bytes(b"no library")
     again = quiet(source=SMALL)
     assert_small(again)
     assert again.seconds > 0 and files(fresh) == [Path(again.path)]
@@ -422,7 +422,7 @@ def test_a_device_that_is_full_or_refuses(fresh, options, part):
         f"b = load(source={SMALL!r}); print(b.library.sparcl_abi(), b.path, os.listdir({str(fresh)!r}))"
     )
     done = subprocess.run([*enter, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == f"{build.ABI}  []\n", done.stderr
+    assert done.returncode == 0 and done.stdout == f"{library.ABI}  []\n", done.stderr
     assert done.stderr.count("RuntimeWarning") == 1 and part in done.stderr and "name another with SPARCL_KERNEL_CACHE" in done.stderr
 
 
@@ -449,19 +449,19 @@ def test_no_compiler(tmp_path, monkeypatch):
 
 @needs_compiler
 def test_cc_may_have_arguments_and_an_empty_one_is_none(monkeypatch):
-    real = build._compiler()
+    real = compiler.find_compiler()
     monkeypatch.setenv("CC", f"{real[0]} -DX='a b'")
-    assert build._compiler() == (*real, "-DX=a b")
+    assert compiler.find_compiler() == (*real, "-DX=a b")
     assert_small(quiet(source=SMALL))
     monkeypatch.setenv("CC", " ")
-    assert build._compiler() == real
+    assert compiler.find_compiler() == real
 
 
 @pytest.mark.parametrize("name", ["cc", "gcc", "clang"])
 def test_the_first_compiler_that_is_there(tmp_path, monkeypatch, name):
     script(tmp_path / name, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build._compiler() == (str(tmp_path / name),)
+    assert compiler.find_compiler() == (str(tmp_path / name),)
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_a_compiler_that_is_no_program(tmp_path, monkeypatch):
 
 
 def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(compiler, "PATIENCE_S", 0.5)
     monkeypatch.setenv("CC", script(tmp_path / "hangs", f"sleep 30 & echo $! > {tmp_path}/pid; wait"))
     started = time.monotonic()
     with pytest.warns(RuntimeWarning, match="was not done after 0.5 s"):
@@ -525,7 +525,7 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monke
     [
         (b"int x = ;", "error"),
         (b"int x;", "not one of sparcl's kernels"),
-        (SMALL.replace(b"return %d" % build.ABI, b"return 7"), "ABI 7 "),
+        (SMALL.replace(b"return %d" % library.ABI, b"return 7"), "ABI 7 "),
         (SMALL.replace(b"return 4", b"return 3"), "vectors of 3 floats"),
         (SMALL + b"int nowhere(void); int f(void) { return nowhere(); }\n", "cannot be loaded"),
     ],
@@ -546,7 +546,7 @@ def test_a_source_that_is_not_installed(tmp_path, monkeypatch):
 
 def test_the_source_is_the_one_that_belongs_to_the_python_files():
     """Whoever changes sparse.c changes this number with it: a bundle of Python files takes no other one."""
-    assert hashlib.sha256((ROOT / "sparcl_core/kernels/sparse.c").read_bytes()).hexdigest() == build.SOURCE_SHA256
+    assert hashlib.sha256((ROOT / "sparcl_core/kernels/sparse.c").read_bytes()).hexdigest() == compiler.SOURCE_SHA256
 
 
 def installed(folder: Path, source: bytes, *, is_editable: bool) -> Path:
