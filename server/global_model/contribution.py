@@ -45,12 +45,14 @@ class Judged:
         unusual: what was done to some of them, and why others are not used.
         bounded: what clipping has made of the updates.
         trained_with: the newest version that a device has trained with; 0 without any.
+        taken_back: why the model is as before all the same, empty if it is not.
     """
 
     used: list[Contribution]
     unusual: list[Unusual]
     bounded: Bounded
     trained_with: int
+    taken_back: str = ""
 
 
 def judge(

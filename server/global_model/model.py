@@ -4,7 +4,7 @@ A round: `begin_round` updates the masks if it is their turn and publishes the n
 Nothing here knows of time, or of messages.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,21 +23,6 @@ from server.global_model.settings import ModelSettings, Start
 from server.snapshot import Snapshot, same_model, under, within
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, apply_masks_
-
-
-@dataclass(frozen=True, eq=False)
-class Applied:
-    """What became of a round's contributions.
-
-    Attributes:
-        used: those that the model was moved by, as they were used.
-        unusual: what was done to some, and why others are not used.
-        taken_back: why the model is as before, empty if it is not.
-    """
-
-    used: list[Contribution]
-    unusual: list[Unusual]
-    taken_back: str
 
 
 class GlobalModel:
@@ -112,7 +97,7 @@ class GlobalModel:
             return taken_back
         return ""
 
-    def apply(self, server_round: int, contributions: list[Contribution]) -> Applied:
+    def apply(self, server_round: int, contributions: list[Contribution]) -> Judged:
         """Move the model by the average of a round's contributions, in device order, as far as they are used; then the masks follow.
 
         Raises:
@@ -129,7 +114,7 @@ class GlobalModel:
         shown = [Observed(one.device, one.update.samples, one.statistics) for one in used if one.statistics]
         unusual = self.set_statistics(shown) if shown else []  # these are never sent: they are what the model is evaluated with
         self.stages.advance([one.has_changed for one in used])
-        return Applied(used, [*judged.unusual, *unusual], taken_back)
+        return replace(judged, unusual=[*judged.unusual, *unusual], taken_back=taken_back)
 
     def set_statistics(self, found: list[Observed]) -> list[Unusual]:
         """Running statistics from those of devices, by their samples. Returns whose stood out, and were scaled down."""

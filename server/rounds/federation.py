@@ -130,12 +130,12 @@ class Federation:
 
     def finish(self, server_round: int, contributions: list[Contribution]) -> Counts:
         """Average these, in device order, into the model; what stands out of them is clipped or refused, with its row."""
-        applied = self.model.apply(server_round, contributions)
-        self._note(server_round, applied.taken_back)
-        self._amend(applied.unusual)
-        self.history.transferred([(self.exchange.tier(one.device), one.sizes.total) for one in applied.used], UP)
+        judged = self.model.apply(server_round, contributions)
+        self._note(server_round, judged.taken_back)
+        self._amend(judged.unusual)
+        self.history.transferred([(self.exchange.tier(one.device), one.sizes.total) for one in judged.used], UP)
         self.move_on(self.now)
-        return Counts(len(applied.used), sum(one.update.samples for one in applied.used))
+        return Counts(len(judged.used), sum(one.update.samples for one in judged.used))
 
     def set_statistics(self, found: list[Observed]) -> None:
         """Running statistics of the global model from those of devices; which stand out are scaled down, with a row."""
