@@ -3,15 +3,18 @@
 `run_rounds` is the whole experiment as seen by the server: one visible loop, each arrow one call.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.fleet.roster import Roster
 from server.global_model.masks import Diversity
+from server.rounds.federation import Counts, Federation, Talk
+from server.rounds.recalibration import recalibrate
+from server.rounds.registration import enrol, register
 from server.strategy import SparCLStrategy
 from sparcl_core.sparsity.masks import State
 
@@ -52,6 +55,7 @@ class RoundRecord:
 def run_rounds(
     grid: Grid,
     strategy: SparCLStrategy,
+    *,
     rounds: int,
     evaluate_every: int,
     evaluate: Callable[[State], Evaluation],
@@ -67,54 +71,63 @@ def run_rounds(
         roster: the fleet, where it is known, as in a simulation; without it every node is asked who it is.
         first_round: 0, the evaluation of the untrained model; or the round behind the one that `strategy` was restored at.
     """
+    federation, played, talk = strategy.federation, strategy.rounds, talk_over(grid)
     if roster is None:
-        strategy.register(grid)
+        register(federation, grid)
     else:
-        strategy.enrol(roster)
+        enrol(federation, roster)
     if first_round == 0:
-        found = evaluate(strategy.weights)
-        observe(RoundRecord(0, -1, False, 0, 0, found.accuracy, by_class=found.by_class, time=strategy.now))
+        observe(untrained(federation, evaluate(strategy.weights)))
     for server_round in range(max(first_round, 1), rounds + 1):
-        if strategy.is_over:
+        if federation.is_over:
             return
-        task = strategy.attendance.usual_task(server_round, strategy.now)
-        metrics = _play(grid, strategy, server_round)
-        is_last = strategy.is_over or server_round == rounds
-        if is_last and strategy.buffered:
-            strategy.buffered.settle_rest()
-        _undo(grid, strategy)
-        ends_task = is_last or strategy.attendance.usual_task(server_round + 1, strategy.now) > max(task, 0)
+        task = federation.usual_task(server_round)
+        counts = played.play(server_round, talk)
+        is_last = federation.is_over or server_round == rounds
+        if is_last:
+            played.close()
+        give_back(federation, grid)
+        ends_task = is_last or federation.usual_task(server_round + 1) > max(task, 0)
         is_due = ends_task or (evaluate_every > 0 and server_round % evaluate_every == 0)
-        if is_due and strategy.recomputes_statistics:
-            strategy.aggregate_calibrate(server_round, _exchange(grid, strategy.configure_calibrate(server_round)))
+        if is_due:
+            recalibrate(federation, server_round, talk)
         found = evaluate(strategy.weights) if is_due else None
-        counts = (metrics["num-devices"], metrics["num-examples"])
-        accuracy, by_class = (found.accuracy, found.by_class) if found else (None, None)
-        observe(RoundRecord(server_round, task, ends_task, *counts, accuracy, strategy.diversity, by_class, strategy.now))
+        observe(finished(federation, server_round, task, counts, ends_task=ends_task, found=found))
 
 
-def _play(grid: Grid, strategy: SparCLStrategy, server_round: int) -> MetricRecord:
-    """One round of training. Returns its counts."""
-    if strategy.buffered:
-        return strategy.buffered.play(server_round, lambda messages: _exchange(grid, messages))
-    messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
-    _, metrics = strategy.aggregate_train(server_round, _exchange(grid, messages))
-    return metrics
+def talk_over(grid: Grid) -> Talk:
+    """Messages to replies; those of our own engines come one by one, so that they are decoded while others are still being trained."""
+    return getattr(grid, "stream", grid.send_and_receive)
 
 
-def _undo(grid: Grid, strategy: SparCLStrategy) -> None:
+def give_back(federation: Federation, grid: Grid) -> None:
     """Devices that were cut short have what they had before; where nobody can give it back to them, they are sent the whole model."""
-    for device in strategy.undone:
-        if hasattr(grid, "undo"):
-            grid.undo(device)
-        else:
-            strategy.exchange.held[device] = 0
-    strategy.undone.clear()
+    undo = getattr(grid, "undo", federation.exchange.forget)
+    for device in federation.undone:
+        undo(device)
+    federation.undone.clear()
 
 
-def _exchange(grid: Grid, messages: Iterable[Message]) -> Iterable[Message]:
-    """The replies; from our own engines one by one, so that they are decoded while others are still being trained."""
-    return getattr(grid, "stream", grid.send_and_receive)(messages)
+def untrained(federation: Federation, found: Evaluation) -> RoundRecord:
+    """Round 0."""
+    return finished(federation, 0, -1, Counts(0, 0), ends_task=False, found=found)
+
+
+def finished(
+    federation: Federation, server_round: int, task: int, counts: Counts, *, ends_task: bool, found: Evaluation | None
+) -> RoundRecord:
+    """The record of a round that is over; `found`: of its model, where it was evaluated."""
+    return RoundRecord(
+        round=server_round,
+        task=task,
+        ends_task=ends_task,
+        num_devices=counts.num_devices,
+        num_samples=counts.num_samples,
+        accuracy=found.accuracy if found else None,
+        diversity=federation.model.diversity,
+        by_class=found.by_class if found else None,
+        time=federation.now,
+    )
 
 
 def make_server_app(make_strategy: Callable[[], SparCLStrategy], **loop) -> ServerApp:

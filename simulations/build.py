@@ -1,6 +1,7 @@
 """From an experiment to its parts: data, streams, the two Flower apps."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,14 +10,17 @@ from torch import nn
 from client.config import ClientConfig
 from client.streams.stream import Streams
 from server.fleet.roster import Roster
-from server.ledger import Ledger
+from server.global_model.model import GlobalModel
+from server.global_model.settings import ModelSettings, Start
+from server.rounds.federation import Federation
 from server.strategy import SparCLStrategy
 from simulations.config.experiment import Experiment
 from simulations.data.partition import make_streams
 from simulations.data.sources import Dataset, load_data
 from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
-from simulations.fleet.build import make_attendance
+from simulations.fleet.build import make_cohorts
+from simulations.fleet.mix import Fleet, make_hardware
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
@@ -47,6 +51,12 @@ class World:
             chunks=self.streams.chunks,
             change=e.change if e.stream.boundaries == "detected" else None,
         )
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The devices' hardware, and which of its figures are assumptions. Raises ConfigError if a profile or the fleet's file is wrong."""
+        e = self.experiment
+        return make_hardware(e.fleet, e.profile, len(self.streams), e.seed)
 
     @property
     def app_args(self) -> tuple:
@@ -133,8 +143,16 @@ def make_strategy(world: World) -> SparCLStrategy:
     e = world.experiment
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     weights, masks = start_model(learner, e.method, e.seed)
-    fleet = make_attendance(e, world.streams, learner)
-    ledger = Ledger(fleet.attendance.conditions.profile, learner.layout.dense_bytes, fleet.moved_per_sample, fleet.layer_passes)
-    settings = (e.method, e.federation, e.wire, e.aggregation, e.server_optimizer, e.clock)
-    model = (learner.layout, learner.classifier, weights, masks)
-    return SparCLStrategy(*settings, *model, fleet.attendance, ledger, e.seed, e.stream.boundaries == "detected")
+    settings = ModelSettings(
+        method=e.method,
+        federation=e.federation,
+        wire=e.wire,
+        aggregation=e.aggregation,
+        optimizer=e.server_optimizer,
+        seed=e.seed,
+        follows_reports=e.stream.boundaries == "detected",
+    )
+    start = Start(layout=learner.layout, classifier=learner.classifier, weights=weights, masks=masks)
+    cohorts = make_cohorts(e, world.fleet.hardware, world.streams, learner)
+    model = GlobalModel(settings, start, cohorts.tiers.sparsities)
+    return SparCLStrategy(Federation(model, cohorts, e.clock))

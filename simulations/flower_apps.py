@@ -18,8 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from server.app import RoundRecord, run_rounds
+from server.errors import FleetError
 from server.rounds.absence import ensure_anyone_came
-from server.strategy import FleetError
 from simulations.build import World, make_evaluator, make_strategy, make_world
 from simulations.client_app import client_app as make_client_app
 from simulations.config.experiment import load
@@ -69,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
 
     rounds = {"rounds": experiment.rounds, "evaluate_every": experiment.evaluate_every}
     run_rounds(grid, strategy, **rounds, evaluate=make_evaluator(world), observe=observe)
-    ensure_anyone_came(strategy.ledger.rows, strategy.attendance, strategy.clock, strategy.now)
+    ensure_anyone_came(strategy.federation)
     result = {"experiment": experiment.name, "seed": experiment.seed, **_figures(records), "totals": strategy.ledger.totals()}
     log.info("result: %s", json.dumps(result["accuracy"]))
     if out := str(context.run_config["out"]):

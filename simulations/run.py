@@ -11,6 +11,7 @@ from flwr.app import Context, RecordDict
 
 from server.app import RoundRecord, make_server_app
 from server.rounds.absence import ensure_anyone_came
+from server.rounds.registration import enrol
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_evaluator, make_roster, make_strategy
 from simulations.checkpoints.checkpoint import Checkpoints
@@ -115,8 +116,8 @@ def run_world(
     if found:
         found.restore(strategy)
         observer.resumed(records)
-    if len(records) <= rounds and not strategy.is_over:
-        most = strategy.exchange.most_bytes
+    if len(records) <= rounds and not strategy.federation.is_over:
+        most = strategy.federation.exchange.most_bytes
         grid = make_grid(world, engine, workers, on_reply=observer.device_done, keep=keep, pool=pool, reply_limit_bytes=most)
         if found:
             try:
@@ -128,8 +129,8 @@ def run_world(
         workers = grid.num_workers
         wall_s = _play(world, strategy, grid, observe, first_round=len(records))
     else:
-        strategy.enrol(make_roster(world.streams))  # nothing is played any more, but results speak of the fleet
-    ensure_anyone_came(strategy.ledger.rows, strategy.attendance, strategy.clock, strategy.now)
+        enrol(strategy.federation, make_roster(world.streams))  # nothing is played any more, but results speak of the fleet
+    ensure_anyone_came(strategy.federation)
     versions = tuple(keep.checkpoints.versions) if keep else ()
     return Result(world, strategy, records, accuracy_matrix(records), engine, workers, wall_s, versions)
 
@@ -156,10 +157,10 @@ def _observe(
         nonlocal mark
         records.append(record)
         if keep:
-            rows, wall_s = strategy.ledger.since(mark)
+            rows, wall_times = strategy.ledger.since(mark)
             changes = grid.changes()
             grid.store.flush(changes)  # before a checkpoint counts on them
-            journal = Journal(record, rows, wall_s, changes, grid.manifest.exchange)
+            journal = Journal(record, rows, wall_times, changes, grid.manifest.exchange)
             keep.checkpoints.save(record.round, strategy.snapshot(), journal)
             mark = strategy.ledger.mark()
         grid.commit()

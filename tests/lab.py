@@ -49,7 +49,7 @@ class Lab:
         self.learner = Learner(self.method, INPUTS, 10, SEED)
         self.stream = make_stream()
         self.weights, masks = start_model(self.learner, self.method, SEED)
-        self.broadcast = Broadcast(self.weights, masks, self.learner.layout, self.wire, SEED)
+        self.broadcast = Broadcast(self.weights, masks, self.learner.layout, wire=self.wire, seed=SEED)
         self.rng = np.random.default_rng(1)
         self.broadcast.publish(self.weights)
 

@@ -57,14 +57,18 @@ class Rollback:
         self.step = step
         self._begin()
 
-    def is_the_models_fault(self, devices: set[int], fleet: int) -> bool:
-        """In a round nobody succeeded, and these devices failed: is it time to blame the model?
+    def blame(self, server_round: int, problems: dict[int, str], fleet: int) -> str:
+        """In a round nobody succeeded, and these devices failed: why the model is to blame, empty if that is too early to say.
 
         One device that fails by itself, where a round has no other, says little of the model: a second one does, and so do `ROUNDS` rounds.
+        `problems`: device -> what was wrong with it; `fleet`: devices that there are.
         """
-        self.failed = tuple(sorted({*self.failed, *devices}))
+        self.failed = tuple(sorted({*self.failed, *problems}))
         self.rounds += 1
-        return len(self.failed) >= min(2, fleet) or self.rounds >= ROUNDS
+        if len(self.failed) < min(2, fleet) and self.rounds < ROUNDS:
+            return ""
+        when = f"round {server_round}" if self.rounds == 1 else f"the last {self.rounds} rounds"
+        return f"all {len(self.failed)} devices of {when} failed; the first: {problems[min(problems)]}"
 
     def take(self) -> Step | None:
         """The update that is to be taken back; None if there is none, or one was taken back already and it did not help."""

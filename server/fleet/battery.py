@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from server.fleet.charging import EnergyConfig, day_plan
+from server.fleet.hardware import Hardware
 from server.fleet.local_time import DAY, Draws
 
 SHORT_S = 1e-6  # work that takes less is taken at once: as a power it could be infinite
@@ -46,7 +47,7 @@ class Batteries:
     """
 
     def __init__(
-        self, config: EnergyConfig, capacity_j: np.ndarray, charge_w: np.ndarray, idle_w: np.ndarray, offsets: np.ndarray, seed: int
+        self, config: EnergyConfig, *, capacity_j: np.ndarray, charge_w: np.ndarray, idle_w: np.ndarray, offsets: np.ndarray, seed: int
     ):
         arrays = {"capacity_j": capacity_j, "charge_w": charge_w, "idle_w": idle_w, "offsets": offsets}
         for name, array in arrays.items():
@@ -216,16 +217,15 @@ class Batteries:
         return ((time + self.offsets[devices]) // DAY).astype(np.int64)
 
 
-def make_batteries(
-    config: EnergyConfig, capacity_j: np.ndarray, charge_w: np.ndarray, idle_w: np.ndarray, offsets: np.ndarray, seed: int
-) -> Batteries:
-    """The batteries of a fleet; the arguments are those of `Batteries`, with columns of any number type.
+def make_batteries(config: EnergyConfig, hardware: Hardware, offsets: np.ndarray, seed: int) -> Batteries:
+    """The batteries of a fleet.
 
     `offsets` come from `.local_time.draw_offsets(availability.time_zones, N, seed)`, so that the night in which a device is there is
     the night in which it is charged.
     """
-    columns = (np.array(column, np.float64) for column in (capacity_j, charge_w, idle_w, offsets))
-    return Batteries(config, *columns, seed)
+    figures = {"capacity_j": "battery_j", "charge_w": "charge_w", "idle_w": "idle_w"}
+    columns = {name: hardware.column(figure) for name, figure in figures.items()}
+    return Batteries(config, **columns, offsets=offsets, seed=seed)
 
 
 def _power(joules: np.ndarray, seconds: np.ndarray) -> np.ndarray:

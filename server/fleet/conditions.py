@@ -1,6 +1,6 @@
 """What happens to a device while it works: how long a round takes it, what it costs, and what may cut it short."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -8,10 +8,9 @@ from server.fleet.availability import Availability, failure_point
 from server.fleet.battery import Batteries
 from server.fleet.hardware import Hardware
 from server.fleet.stream_progress import Pace
+from server.snapshot import Snapshot
 from sparcl_core.costs.device import Cost, DeviceProfile
 from sparcl_core.seeding import generator
-
-PHASES = ("download", "train", "upload")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Fate:
     Attributes:
         device: its number.
         start, end: instants. If it was cut short, `end` is when.
-        shares: of each of its phases that was carried out, 0 to 1.
+        shares: of each of its phases that was carried out, 0 to 1: download, training, upload.
         outcome: `ok`, `failed`, `late` (a deadline) or `cancelled` (it was not needed any more).
         reason: why it was cut short.
         joules: used from `start` to `end`.
@@ -45,9 +44,12 @@ class Fate:
         return self.shares[1] == 1
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Conditions:
-    """The physical side of a fleet: devices as hardware, when they are there, their batteries, and what they see when."""
+    """The physical side of a fleet: devices as hardware, when they are there, their batteries, and what they see when.
+
+    `failure`: probability that a device fails in the middle of a round. Only the batteries change.
+    """
 
     hardware: Hardware
     availability: Availability
@@ -63,10 +65,22 @@ class Conditions:
         """The end of the time that the device is there."""
         return float(self.availability.until(np.array([device]), time)[0])
 
+    def may_fail(self, device: int) -> bool:
+        """Can anything but its leaving cut its work short: chance, or an empty battery?"""
+        return bool(self.failure) or bool(self.hardware[device].battery_j)
+
     def jitter(self, device: int, server_round: int, phase: str) -> float:
         """Seconds that a message takes beyond the profile's latency."""
         mean = self.profile(device).jitter_s
         return float(generator(self.seed, "jitter", phase, server_round, device).exponential(mean)) if mean else 0.0
+
+    def declines(self, devices: np.ndarray, time: float) -> list[str]:
+        """[n]: why a device's battery lets it decline to train at `time`; "" if it does not."""
+        return self.batteries.declines(devices, time)
+
+    def charge(self, devices: np.ndarray, time: float) -> np.ndarray:
+        """[n] float64: states of charge from 0 to 1; 1 on the mains."""
+        return self.batteries.share(devices, time)
 
     def spend(self, device: int, start: float, end: float, joules: float) -> None:
         """Take what was used from the device's battery."""
@@ -87,10 +101,18 @@ class Conditions:
         limits.append((self.batteries.empties(device, booked, joules, seconds), "its battery was empty"))
         end, reason = min(limits, key=lambda limit: limit[0])
         whole = Fate(device, start, start + seconds, (1.0,) * len(costs), joules=joules)
-        return whole if end >= whole.end else cut(whole, costs, end, "failed", reason)
+        return whole if end >= whole.end else cut(whole, costs, end, outcome="failed", reason=reason)
+
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, see `server.snapshot`."""
+        return self.batteries.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken. Raises ValueError if it is of another fleet."""
+        self.batteries.restore(snapshot)
 
 
-def cut(fate: Fate, costs: tuple[Cost, ...], end: float, outcome: str, reason: str) -> Fate:
+def cut(fate: Fate, costs: tuple[Cost, ...], end: float, *, outcome: str, reason: str) -> Fate:
     """`fate` cut short at `end`, an instant not before its start."""
     left, shares, joules = max(end - fate.start, 0.0), [], 0.0
     for cost, most in zip(costs, fate.shares, strict=True):
@@ -103,4 +125,4 @@ def cut(fate: Fate, costs: tuple[Cost, ...], end: float, outcome: str, reason: s
     shares += [0.0] * (len(costs) - len(shares))
     if all(share == 1 for share in shares):  # it ends with the very last phase: what is cut is not done
         shares[-1] = float(np.nextafter(1.0, 0.0))
-    return Fate(fate.device, fate.start, end, tuple(shares), outcome, reason, joules)
+    return replace(fate, end=end, shares=tuple(shares), outcome=outcome, reason=reason, joules=joules)

@@ -48,7 +48,7 @@ class Pace:
 
     @classmethod
     def of(
-        cls, seed: int, devices: int, steps: int, rounds_per_task: int, advance: Advance = "rounds", task_s: float = 0.0,
+        cls, seed: int, devices: int, steps: int, rounds_per_task: int, *, advance: Advance = "rounds", task_s: float = 0.0,
         pace_spread: float = 0.0, start_spread: float = 0.0,
     ) -> "Pace":  # fmt: skip
         """The pace of devices 0 to `devices` - 1.
@@ -94,12 +94,6 @@ class Pace:
             step[server_round - 1 < self.delay[devices] * self.rounds_per_task] = -1
         return step
 
-    def change_times(self, device: int) -> np.ndarray:
-        """[steps] float64, the virtual seconds at which each step of a device begins; infinite where time does not decide."""
-        if self.advance != "time":
-            return np.full(self.steps, np.inf)
-        return self._begin(np.full(self.steps, device), np.arange(self.steps))
-
     @property
     def _unit(self) -> float:
         return self.task_s if self.advance == "time" else float(self.rounds_per_task)
@@ -109,7 +103,7 @@ class Pace:
             raise ValueError(f"server_round is {server_round}: rounds are numbered from 1")
         return {"rounds": server_round - 1, "time": time, "participation": finished}[self.advance]
 
-    def _begin(self, devices: np.ndarray, number: int | np.ndarray) -> np.ndarray:
-        """When step `number` of each device begins, on its clock: one expression, so that `step` has changed at its change time."""
+    def _begin(self, devices: np.ndarray, number: int) -> np.ndarray:
+        """When step `number` of each device begins, on its clock."""
         delay = 0.0 if self.advance == "participation" else self.delay[devices]
         return (delay + number / self.speed[devices]) * self._unit

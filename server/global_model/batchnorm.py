@@ -1,6 +1,6 @@
 """BatchNorm statistics of several devices as if their samples had been seen together."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,11 +10,18 @@ from server.defence.clipping import Seen, Unusual, bounded
 from sparcl_core.codec import Layout, SparseTensor
 from sparcl_core.sparsity.masks import State
 
-Observed = tuple[int, int, State]  # device, samples, its statistics by name
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A device's statistics by name, and how many samples they rest on."""
+
+    device: int
+    samples: int
+    statistics: State
 
 
 def bounded_statistics(
-    found: list[Observed], before: State, seen: Seen, layout: Layout, config: AggregationConfig
+    found: list[Observed], before: State, seen: Seen, *, layout: Layout, config: AggregationConfig
 ) -> tuple[list[Observed], list[Unusual], Seen]:
     """Statistics as they may be pooled, what was done to some of them, and what is remembered.
 
@@ -22,15 +29,17 @@ def bounded_statistics(
     stands out is scaled down, and never refused: the device's update is another matter. What does not is the same object.
     """
     changes = []
-    for device, samples, own in found:
-        moved = {name: (own[name].astype(np.float64) - before[name]).reshape(-1) for name in own}
-        changes.append(Update(device, samples, np.zeros(0, bool), {name: SparseTensor(np.arange(v.size), v) for name, v in moved.items()}))
+    for one in found:
+        moved = {name: (own.astype(np.float64) - before[name]).reshape(-1) for name, own in one.statistics.items()}
+        tensors = {name: SparseTensor(np.arange(values.size), values) for name, values in moved.items()}
+        changes.append(Update(one.device, one.samples, np.zeros(0, bool), tensors))
     held, seen = bounded(changes, seen, layout, replace(config, probation=0))
     scaled, result = {one.device for one in held.unusual}, []
-    for (device, samples, own), change in zip(found, held.updates, strict=True):
-        if device in scaled:
-            own = {name: before[name] + change.tensors[name].values.reshape(before[name].shape) for name in own}
-        result.append((device, samples, own))
+    for one, change in zip(found, held.updates, strict=True):
+        if one.device in scaled:
+            moved = {name: change.tensors[name].values.reshape(before[name].shape) for name in one.statistics}
+            one = replace(one, statistics={name: before[name] + values for name, values in moved.items()})
+        result.append(one)
     return result, held.unusual, seen
 
 

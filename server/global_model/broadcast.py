@@ -11,6 +11,7 @@ from itertools import islice
 
 import numpy as np
 
+from server.selection.sparsity_tiers import nested
 from server.snapshot import Snapshot, pack, same_model, under, unpack, within
 from sparcl_core import codec
 from sparcl_core.codec import Encoded, Layout, SparseTensor
@@ -32,7 +33,7 @@ class Base:
 class Broadcast:
     """The broadcast side of a run; `version` counts published models, `mask_version` mask updates."""
 
-    def __init__(self, weights: State, masks: Masks, layout: Layout, wire: WireConfig, seed: int):
+    def __init__(self, weights: State, masks: Masks, layout: Layout, *, wire: WireConfig, seed: int):
         self.layout, self.wire, self.seed = layout, wire, seed
         self.held = {name: weights[name].copy() for name in layout.shapes}
         self.masks = masks
@@ -162,3 +163,58 @@ class Broadcast:
             total += sum(map(len, self._steps[number]))
             if total > len(self.whole):
                 del self._steps[number]
+
+
+class TieredBroadcast:
+    """The broadcasts of a run, by tier: the masks of sparser tiers lie within the shared one, and follow it.
+
+    Args:
+        sparsities: of the tiers, ascending; the first is the experiment's own.
+    """
+
+    def __init__(self, weights: State, masks: Masks, layout: Layout, sparsities: tuple[float, ...], *, wire: WireConfig, seed: int):
+        self.sparsities = sparsities
+        shared = Broadcast(weights, masks, layout, wire=wire, seed=seed)
+        sparser = [Broadcast(weights, nested(masks, weights, sparsity), layout, wire=wire, seed=seed) for sparsity in sparsities[1:]]
+        for broadcast in sparser:
+            for name, mask in broadcast.masks.items():
+                broadcast.held[name][~mask] = 0
+        self.by_tier = (shared, *sparser)
+        self._nested_at = shared.mask_version
+
+    @property
+    def shared(self) -> Broadcast:
+        """That of the shared masks."""
+        return self.by_tier[0]
+
+    def __getitem__(self, tier: int) -> Broadcast:
+        return self.by_tier[tier]
+
+    def publish(self, weights: State) -> None:
+        """The next version for every tier; masks of sparser ones follow the shared one first.
+
+        Raises:
+            ValueError: if a weight cannot be sent.
+        """
+        if self._nested_at != self.shared.mask_version:
+            self._nested_at = self.shared.mask_version
+            for broadcast, sparsity in zip(self.by_tier[1:], self.sparsities[1:], strict=True):
+                broadcast.replace_masks(nested(self.shared.masks, weights, sparsity))
+        for broadcast in self.by_tier:
+            broadcast.publish(weights)
+
+    def restart(self, weights: State) -> None:
+        """Everybody is sent these weights whole; masks stay as they are."""
+        for broadcast in self.by_tier:
+            broadcast.restart(weights)
+
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, see `server.snapshot`."""
+        own = {name: array for tier, one in enumerate(self.by_tier) for name, array in under(f"{tier}", one.snapshot()).items()}
+        return {"nested": np.array(self._nested_at), **own}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken. Raises ValueError if it is of another model."""
+        for tier, broadcast in enumerate(self.by_tier):
+            broadcast.restore(within(f"{tier}", snapshot))
+        self._nested_at = int(snapshot["nested"])

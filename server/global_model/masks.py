@@ -61,6 +61,14 @@ def mean_importance(reports: list[tuple[int, dict[str, SparseTensor]]], layout: 
     return result
 
 
+@dataclass(frozen=True)
+class Reported:
+    """What a device's report says of masks. masks: its own, where it has its own; importance: what a shared mask's update needs."""
+
+    masks: Masks | None = None
+    importance: dict[str, SparseTensor] | None = None
+
+
 class SharedMasks:
     """One mask for all, updated between rounds."""
 
@@ -89,23 +97,25 @@ class SharedMasks:
         if what == "rest" or self._is_owed:
             return {}
         number, method = broadcast.mask_version + 1, self.method
-        args = (method.tdm, method.sparsity, number)
         if what == "adapt" and self.by_votes:
-            update = tdm.plan_by_votes(broadcast.masks, weights, self._reported, *args)
+            update = tdm.plan_by_votes(broadcast.masks, weights, self._reported, method.tdm, method.sparsity, number)
         else:
-            update = tdm.plan_update(what, broadcast.masks, weights, self._reported, *args)
+            update = tdm.plan_update(what, broadcast.masks, weights, self._reported, method.tdm, method.sparsity, number)
         surviving = tdm.surviving(broadcast.masks, update)
         broadcast.update_masks(weights, update, method.tdm, method.sparsity)
         return surviving
 
-    def read(self, payload: Payload, device: int, base: Base) -> dict[str, SparseTensor]:
-        """A device's report. Raises CodecError if it is none."""
+    def read(self, payload: Payload | None, device: int, server_round: int, base: Base) -> Reported:
+        """A device's report of a round, None if it sent none. Raises CodecError if it is none that was asked for."""
+        if payload is None:
+            return Reported()
         wanted = "votes" if self.by_votes else "importance"
         if payload.kind != wanted or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a report of {wanted} was asked for, and it must cover the masked tensors; this is {payload.kind!r}")
         if not self.by_votes:
-            return payload.tensors
-        return {name: SparseTensor(tensor.places, np.ones(tensor.places.size)) for name, tensor in payload.tensors.items()}
+            return Reported(importance=payload.tensors)
+        votes = {name: SparseTensor(tensor.places, np.ones(tensor.places.size)) for name, tensor in payload.tensors.items()}
+        return Reported(importance=votes)
 
     def after_round(self, updates: list[Update], reports: list[tuple[int, dict]], weights: State, broadcast: Broadcast) -> None:
         """Keep the weighted mean of the reports for the next update."""
@@ -136,8 +146,10 @@ class LocalMasks:
         """Nothing: masks change after a round."""
         return {}
 
-    def read(self, payload: Payload, device: int, base: Base, server_round: int) -> Masks:
-        """The masks that a device trained with, from what it dropped. Raises CodecError if that is no such update."""
+    def read(self, payload: Payload | None, device: int, server_round: int, base: Base) -> Reported:
+        """The masks that a device trained with, from what it dropped; None: it kept them. Raises CodecError if that is no such update."""
+        if payload is None:
+            return Reported(base.masks)
         if payload.kind not in ("grow", "adapt") or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a mask update must cover the masked tensors; this is {payload.kind!r}")
         dropped = {name: tensor.places for name, tensor in payload.tensors.items()}
@@ -145,7 +157,7 @@ class LocalMasks:
             raise CodecError("a mask update that only grows drops weights: damaged")
         update = tdm.MaskUpdate(server_round, payload.kind, dropped, device)
         try:
-            return tdm.update_masks(base.masks, [], update, self.method.tdm, self.method.sparsity, self.seed)
+            return Reported(tdm.update_masks(base.masks, [], update, self.method.tdm, self.method.sparsity, self.seed))
         except ValueError as error:  # more dropped than there are to grow back
             raise CodecError(f"a mask update that cannot be redone: {error}") from error
 

@@ -3,27 +3,27 @@
 import numpy as np
 
 from server.errors import NobodyCame
-from server.fleet.local_time import DAY, HOUR
-from server.ledger import Row
-from server.rounds.clock import ClockConfig
-from server.selection.cohort import PATIENCE_S, Attendance
+from server.fleet.local_time import DAY
+from server.rounds.federation import Federation
+from server.selection.cohort import PATIENCE_S
 
 ABSENT = ("skipped", "sat-out", "refused")
 
 
-def ensure_anyone_comes(attendance: Attendance, clock: ClockConfig, now: float) -> None:
-    """Before a run. Raises NobodyCame if no device is there at `now`, or ever after."""
-    if not attendance.anyone_comes(now):
-        raise NobodyCame(f"no device is there within the horizon: {_when(attendance, clock, now)}")
+def ensure_anyone_comes(federation: Federation) -> None:
+    """Before a run. Raises NobodyCame if no device is there now, or ever after."""
+    if not federation.cohorts.anyone_comes(federation.now):
+        raise NobodyCame(f"no device is there within the horizon: {_when(federation)}")
 
 
-def ensure_anyone_came(rows: list[Row], attendance: Attendance, clock: ClockConfig, now: float) -> None:
+def ensure_anyone_came(federation: Federation) -> None:
     """Behind a run. Raises NobodyCame if nobody was ever asked to train."""
+    rows = federation.ledger.rows
     if any(row.phase in ("download", "train") and row.outcome not in ABSENT for row in rows):
         return
     absent = [row for row in rows if row.outcome in ("skipped", "sat-out")]
     if not absent:
-        raise NobodyCame(f"no device is there within the horizon: {_when(attendance, clock, now)}")
+        raise NobodyCame(f"no device is there within the horizon: {_when(federation)}")
     last = absent[-1]
     raise NobodyCame(
         f"no device is there within the horizon: {len(absent)} times one could have been asked, and was not; the last: device "
@@ -31,9 +31,9 @@ def ensure_anyone_came(rows: list[Row], attendance: Attendance, clock: ClockConf
     )
 
 
-def _when(attendance: Attendance, clock: ClockConfig, now: float) -> str:
-    start = clock.start_hour * HOUR
-    first = attendance.first_comes(start)
+def _when(federation: Federation) -> str:
+    start, now = federation.clock.start_s, federation.now
+    first = federation.cohorts.first_comes(start)
     when = f"the first comes at {first:.6g} s" if np.isfinite(first) else "none comes any more"
     return (
         f"the run begins at {start:g} s and is over at {now:g} s, and {when}. Times are seconds from Monday, 00:00 UTC (a trace of UNIX "

@@ -75,6 +75,11 @@ class ClockConfig:
         return self.deadline_s or float("inf")
 
     @property
+    def start_s(self) -> float:
+        """The instant at which the run begins."""
+        return self.start_hour * HOUR
+
+    @property
     def horizon_s(self) -> float:
         """The instant at which the run ends; infinite where it goes by rounds."""
         return (self.start_hour + self.horizon_hours) * HOUR if self.horizon_hours else float("inf")

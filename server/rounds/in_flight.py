@@ -1,16 +1,15 @@
-"""Devices at work between two rounds, as values and as arrays for a checkpoint."""
+"""Devices at work: what they were sent, what they will report and what becomes of them; as arrays for a checkpoint between two rounds."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from server.fleet.conditions import Fate
+from server.fleet.conditions import Fate, cut
 from server.fleet.roster import Member
 from server.global_model.broadcast import Base
-from server.ledger import Where
-from server.rounds.exchange import Reply, Sent
-from server.rounds.replies import Measures
+from server.ledger import Phase, Where
+from server.rounds.messages import Measures, Reply, Request
 from server.snapshot import Snapshot, under, within
 from sparcl_core.codec import Sizes
 from sparcl_core.costs.device import Cost
@@ -19,36 +18,47 @@ from sparcl_core.sparsity.masks import Masks
 from sparcl_core.wire.protocol import Report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flight:
-    """A device at work: what it was sent, what it will report, and what becomes of it."""
+    """A device at work: what it was sent, what it will report, what its phases cost, and what becomes of it."""
 
-    sent: Sent
+    request: Request
     reply: Reply
-    costs: tuple[Cost, ...]
+    phases: tuple[Phase, ...]
     fate: Fate
+
+    @property
+    def device(self) -> int:
+        return self.request.device
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        return tuple(phase.cost for phase in self.phases)
+
+    def cut(self, end: float, *, outcome: str, reason: str) -> "Flight":
+        """The same, cut short at this instant."""
+        return replace(self, fate=cut(self.fate, self.costs, end, outcome=outcome, reason=reason))
 
 
 def pack(flights: dict[int, Flight]) -> Snapshot:
     """text: JSON (whose floats are exact), one entry per flight; data: reports, one behind the other; masks that several share once."""
     entries, data, masks = [], [], {}
     for flight in flights.values():
-        sent, reply = flight.sent, flight.reply
-        key = f"{len(masks)}"
-        key = next((known for known, found in masks.items() if found is sent.base.masks), key)
-        masks[key] = sent.base.masks
+        request, reply = flight.request, flight.reply
+        key = next((known for known, found in masks.items() if found is request.base.masks), f"{len(masks)}")
+        masks[key] = request.base.masks
         parts = (reply.report.control, reply.report.delta, reply.report.masks) if reply.report else ()
         data += parts
         entries.append(
             {
-                "member": [sent.member.device, sent.member.node_id, list(sent.member.samples)],
-                "where": asdict(sent.where),
-                "sent": [asdict(sent.sizes), sent.message_bytes, list(sent.extra_s)],
-                "base": [sent.base.version, sent.base.mask_version, key],
+                "member": [request.member.device, request.member.node_id, list(request.member.samples)],
+                "where": asdict(request.where),
+                "request": [asdict(request.sizes), request.message_bytes, list(request.extra_s)],
+                "base": [request.base.version, request.base.mask_version, key],
                 "reply": [reply.missing, reply.problem, reply.message_bytes, reply.report_bytes],
                 "measures": asdict(reply.measures) if reply.measures else None,
                 "report": [len(part) for part in parts],
-                "costs": [asdict(cost) for cost in flight.costs],
+                "phases": [asdict(phase) for phase in flight.phases],
                 "fate": asdict(flight.fate),
             }
         )
@@ -66,27 +76,36 @@ def unpack(arrays: Snapshot, names: tuple[str, ...]) -> dict[int, Flight]:
     data, position, flights = arrays["data"].tobytes(), 0, {}
     shared: dict[str, Masks] = {}
     for entry in json.loads(arrays["text"].tobytes()):
-        device, node_id, samples = entry["member"]
-        sizes, message_bytes, extra_s = entry["sent"]
         version, mask_version, key = entry["base"]
         if key not in shared:
             found = within(f"masks/{key}", arrays)
             shared[key] = {name: found[name].copy() for name in names if name in found}
-        base = Base(version, mask_version, shared[key])
-        where = Where(**entry["where"])
-        sent = Sent(Member(device, node_id, tuple(samples)), where, base, Sizes(**sizes), message_bytes, tuple(extra_s))
         parts = []
         for length in entry["report"]:
             parts.append(data[position : position + length])
             position += length
-        missing, problem, reply_bytes, report_bytes = entry["reply"]
-        measured = entry["measures"] and Measures(**(entry["measures"] | _flops_of(entry["measures"])))
-        reply = Reply(missing, measured, Report.from_wire(*parts) if parts else None, None, problem, reply_bytes, report_bytes)
-        costs = tuple(Cost(**(cost | {"flops": Flops(**cost["flops"])})) for cost in entry["costs"])
+        request = _request_of(entry, Base(version, mask_version, shared[key]))
+        reply = _reply_of(entry, Report.from_wire(*parts) if parts else None)
+        phases = tuple(Phase(one["name"], _cost_of(one["cost"]), _cost_of(one["dense"])) for one in entry["phases"])
         fate = Fate(**(entry["fate"] | {"shares": tuple(entry["fate"]["shares"])}))
-        flights[device] = Flight(sent, reply, costs, fate)
+        flights[request.device] = Flight(request, reply, phases, fate)
     return flights
 
 
-def _flops_of(measures: dict) -> dict:
-    return {name: Flops(**measures[name]) for name in ("flops", "dense_flops")}
+def _request_of(entry: dict, base: Base) -> Request:
+    device, node_id, samples = entry["member"]
+    sizes, message_bytes, extra_s = entry["request"]
+    member, where = Member(device, node_id, tuple(samples)), Where(**entry["where"])
+    return Request(member, where, base, Sizes(**sizes), message_bytes, tuple(extra_s))
+
+
+def _reply_of(entry: dict, report: Report | None) -> Reply:
+    missing, problem, message_bytes, report_bytes = entry["reply"]
+    measured = entry["measures"]
+    if measured:
+        measured = Measures(**(measured | {name: Flops(**measured[name]) for name in ("flops", "dense_flops")}))
+    return Reply(missing, problem, measured, report, message_bytes=message_bytes, report_bytes=report_bytes)
+
+
+def _cost_of(cost: dict) -> Cost:
+    return Cost(**(cost | {"flops": Flops(**cost["flops"])}))

@@ -1,68 +1,110 @@
 """BatchNorm statistics that devices recompute before an evaluation (`federation.batchnorm = recompute`), booked and pooled."""
 
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from flwr.app import Message
 
-from server.ledger import Done, Where
+from server.global_model.batchnorm import Observed
+from server.ledger import DONE, Ending, Phase, Where
 from server.rounds import replies
-from server.rounds.replies import message_bytes
+from server.rounds.federation import Federation, Talk
+from server.rounds.messages import Request, answered, message_bytes
 from sparcl_core.codec import CodecError, Sizes
-
-if TYPE_CHECKING:
-    from server.strategy import SparCLStrategy
+from sparcl_core.costs.flops import Flops
 
 
-def pool(strategy: "SparCLStrategy", server_round: int, answers: Iterable[Message]) -> None:
-    """Pool the devices' statistics by samples into the global model; those that fail are ledger rows. Without any, the old ones stay.
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What came back of a device.
 
-    The clock moves on by what the slowest device took.
+    Attributes:
+        missing: why nothing did.
+        problem: why it cannot be used.
+        flops: of the forward pass; None if they cannot be read.
+        observed, version: its statistics, and the version that it holds now.
+        sizes: of the report by kind; message_bytes, report_bytes: as in `Reply`.
     """
-    cohort, ledger, pooled, took = strategy.by_node, strategy.ledger, [], [0.0]
-    exchange, by_device = strategy.exchange, {}
-    for reply in answers:
-        if sent := cohort.get(reply.metadata.src_node_id):
-            missing = replies.missing(reply, f"device {sent.where.device}, round {server_round}")
-            problem = "" if missing else exchange.oversize(reply)
-            by_device[sent.where.device] = (missing, problem, None if problem else reply)  # what is too large is not kept
-    for sent in cohort.values():
-        where, device = sent.where, sent.where.device
-        name, bounds, broadcast = (
-            f"device {device}, round {server_round}",
-            exchange.bounds(sent),
-            exchange.broadcasts[exchange.tier(device)],
-        )
-        missing, problem, reply = by_device.get(device, (f"{name}: no reply", "", None))
-        if missing:
-            strategy.failed(sent, missing, "calibrate")
+
+    missing: str = ""
+    problem: str = ""
+    flops: Flops | None = None
+    observed: Observed | None = None
+    version: int = 0
+    sizes: Sizes = Sizes()
+    message_bytes: int = 0
+    report_bytes: int = 0
+
+
+def recalibrate(federation: Federation, server_round: int, talk: Talk) -> None:
+    """Bring the round's devices to the model as it is now, and pool their statistics by samples into it, if that is what is done.
+
+    Those that fail are ledger rows; without any, the old statistics stay. The clock moves on by what the slowest device took.
+    """
+    if not federation.model.recomputes_statistics:
+        return
+    federation.publish(server_round)
+    order = {"action": "query.calibrate", "server_round": server_round, "time": federation.now, "wants_report": False}
+    requests = [federation.exchange.instruct(one, **order) for one in federation.reached]
+    answers = {one.device: _Answer(missing=f"{one}: no reply") for one in requests}
+    for request, message in answered(requests, talk([one.message for one in requests])):
+        answers[request.device] = _read(federation, request, message)
+    pooled, took = [], [0.0]
+    for request in requests:
+        answer = answers[request.device]
+        if answer.missing:
+            federation.failed(request, answer.missing, "calibrate")
             continue
-        before = len(ledger.rows)
-
-        def at(before: int = before, where: Where = where) -> Where:
-            """Where the next phase begins: behind those that were booked."""
-            return replace(where, time=where.time + sum(row.seconds for row in ledger.rows[before:]))
-
-        ledger.downloaded(where, sent.sizes, sent.message_bytes, Done(extra_s=sent.extra_s[0]), has_twin=False)
-        try:
-            if problem:
-                raise CodecError(problem)
-            ledger.calibrated(at(), replies.read_flops(reply, bounds), strategy.method.is_sparse)
-            report = replies.read_report(reply)
-            own, sizes = replies.accept_statistics(report, broadcast, strategy.whole, bounds.statistics)
-        except CodecError as error:
-            exchange.held[device] = 0
-            size, unread = (message_bytes(reply), replies.report_bytes(reply)) if reply else (exchange.most_bytes,) * 2
-            done = Done("rejected", f"{name}, stage decode: {error}")
-            ledger.uploaded(at(), Sizes(unread=unread), size, done, has_twin=False)
+        took.append(_book(federation, request, answer))
+        if answer.observed:
+            federation.exchange.holds(request.device, answer.version)
+            pooled.append(answer.observed)
         else:
-            exchange.held[device] = report.base_version
-            ledger.uploaded(at(), sizes, message_bytes(reply), Done(extra_s=sent.extra_s[1]), has_twin=False)
-            pooled.append((device, report.samples, own))
-        took.append(at().time - where.time)
-        strategy.attendance.conditions.spend(device, where.time, at().time, sum(row.joules for row in ledger.rows[before:]))
-    strategy.now += max(took)
-    strategy.is_over = strategy.is_over or strategy.now >= strategy.clock.horizon_s
+            federation.exchange.forget(request.device)
+    federation.move_on(federation.now + max(took))
     if pooled:
-        strategy.set_statistics(pooled)
+        federation.set_statistics(pooled)
+
+
+def _read(federation: Federation, request: Request, message: Message) -> _Answer:
+    """What a reply says, decoded and checked. Changes nothing, so it does not matter which reply comes first."""
+    exchange, decode = federation.exchange, f"{request}, stage decode"
+    limits = exchange.limits(request)
+    if missing := replies.missing(message, f"{request}"):
+        return _Answer(missing=missing)
+    if problem := limits.oversize(message):
+        most = limits.most_bytes
+        return _Answer(problem=f"{decode}: {problem}", sizes=Sizes(unread=most), message_bytes=most, report_bytes=most)
+    size = replies.report_bytes(message)
+    answer = _Answer(sizes=Sizes(unread=size), message_bytes=message_bytes(message), report_bytes=size)
+    try:
+        answer = replace(answer, flops=replies.read_flops(message, limits.counts))
+        report = replies.read_report(message)
+        base, whole = exchange.newest(request.device), federation.model.whole
+        own, sizes = replies.accept_statistics(report, base, whole, limits.counts.statistics)
+    except CodecError as error:
+        return replace(answer, problem=f"{decode}: {error}")
+    observed = Observed(request.device, report.samples, own)
+    return replace(answer, observed=observed, version=report.base_version, sizes=sizes + Sizes(unread=size - sizes.total))
+
+
+def _book(federation: Federation, request: Request, answer: _Answer) -> float:
+    """The rows of a device's turn, and what it takes from its battery. Returns virtual seconds."""
+    costs, ledger, where = federation.costs, federation.ledger, request.where
+    phases = [costs.download(request, has_twin=False)]
+    ledger.transferred(where, phases[0], request.sizes, request.message_bytes)
+    if answer.flops is not None:
+        forward = costs.calibration(request, answer.flops)
+        ledger.computed(_behind(where, phases), forward)
+        phases.append(forward)
+    upload = costs.upload(request, answer.report_bytes, has_twin=False)
+    ending = Ending("rejected", answer.problem) if answer.problem else DONE
+    ledger.transferred(_behind(where, phases), upload, answer.sizes, answer.message_bytes, ending=ending)
+    phases.append(upload)
+    end = _behind(where, phases).time
+    federation.conditions.spend(request.device, where.time, end, sum(phase.cost.joules for phase in phases))
+    return end - where.time
+
+
+def _behind(where: Where, phases: list[Phase]) -> Where:
+    """Where the phase behind these begins."""
+    return replace(where, time=where.time + sum(phase.cost.seconds for phase in phases))

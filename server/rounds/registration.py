@@ -1,14 +1,24 @@
-"""Which devices a fleet has, where every node is asked: what they answer is checked, and a node whose answer cannot be is left out."""
+"""Which devices a fleet has: known to a simulation that made it, or asked for, one by one.
 
+Where every node is asked, what they answer is checked, and a node whose answer cannot be is left out.
+"""
+
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.errors import FleetError
 from server.fleet.roster import Member, Roster
-from server.rounds.replies import message_bytes
+from server.ledger import STRANGER, Where
+from server.rounds.absence import ensure_anyone_comes
+from server.rounds.federation import Federation
+from server.rounds.messages import message_bytes
 from sparcl_core.foreign import printable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,58 @@ class Registered:
     refused: list[str]
 
 
-def register(grid: Grid, devices: int, steps: int, most_samples: int) -> Registered:
+def enrol(federation: Federation, roster: Roster) -> None:
+    """Take the fleet as known, as a simulation does that made it: nobody is asked, which for 100,000 devices takes minutes.
+
+    Raises:
+        FleetError: if there is no device, none fits its budget, or none can meet the deadline.
+    """
+    if not len(roster):
+        raise FleetError("no device is connected: nothing can be trained")
+    cohorts, is_resumed = federation.cohorts, bool(federation.ledger.rows)
+    cohorts.enrol(roster)
+    reasons = cohorts.tiers.reasons
+    if len(reasons) == len(roster):
+        raise FleetError(
+            f"no device can take part: {reasons[min(reasons)]} (device {min(reasons)}); let sparsity follow the budget "
+            f"(budget.memory=fit), or take a smaller model, learner.batch_size or learner.buffer_share"
+        )
+    if not is_resumed:  # later in a run all may have gone
+        ensure_anyone_comes(federation)
+    least = cohorts.least_seconds()
+    if least > federation.clock.deadline:
+        raise FleetError(
+            f"clock.deadline_s is {federation.clock.deadline:g}: no device can meet it, the fastest needs at least {least:.3g} s; "
+            f"raise it, lower federation.local_epochs, or take a smaller model"
+        )
+    if not is_resumed:  # else these rows are there
+        for device, reason in reasons.items():
+            federation.ledger.absent(Where(0, -1, device, federation.now), "refused", reason)
+
+
+def register(federation: Federation, grid: Grid) -> None:
+    """Ask every node which device it is and how much data it has. A node whose answer cannot be has a row, and is left out.
+
+    Raises:
+        FleetError: if no device is left, and as `enrol` does.
+    """
+    cohorts, ledger, is_resumed = federation.cohorts, federation.ledger, bool(federation.ledger.rows)
+    conditions = cohorts.conditions
+    found = ask_everybody(grid, len(conditions.hardware), conditions.pace.steps, cohorts.most_samples)
+    for reason in found.refused:
+        log.warning("%s", reason)
+    if found.refused and not len(found.roster):
+        raise FleetError(f"none of {len(found.refused)} nodes could be registered; the first: {found.refused[0]}")
+    enrol(federation, found.roster)
+    if is_resumed:
+        return
+    for device, size in sorted(found.message_bytes.items()):  # in device order: replies come in any
+        ledger.registered(device, size)
+    for reason in found.refused:
+        ledger.absent(Where(0, -1, STRANGER, federation.now), "refused", reason, "register")
+
+
+def ask_everybody(grid: Grid, devices: int, steps: int, most_samples: int) -> Registered:
     """Ask every node which device it is and how much data it has. Of several that say the same number the lowest node id counts.
 
     Args:
@@ -33,7 +94,7 @@ def register(grid: Grid, devices: int, steps: int, most_samples: int) -> Registe
     members: dict[int, Member] = {}
     sizes, refused = {}, []
     for node in nodes:
-        found = _read(node, by_node.get(node), devices, steps, most_samples)
+        found = _read(node, by_node.get(node), devices=devices, steps=steps, most_samples=most_samples)
         if isinstance(found, Member) and found.device in members:
             found = f"it says that it is device {found.device}, which node {members[found.device].node_id} is already"
         if isinstance(found, str):
@@ -43,7 +104,7 @@ def register(grid: Grid, devices: int, steps: int, most_samples: int) -> Registe
     return Registered(Roster.of(list(members.values())), sizes, refused)
 
 
-def _read(node: int, reply: Message | None, devices: int, steps: int, most_samples: int) -> Member | str:
+def _read(node: int, reply: Message | None, *, devices: int, steps: int, most_samples: int) -> Member | str:
     """Who answered, or what is wrong with the answer."""
     if reply is None:
         return "it did not answer"

@@ -1,18 +1,18 @@
 """From a device's reply to values that can be averaged, or to the reason why not."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from flwr.app import Array, Message, Metadata
-from flwr.common.serde import message_to_proto, metadata_to_proto
+from flwr.app import Array, Message
 
 from server.aggregation.update import Update
 from server.global_model.broadcast import Base, Broadcast
+from server.global_model.contribution import Contribution
 from server.global_model.masks import LocalMasks, SharedMasks
+from server.rounds.messages import Measures, Reply, Request, message_bytes
 from server.rounds.reply_limits import LARGEST_LOSS, LARGEST_STATISTIC, LONGEST_S, Bounds
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Layout, Payload, Sizes
-from sparcl_core.codec.bits import varint
 from sparcl_core.costs.flops import Flops
 from sparcl_core.costs.memory import Footprint
 from sparcl_core.foreign import printable
@@ -23,43 +23,50 @@ COUNTS = ("samples", "replayed", "dropped", "steps", "kept", "active", "updated"
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """A reply that can be used. report: what a shared mask's update needs, if it was asked for; sizes: its bytes by kind.
+class Limits:
+    """What a reply can be at most. most_bytes: that it can weigh; counts: see `Bounds`."""
 
-    statistics: those that stay on the device, where they do. has_changed: the device found that its task has.
+    most_bytes: int
+    counts: Bounds
+
+    def oversize(self, reply: Message) -> str:
+        """Why a reply is too large to be looked at, empty if it is not. What came of it is not read beyond that size, nor paid for."""
+        size = payload_bytes(reply)
+        return f"the reply has {size} bytes: for this model at most {self.most_bytes} can be needed" if size > self.most_bytes else ""
+
+
+def read(message: Message, request: Request, limits: Limits, shown: Layout | None) -> Reply:
+    """What a reply of training says.
+
+    `shown`: of the model whose statistics stay on the device, but are shown; None where they do not.
     """
-
-    update: Update
-    report: dict | None
-    base_version: int
-    sizes: Sizes
-    statistics: State | None = None
-    has_changed: bool = False
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What the simulator has measured of a round. counts: columns of the ledger's row; loss: mean over the steps."""
-
-    flops: Flops
-    dense_flops: Flops
-    memory_bytes: int
-    counts: dict[str, int]
-    loss: float
-    wall_s: float
-    compute_s: float
+    if reason := missing(message, f"{request}"):
+        return Reply(missing=reason)
+    if problem := limits.oversize(message):
+        problem = f"{request}, stage decode: {problem}"
+        return Reply(problem=problem, message_bytes=limits.most_bytes, report_bytes=limits.most_bytes)
+    reply = Reply(message_bytes=message_bytes(message), report_bytes=report_bytes(message))
+    try:
+        reply = replace(reply, measures=read_measures(message, limits.counts))
+        reply = replace(reply, report=read_report(message))
+        return replace(reply, statistics=observed(message, shown) if shown else None)
+    except CodecError as error:
+        return replace(reply, problem=f"{request}, stage decode: {error}")
 
 
-def missing(reply: Message | None, where: str, records: tuple[str, ...] = ("report", "measures")) -> str:
-    """Why there is nothing to decode; empty if there is. Fit to be printed."""
-    if reply is None:
-        return f"{where}: no reply"
+def missing(reply: Message, where: str) -> str:
+    """Why there is nothing to decode; empty if there is. Fit to be printed. `where`: whose reply, and of which round."""
     if reply.has_error():
         return printable(reply.error.reason) or f"{where}: failed without a reason"
     if not reply.has_content():
         return f"{where}: the reply has no content"
-    absent = [name for name in records if name not in reply.content]
+    absent = [name for name in ("report", "measures") if name not in reply.content]
     return f"{where}: the reply has no record {absent[0]!r}" if absent else ""
+
+
+def report_bytes(reply: Message) -> int:
+    """Size of the report in a reply, whatever it is."""
+    return sum(len(value) for value in reply.content["report"].values() if isinstance(value, bytes))
 
 
 def payload_bytes(reply: Message) -> int:
@@ -93,9 +100,15 @@ def read_measures(reply: Message, bounds: Bounds) -> Measures:
     if memory > bounds.memory_bytes:
         raise CodecError(f"the measures say that training needs {memory} bytes: at most {bounds.memory_bytes} can have been needed")
     counts = {key: _count(wire, key, bounds.counts[key]) for key in COUNTS}
-    loss = _real(wire, "loss", -LARGEST_LOSS, LARGEST_LOSS)
-    seconds = (_real(wire, key, 0.0, LONGEST_S) for key in ("wall-seconds", "compute-seconds"))
-    return Measures(read_flops(reply, bounds), read_flops(reply, bounds, "dense-flops"), memory, counts, loss, *seconds)
+    return Measures(
+        loss=_real(wire, "loss", -LARGEST_LOSS, LARGEST_LOSS),
+        wall_s=_real(wire, "wall-seconds", 0.0, LONGEST_S),
+        compute_s=_real(wire, "compute-seconds", 0.0, LONGEST_S),
+        flops=read_flops(reply, bounds),
+        dense_flops=read_flops(reply, bounds, "dense-flops"),
+        memory_bytes=memory,
+        counts=counts,
+    )
 
 
 def read_flops(reply: Message, bounds: Bounds, kind: str = "flops") -> Flops:
@@ -105,49 +118,48 @@ def read_flops(reply: Message, bounds: Bounds, kind: str = "flops") -> Flops:
 
 
 def accept(
-    report: Report, device: int, server_round: int, broadcast: Broadcast, base: Base, masking: SharedMasks | LocalMasks,
-    classifier: tuple[str, ...], most_samples: int,
-) -> Accepted:  # fmt: skip
+    report: Report, request: Request, broadcast: Broadcast, masking: SharedMasks | LocalMasks, *, voting_rows: tuple[str, ...],
+    most_samples: int,
+) -> Contribution:  # fmt: skip
     """Decode and check one report of training.
 
     Args:
-        base: the version that the device was sent.
+        request: what it answers.
+        broadcast: that of the device's tier.
+        voting_rows: tensors that have a row for each class.
         most_samples: what the device can have processed in the round.
 
     Raises:
         CodecError: if anything about it is wrong.
     """
-    layout, told, sizes = broadcast.layout, None, Sizes(header=len(report.control))
-    own = base.masks if isinstance(masking, LocalMasks) else None
+    layout, base, device = broadcast.layout, request.base, request.device
     if not 1 <= report.samples <= most_samples:
         raise CodecError(f"the update rests on {report.samples} samples, which cannot be its weight: at least 1, at most {most_samples}")
     _expect_version(report.base_version, base.mask_version, base)
-    if any(layout.shapes[name][0] != report.classes.size for name in classifier):
+    if any(layout.shapes[name][0] != report.classes.size for name in voting_rows):
         raise CodecError(f"the report speaks of {report.classes.size} classes: the classifier has another number of rows")
+    payload, sizes = None, Sizes(header=len(report.control))
     if report.masks:
         payload = codec.decode(report.masks, layout, base.masks)
         _expect_version(payload.model_version, payload.mask_version, base)
         sizes += payload.sizes
-        if isinstance(masking, LocalMasks):
-            own = masking.read(payload, device, base, server_round)
-        else:
-            told = masking.read(payload, device, base)
-    delta = codec.decode(report.delta, layout, own or base.masks)
+    said = masking.read(payload, device, request.where.round, base)
+    delta = codec.decode(report.delta, layout, said.masks or base.masks)
     if delta.kind != "delta":
         raise CodecError(f"the update is of kind {delta.kind!r}: a delta was asked for")
     _expect_version(delta.model_version, delta.mask_version, base)
     _expect_range(delta, broadcast)
-    update = Update(device, report.samples, report.classes, delta.tensors, own)
-    return Accepted(update, told, report.base_version, sizes + delta.sizes, has_changed=report.has_changed)
+    update = Update(device, report.samples, report.classes, delta.tensors, said.masks)
+    return Contribution(update, said.importance, report.base_version, sizes + delta.sizes, has_changed=report.has_changed)
 
 
-def accept_statistics(report: Report, broadcast: Broadcast, whole: Layout, most_samples: int) -> tuple[State, Sizes]:
+def accept_statistics(report: Report, base: Base, whole: Layout, most_samples: int) -> tuple[State, Sizes]:
     """Decode and check one report of recomputed statistics; its bytes by kind. Raises CodecError if anything about it is wrong."""
     if not 1 <= report.samples <= most_samples:
         raise CodecError(f"the statistics rest on {report.samples} samples, which cannot be: at least 1, at most {most_samples}")
     payload = codec.decode(report.delta, whole, {})
     for model in (report.base_version, payload.model_version):
-        _expect_version(model, payload.mask_version, broadcast.base)
+        _expect_version(model, payload.mask_version, base)
     return _complete(payload, whole), payload.sizes + Sizes(header=len(report.control), masks=len(report.masks))
 
 
@@ -171,22 +183,6 @@ def _complete(payload: Payload, layout: Layout) -> State:
         if found[name].values.min(initial=0.0) < least or found[name].values.max(initial=0.0) > LARGEST_STATISTIC:
             raise CodecError(f"{name} is not within {least:g} and {LARGEST_STATISTIC:g}: no batch of activations has such statistics")
     return {name: found[name].values.astype(float).reshape(shape) for name, shape in layout.shapes.items() if name in layout.statistics}
-
-
-def report_bytes(reply: Message) -> int:
-    """Size of the report in a reply, whatever it is."""
-    return sum(len(value) for value in reply.content["report"].values() if isinstance(value, bytes))
-
-
-def message_bytes(message: Message) -> int:
-    """Size of the serialised Flower message."""
-    return message_to_proto(message).ByteSize()
-
-
-def metadata_bytes(metadata: Metadata) -> int:
-    """What of that is its metadata: a field of the message, behind its tag and its length."""
-    size = metadata_to_proto(metadata).ByteSize()
-    return 1 + len(varint(size)) + size
 
 
 def _expect_version(model: int, masks: int, base: Base) -> None:

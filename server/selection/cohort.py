@@ -11,10 +11,10 @@ import numpy as np
 from server.fleet.conditions import Conditions
 from server.fleet.local_time import DAY, HOUR
 from server.fleet.roster import Member, Roster
-from server.selection.estimate import Estimates
+from server.selection.estimate import Estimates, Workload
+from server.selection.history import History
 from server.selection.policies import Candidates, SelectionConfig, choose
 from server.selection.sparsity_tiers import Tiers
-from server.snapshot import Snapshot
 
 PATIENCE_S = 30 * DAY
 
@@ -27,33 +27,23 @@ class Chosen:
     step: int
 
 
-class Attendance:
-    """The roster, and what the server has seen of each device.
+class Cohorts:
+    """The cohorts of a fleet's rounds.
 
     Attributes:
-        finished: [N] int64, rounds that a device has trained to the end, by device number.
-        loss, last_round: [N], mean loss and number of the last round that a device has reported; NaN and 0 before.
-        message_bytes: [tiers, 2] float64, mean size of the last messages down and up.
+        history: what was seen of each device.
+        roster: the devices that are connected; empty before `enrol`.
     """
 
     def __init__(
-        self,
-        conditions: Conditions,
-        tiers: Tiers,
-        estimates: Estimates,
-        selection: SelectionConfig,
-        seed: int,
-        origin: float = 0.0,
-        chunks: int = 1,
-        most_samples: int = 2**31 - 1,
-    ):
+        self, conditions: Conditions, tiers: Tiers, workload: Workload, selection: SelectionConfig, *,
+        origin: float = 0.0, chunks: int = 1, most_samples: int = 2**31 - 1,
+    ):  # fmt: skip
         """`origin`: virtual second at which streams begin; `chunks`: steps that a task has, side by side; `most_samples`: of a step."""
-        self.conditions, self.tiers, self.estimates, self.selection, self.seed = conditions, tiers, estimates, selection, seed
+        self.conditions, self.tiers, self.workload, self.selection = conditions, tiers, workload, selection
         self.origin, self.chunks, self.most_samples = origin, chunks, most_samples
-        count = len(conditions.hardware)
-        self.finished, self.last_round = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        self.loss = np.full(count, np.nan)
-        self.message_bytes = np.array([[level.bytes, level.bytes] for level in tiers.levels], np.float64)
+        self.estimates = Estimates(conditions.hardware, workload, tiers.levels, tiers.of)
+        self.history = History(len(conditions.hardware), [level.bytes for level in tiers.levels])
         self.roster = Roster.of([])
 
     def enrol(self, roster: Roster) -> None:
@@ -67,12 +57,12 @@ class Attendance:
                 f"device {roster.devices[-1]} is connected, but the experiment has devices 0 to {len(self.conditions.hardware) - 1}: "
                 f"set stream.devices to their number"
             )
-        least = self.estimates.workload.least
+        least = self.workload.least
         self.roster = roster if least == 1 else replace(roster, samples=np.where(roster.samples < least, 0, roster.samples))
 
     def steps(self, server_round: int, time: float) -> np.ndarray:
         """[N] int64 by row of the roster: the step of its stream that each device is at, -1 before the first."""
-        return self.steps_of(np.arange(len(self.roster)), server_round, time, self.finished[self.roster.devices])
+        return self.steps_of(np.arange(len(self.roster)), server_round, time, self.history.finished[self.roster.devices])
 
     def steps_of(self, rows: np.ndarray, server_round: int, time: float, finished: np.ndarray) -> np.ndarray:
         """[n] int64: the same of some rows of the roster, that have finished so many rounds.
@@ -101,7 +91,7 @@ class Attendance:
         rows = np.flatnonzero(able)
         return rows[self.conditions.availability.on(devices[rows], time)]
 
-    def wait(self, server_round: int, time: float, least: int, until: float, busy: Collection[int] = ()) -> float:
+    def wait(self, server_round: int, time: float, least: int, until: float, *, busy: Collection[int] = ()) -> float:
         """The first instant from `time` on at which `least` devices could be asked, or infinity if there is none before `until`.
 
         No more are waited for than could ever be asked in this round, and nobody for longer than 30 days.
@@ -126,13 +116,14 @@ class Attendance:
         return float("inf")
 
     def choose(
-        self, server_round: int, time: float, size: int, deadline_s: float, draw: int = 1, busy: Collection[int] = ()
+        self, server_round: int, time: float, size: int, deadline_s: float, *, draw: int = 1, busy: Collection[int] = ()
     ) -> tuple[Chosen, ...]:
         """The devices of a round, or those that join it at `time`, in device order. `size` 0: all; `draw`: see `selection.choose`."""
         rows = self.present(server_round, time, busy)
         steps = self.steps(server_round, time)
         if self.selection.policy != "uniform" or 0 < size < len(rows):
-            rows = rows[choose(self.selection, self._candidates(rows, steps, time), size, self.seed, server_round, deadline_s, draw)]
+            where = {"seed": self.conditions.seed, "server_round": server_round, "deadline_s": deadline_s, "draw": draw}
+            rows = rows[choose(self.selection, self._candidates(rows, steps, time), size, **where)]
         return tuple(map(Chosen, self.roster.members(rows), steps[rows].tolist()))
 
     def usual_task(self, server_round: int, time: float) -> int:
@@ -141,9 +132,12 @@ class Attendance:
         steps = np.sort(self.steps(server_round, time)[fit])
         return int(steps[len(steps) // 2]) // self.chunks
 
-    def has_work(self, server_round: int, time: float) -> bool:
-        """Does any device that fits have data for this round, were it there? By time, data may come as long as the clock goes on."""
-        return bool(self._able(server_round, time).any())
+    def is_deserted(self, server_round: int, time: float) -> bool:
+        """Nobody is waited for in this round: will it be so in all that follow? Not where data alone is missing, which comes with tasks.
+
+        By time, data may come as long as the clock goes on.
+        """
+        return bool(self._able(server_round, time).any()) or not self.anyone_comes(time)
 
     def anyone_comes(self, time: float) -> bool:
         """Is any device there at `time`, or later?"""
@@ -173,15 +167,6 @@ class Attendance:
         """A bound that this device's round does not stay below."""
         return float(self.estimates.least_s(np.array([device]), np.array([samples]), float(down_bytes))[0])
 
-    def sent(self, sizes: list[tuple[int, int]], direction: int) -> None:
-        """Note the sizes of messages: (tier, bytes); `direction` 0 down, 1 up."""
-        for tier in {tier for tier, _ in sizes}:
-            self.message_bytes[tier, direction] = np.mean([size for own, size in sizes if own == tier])
-
-    def trained(self, device: int, server_round: int, loss: float) -> None:
-        """A device has reported a finished round."""
-        self.loss[device], self.last_round[device] = loss, server_round
-
     def _able(self, server_round: int, time: float, busy: Collection[int] = ()) -> np.ndarray:
         """[N] bool by row of the roster: those that could be asked in this round at some time, if they were there."""
         devices = self.roster.devices
@@ -191,28 +176,11 @@ class Attendance:
         return able & ~np.isin(devices, np.fromiter(busy, np.int64)) if len(busy) else able
 
     def _candidates(self, rows: np.ndarray, steps: np.ndarray, time: float) -> Candidates:
-        devices, samples = self.roster.devices[rows], self.samples(steps)[rows]
+        devices, samples, history = self.roster.devices[rows], self.samples(steps)[rows], self.history
+        known = {"devices": devices, "samples": samples, "last_round": history.last_round[devices]}
         if self.selection.policy == "uniform":  # nothing else is read: a fleet may be large
             nothing = np.zeros(len(rows))
-            return Candidates(devices, samples, nothing, nothing, nothing, nothing, self.last_round[devices])
-        down, up = self.message_bytes[self.tiers.of[devices]].T
-        work = (devices, samples, down, up)
-        return Candidates(
-            devices, samples, self.estimates.seconds(*work), self.estimates.joules(*work),
-            self.conditions.batteries.share(devices, time), self.loss[devices], self.last_round[devices],
-        )  # fmt: skip
-
-    def snapshot(self) -> Snapshot:
-        """All that changes from round to round, see `server.snapshot`; of devices that were never reached there is nothing to say."""
-        known = np.flatnonzero((self.last_round > 0) | (self.finished > 0))
-        columns = {name: getattr(self, name)[known] for name in _KNOWN}
-        return {"known": known, "message_bytes": self.message_bytes, **columns}
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on where `snapshot` was taken."""
-        for name in _KNOWN:
-            getattr(self, name)[snapshot["known"]] = snapshot[name]
-        self.message_bytes = snapshot["message_bytes"].copy()
-
-
-_KNOWN = ("finished", "last_round", "loss")
+            return Candidates(**known, seconds=nothing, charge=nothing, loss=nothing)
+        down, up = history.message_bytes[self.tiers.of[devices]].T
+        seconds, charge = self.estimates.seconds(devices, samples, down, up), self.conditions.charge(devices, time)
+        return Candidates(**known, seconds=seconds, charge=charge, loss=history.loss[devices])

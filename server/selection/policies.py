@@ -70,7 +70,7 @@ class SelectionConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}: finite and not negative; the default is {getattr(type(self), key)}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Candidates:
     """The n devices that could be in a round, as the server knows them.
 
@@ -78,7 +78,6 @@ class Candidates:
         devices: [n] int64, numbers, ascending, none twice.
         samples: [n] int64, what each would train on.
         seconds: [n] float, estimated duration of its round; infinite if it would never end.
-        joules: [n] float, estimated energy of its round; none of the policies reads it.
         charge: [n] float, state of charge in [0, 1]; 1 for a device on the mains.
         loss: [n] float, mean training loss of its last round; NaN: never trained.
         last_round: [n] int64, the round it last trained in, from 1; 0: never.
@@ -90,7 +89,6 @@ class Candidates:
     devices: np.ndarray
     samples: np.ndarray
     seconds: np.ndarray
-    joules: np.ndarray
     charge: np.ndarray
     loss: np.ndarray
     last_round: np.ndarray
@@ -101,7 +99,7 @@ class Candidates:
             raise ValueError(f"the columns of the candidates have shapes {shapes}: they must be [n], all of the same length")
         if not (np.diff(self.devices) > 0).all():
             raise ValueError("candidates must be in ascending order of their devices, and none twice")
-        for name in ("samples", "seconds", "joules", "last_round"):
+        for name in ("samples", "seconds", "last_round"):
             if not (getattr(self, name) >= 0).all():  # also refuses NaN
                 raise ValueError(f"{name} of a candidate is negative or NaN: give an estimate of at least 0")
         if not ((self.charge >= 0) & (self.charge <= 1)).all():
@@ -112,7 +110,7 @@ class Candidates:
 
 
 def choose(
-    config: SelectionConfig, candidates: Candidates, size: int, seed: int, server_round: int, deadline_s: float = math.inf, draw: int = 1
+    config: SelectionConfig, candidates: Candidates, size: int, *, seed: int, server_round: int, deadline_s: float = math.inf, draw: int = 1
 ) -> np.ndarray:
     """The cohort of a round, as ascending rows (int64) of `candidates`: `size` of them, or all that the policy admits if they are fewer.
 
@@ -144,7 +142,7 @@ def choose(
     noise = rng.standard_exponential(len(candidates))
     if config.policy == "energy":
         return np.sort(_draw(able, candidates.charge, noise, size))
-    return _oort(config, candidates, size, server_round, deadline_s, noise)
+    return _oort(config, candidates, size, noise, server_round=server_round, deadline_s=deadline_s)
 
 
 def utility(config: SelectionConfig, candidates: Candidates, server_round: int, deadline_s: float = math.inf) -> np.ndarray:
@@ -177,7 +175,7 @@ def _percentile(values: np.ndarray) -> float:
 
 
 def _oort(
-    config: SelectionConfig, candidates: Candidates, size: int, server_round: int, deadline_s: float, noise: np.ndarray
+    config: SelectionConfig, candidates: Candidates, size: int, noise: np.ndarray, *, server_round: int, deadline_s: float
 ) -> np.ndarray:
     """Rows of `size` candidates, fewer than there are: exploitation first, and each part takes what the other cannot fill."""
     tried, new = np.flatnonzero(candidates.last_round > 0), np.flatnonzero(candidates.last_round == 0)

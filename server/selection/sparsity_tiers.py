@@ -56,8 +56,9 @@ class Tiers:
     of: np.ndarray
     reasons: dict[int, str]
 
-    def devices(self, tier: int) -> int:
-        return int(np.count_nonzero(self.of == tier))
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        return tuple(level.sparsity for level in self.levels)
 
 
 def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, buffered: np.ndarray, samples: np.ndarray) -> Tiers:

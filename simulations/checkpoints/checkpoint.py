@@ -62,7 +62,7 @@ class Checkpoint:
         """Let a strategy that was just made go on from here, ledger included. Raises ValueError if it is of another experiment."""
         strategy.restore(self.snapshot)
         rows = [row for journal in self.journals for row in journal.rows]
-        strategy.ledger.restore(rows, [own for journal in self.journals for own in journal.wall_s])
+        strategy.ledger.restore(rows, [own for journal in self.journals for own in journal.wall_times])
 
 
 class Checkpoints:

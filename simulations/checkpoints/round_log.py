@@ -7,7 +7,7 @@ import numpy as np
 
 from server.app import RoundRecord
 from server.global_model.masks import Diversity
-from server.ledger import Row
+from server.ledger import Row, WallTime
 from server.snapshot import Snapshot, under, within
 from simulations.engine.states import StateChanges
 
@@ -19,14 +19,14 @@ class Journal:
     Attributes:
         record: the round as it was observed.
         rows: its ledger rows, in the order in which they were written.
-        wall_s: (round, device, measured seconds, of them of training) of its devices.
+        wall_times: measured seconds of its devices.
         changes: whose states it replaced.
         exchange: the engine's counter of exchanges at the end of the round.
     """
 
     record: RoundRecord
     rows: list[Row]
-    wall_s: list[tuple[int, int, float, float]]
+    wall_times: list[WallTime]
     changes: StateChanges
     exchange: int
 
@@ -46,8 +46,9 @@ def to_arrays(journal: Journal) -> Snapshot:
     columns = list(zip(*map(attrgetter(*_COLUMNS), journal.rows), strict=True)) or [()] * len(_COLUMNS)
     for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True):
         arrays |= under(f"rows/{name}", _strings(values)) if kind is str else {f"rows/{name}": np.array(values, _DTYPES[kind])}
-    rounds, devices, *seconds = zip(*journal.wall_s, strict=True) if journal.wall_s else ((), (), (), ())
-    arrays |= {"wall/places": np.array([rounds, devices], np.int64), "wall/seconds": np.array(seconds, np.float64)}
+    measured = journal.wall_times
+    arrays["wall/places"] = np.array([[own.round for own in measured], [own.device for own in measured]], np.int64)
+    arrays["wall/seconds"] = np.array([[own.wall_s for own in measured], [own.compute_s for own in measured]], np.float64)
     arrays |= {"changes/devices": changes.devices, "changes/exchanges": changes.exchanges}
     arrays["changes/counts"] = np.array([len(own) for own in changes.blobs], np.int64)
     return arrays | under("changes/digests", _strings([digest for own in changes.blobs for digest in own]))
@@ -70,13 +71,14 @@ def from_arrays(arrays: Snapshot) -> Journal:
     rows = [Row(*values) for values in zip(*columns, strict=True)]
     if arrays["wall/seconds"].shape != arrays["wall/places"].shape:
         raise ValueError(f"seconds of shape {arrays['wall/seconds'].shape} for devices of shape {arrays['wall/places'].shape}")
-    wall_s = list(zip(*arrays["wall/places"].tolist(), *arrays["wall/seconds"].tolist(), strict=True))
+    measured = zip(*arrays["wall/places"].tolist(), *arrays["wall/seconds"].tolist(), strict=True)
+    wall_times = [WallTime(*own) for own in measured]
     digests, counts = _strings_of(within("changes/digests", arrays)), arrays["changes/counts"]
     if counts.sum() != len(digests):
         raise ValueError(f"{len(digests)} digests for states that refer to {counts.sum()}")
     blobs = [tuple(digests[end - count : end]) for count, end in zip(counts.tolist(), np.cumsum(counts).tolist(), strict=True)]
     changes = StateChanges(arrays["changes/devices"].copy(), arrays["changes/exchanges"].copy(), blobs)
-    return Journal(record, rows, wall_s, changes, exchange)
+    return Journal(record, rows, wall_times, changes, exchange)
 
 
 _COLUMNS: dict[str, type] = {field.name: field.type for field in fields(Row)}

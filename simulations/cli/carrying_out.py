@@ -78,7 +78,6 @@ def _import_early() -> None:
 
 def carry_out(run: "Unfinished", pool: "Pool | None") -> None:
     from simulations.config.experiment import dense_twin
-    from simulations.fleet.mix import make_hardware
     from simulations.results.plot import draw_report
     from simulations.results.write import write_run
 
@@ -87,13 +86,12 @@ def carry_out(run: "Unfinished", pool: "Pool | None") -> None:
         say(f"run folder: {run.folder}")
         return
     experiment, baseline = run.experiment, run.how.baseline
-    fleet = make_hardware(experiment.fleet, experiment.profile, experiment.stream.devices, experiment.seed)
     result = _watch(run, "run", experiment, pool=pool, title=experiment.name)
     twin = _twin(run, dense_twin(experiment), pool) if baseline else None
     summary = write_run(run.folder, result, twin)
     draw_report(run.folder)
     run.finish()
-    show(summary, fleet.assumed, run.folder)
+    show(summary, result.world.fleet.assumed, run.folder)
 
 
 def _twin(run: "Unfinished", experiment: "Experiment", pool: "Pool | None") -> "Result | None":

@@ -8,13 +8,14 @@ import numpy as np
 
 from server.ledger import Row
 from simulations.run import Result
+from sparcl_core.costs.flops import FLOP_COLUMNS
 from sparcl_core.metrics.continual import scores
 from sparcl_core.metrics.curves import matrix_at
 from sparcl_core.metrics.fairness import device_accuracy
 
 MOST = 5_000  # devices: for larger fleets these figures are of those that were reached, and of the first so many
 PAID = {
-    "flops": ("train_flops", "importance_flops", "mask_flops", "statistics_flops"),
+    "flops": FLOP_COLUMNS,
     "down_bytes": ("down_bytes",),
     "up_bytes": ("up_bytes",),
     "seconds": ("seconds",),
@@ -41,8 +42,8 @@ def device_table(result: Result) -> dict[str, np.ndarray]:
         if outcome in ended and device in place:
             ended[outcome][place[device]] += 1
             asked[place[device]] += outcome != "skipped"
-    attendance = result.strategy.attendance
-    hardware, tiers = attendance.conditions.hardware, attendance.tiers
+    federation = result.strategy.federation
+    hardware, tiers = result.world.fleet.hardware, federation.cohorts.tiers
     names = [hardware.kinds[kind].name for kind in hardware.kind[devices].tolist()]
     sparsities = np.array([level.sparsity for level in tiers.levels] + [np.nan])  # the last: of those that are in no tier
     accuracy, forgetting = _worth(result, devices)
@@ -54,7 +55,7 @@ def device_table(result: Result) -> dict[str, np.ndarray]:
         **{f"rounds_{outcome}": count for outcome, count in ended.items()},
         "refused": refused,
         **{name: values.astype(np.int64) if name.endswith(("flops", "bytes")) else values for name, values in paid.items()},
-        "charge": attendance.conditions.batteries.share(devices, result.strategy.now),
+        "charge": federation.conditions.charge(devices, federation.now),
         "accuracy": accuracy,
         "forgetting": forgetting,
     }
@@ -111,16 +112,16 @@ def booked_rounds(result: Result) -> np.ndarray:
 
 def _steps_at(result: Result, devices: np.ndarray, rounds: list[int], times: list[float]) -> np.ndarray:
     """[E, n] int64: the step at which each device is behind each of these rounds."""
-    attendance = result.strategy.attendance
+    cohorts = result.strategy.federation.cohorts
     finished = np.zeros((result.rounds[-1].round + 1, len(devices)), np.int64)
-    if attendance.conditions.pace.advance == "participation":  # else nobody reads it
+    if cohorts.conditions.pace.advance == "participation":  # else nobody reads it
         place = {device: index for index, device in enumerate(devices.tolist())}
         for row, number in zip(result.strategy.ledger.rows, booked_rounds(result).tolist(), strict=True):
             if row.phase == "train" and row.steps and row.device in place:
                 finished[number, place[row.device]] += 1
         finished = np.cumsum(finished, axis=0)
-    rows = np.searchsorted(attendance.roster.devices, devices)
-    return np.stack([attendance.steps_of(rows, number + 1, time, finished[number]) for number, time in zip(rounds, times, strict=True)])
+    rows = np.searchsorted(cohorts.roster.devices, devices)
+    return np.stack([cohorts.steps_of(rows, number + 1, time, finished[number]) for number, time in zip(rounds, times, strict=True)])
 
 
 def _first_run_end(order: tuple[int, ...], task: int) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from sparcl_core.costs.flops import FLOP_COLUMNS
+
 INK, SPARSE, DENSE, FAINT = "#222222", "#0b6e99", "#b4541a", "#cccccc"
 KINDS = {"values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "header": "#8c8c8c", "unread": "#c0392b"}
 ENDINGS = {
@@ -39,8 +41,7 @@ def draw_report(folder: Path) -> Path:
         panel.set(title="Accuracy on the tasks so far", ylabel="%", ylim=(0, 102), xlabel="round")
         _legend(panel, frameon=False, loc="center right")
 
-        flops = ("train_flops", "importance_flops", "mask_flops", "statistics_flops")
-        _costs(axes[0, 1], ledger, numbers, own=flops, dense=("dense_flops",), title="Training FLOPs, total so far")
+        _costs(axes[0, 1], ledger, numbers, own=FLOP_COLUMNS, dense=("dense_flops",), title="Training FLOPs, total so far")
         _costs(axes[1, 0], ledger, numbers, own=("up_bytes", "down_bytes"), dense=("dense_bytes",), title="Bytes up and down, total so far")
         _costs(axes[1, 1], ledger, numbers, own=("joules",), dense=("dense_joules",), title="Joules (simulated), total so far")
         _bytes_by_kind(axes[2, 0], ledger, numbers, phase="upload", title="Bytes up per device and round, by kind")

@@ -23,6 +23,7 @@ import re
 import secrets
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 import tomli_w
 from safetensors.numpy import save
 
-from server.ledger import Row
+from server.ledger import Row, WallTime
 from simulations.config.experiment import ConfigError, Experiment, to_tree
 from simulations.config.sections import StreamConfig
 from simulations.disk import delete, flush, make_folder, put
@@ -160,9 +161,7 @@ def summarise_solo(result: SoloResult, baseline: SoloResult | None = None) -> di
     own, dense = result.cost, result.dense_cost
     totals = {
         "flops": own.flops.total,
-        "train_flops": own.flops.train,
-        "importance_flops": own.flops.importance,
-        "mask_flops": own.flops.masks,
+        **own.flops.columns,
         "paper_flops": own.flops.paper,
         "seconds": own.seconds,
         "joules": own.joules,
@@ -230,8 +229,8 @@ def write_run(folder: Path, result: Result, baseline: Result | None = None) -> d
     _write_table(folder / "rounds.parquet", _round_columns(result))
     _write_table(folder / "classes.parquet", _class_columns(result))
     _write_table(folder / "devices.parquet", devices)
-    rounds, numbers, seconds, compute = list(zip(*strategy.ledger.wall_s, strict=True)) or [()] * 4
-    _write_table(folder / "wall.parquet", {"round": rounds, "device": numbers, "wall_s": seconds, "compute_s": compute})
+    measured = strategy.ledger.wall_times
+    _write_table(folder / "wall.parquet", {field.name: [getattr(own, field.name) for own in measured] for field in fields(WallTime)})
     return summary
 
 

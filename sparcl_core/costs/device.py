@@ -72,6 +72,12 @@ class Cost:
     seconds: float = 0.0
     joules: float = 0.0
 
+    @property
+    def columns(self) -> dict[str, int | float]:
+        """The cost by the names that tables have for it: whole numbers, and measures that are none. Every column of it is in this list."""
+        transferred = {"down_bytes": self.down_bytes, "up_bytes": self.up_bytes}
+        return transferred | self.flops.columns | {"paper_flops": self.flops.paper, "seconds": self.seconds, "joules": self.joules}
+
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             self.flops + other.flops,

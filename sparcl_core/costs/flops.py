@@ -68,8 +68,15 @@ class Flops:
         return self.train_sparse + self.train_dense
 
     @property
+    def columns(self) -> dict[str, int]:
+        """What adds up to `total`, by the names that tables have for it: the only list of them."""
+        return {
+            "train_flops": self.train, "importance_flops": self.importance, "mask_flops": self.masks, "statistics_flops": self.statistics,
+        }  # fmt: skip
+
+    @property
     def total(self) -> int:
-        return self.train + self.importance + self.masks + self.statistics
+        return sum(self.columns.values())
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*[mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)])
@@ -107,6 +114,9 @@ class Passes:
     def trained(self) -> Count:
         """Those that go forward and backward."""
         return self.current + self.replayed
+
+
+FLOP_COLUMNS = tuple(Flops().columns)
 
 
 def layer_shapes(model: "nn.Module", input_shape: tuple[int, ...]) -> tuple[LayerShape, ...]:

@@ -25,7 +25,7 @@ class Followed:
     def _observe(self, record, strategy) -> None:
         if record.round:
             self.tasks[record.round] = [self.grid.device(number).task for number in range(3)]
-            self.positions[record.round] = strategy.stages.position(record.round + 1)
+            self.positions[record.round] = strategy.model.stages.position(record.round + 1)
             reports = [m.content["report"] for m in sorted(self.grid.received[record.round], key=lambda m: m.metadata.src_node_id)]
             self.told[record.round] = [Report.from_wire(r["control"], r["delta"], r["masks"]).has_changed for r in reports]
 
@@ -45,7 +45,7 @@ def test_what_devices_noticed_moves_the_masks_schedule(noticed):
     """One round later than it would be told: the masks grow in round 8, when the reports of round 7 are in."""
     assert noticed.positions == {r: divmod(r, 6) if r < 6 else (0, 6) if r == 6 else (1, r - 7) for r in range(1, 13)}
     assert [m.metadata.message_type for m in noticed.grid.sent[8]] == ["train"] * 3
-    assert noticed.strategy.broadcast.mask_version == 4 + 5  # adapted before rounds 2 to 5; grown before 8, adapted before 9 to 12
+    assert noticed.strategy.model.broadcast.mask_version == 4 + 5  # adapted before rounds 2 to 5; grown before 8, adapted before 9 to 12
 
 
 def test_looking_at_the_loss_is_paid_for(noticed):
@@ -159,7 +159,7 @@ def test_an_online_stream_shows_every_piece_once():
     assert epochs == [1, 2, 3, 4] * 2 and steps == [(r // 4, r) for r in range(8)]
     trained = [row for row in strategy.ledger.rows if row.phase == "train" and row.device == 0]
     assert [row.task for row in trained] == list(range(8)) and sum(row.samples for row in trained) == world.streams.sizes[0].sum()
-    assert strategy.broadcast.mask_version == 5  # the schedule is that of the tasks
+    assert strategy.model.broadcast.mask_version == 5  # the schedule is that of the tasks
 
 
 def test_what_data_removal_starts_with_fits_its_samples():

@@ -36,8 +36,8 @@ def world():
 def instruction(world) -> Instruction:
     """The first round's: the whole model, one epoch, importance wanted."""
     strategy = make_strategy(world)
-    strategy.broadcast.publish(strategy.weights)
-    return Instruction(1, 0, 1, True, tuple(payload.data for payload in strategy.broadcast.payloads(0)))
+    strategy.model.broadcast.publish(strategy.weights)
+    return Instruction(1, 0, 1, True, tuple(payload.data for payload in strategy.model.broadcast.payloads(0)))
 
 
 def ask(app, device: int, content: RecordDict, kind: str = "train", state: RecordDict | None = None) -> tuple[Message, RecordDict | None]:
@@ -136,11 +136,11 @@ def test_a_device_goes_on_in_any_process(overrides):
     strategy, at_home, held = make_strategy(world), client_app(*world.app_args), 0
     state = None
     for server_round in range(1, 6):
-        strategy.weights = {name: value * np.float32(0.99) for name, value in strategy.weights.items()}
-        strategy.broadcast.publish(strategy.weights)
+        strategy.model.weights = {name: value * np.float32(0.99) for name, value in strategy.weights.items()}
+        strategy.model.broadcast.publish(strategy.weights)
         if server_round in (3, 4):
             continue
-        payloads = tuple(payload.data for payload in strategy.broadcast.payloads(held))
+        payloads = tuple(payload.data for payload in strategy.model.broadcast.payloads(held))
         content = training(Instruction(server_round, 0, 1, server_round == 2 and world.experiment.sparsity > 0, payloads))
         moved = ask(client_app(*world.app_args), 1, content, state=of_another_process(state) if state else None)
         stayed = ask(at_home, 1, content, state=state)
@@ -154,8 +154,8 @@ def test_a_stale_device_gets_the_whole_model_without_its_old_one_being_loaded(wo
     _, state = ask(client_app(*world.app_args), 0, training(instruction))
     strategy = make_strategy(world)
     for _ in range(2):
-        strategy.broadcast.publish(strategy.weights)
-    later, elsewhere = Instruction(2, 0, 1, False, (strategy.broadcast.whole.data,)), client_app(*world.app_args)
+        strategy.model.broadcast.publish(strategy.weights)
+    later, elsewhere = Instruction(2, 0, 1, False, (strategy.model.broadcast.whole.data,)), client_app(*world.app_args)
     monkeypatch.setattr("client.state.model_cache.load_model", lambda saved: pytest.fail("the old model was loaded for nothing"))
     reply, state = ask(elsewhere, 0, training(later), state=state)
     assert report_of(reply).base_version == 2 and stored(state).memory.epochs == 2
@@ -179,8 +179,8 @@ def test_a_round_is_measured_with_the_mask_that_it_trained_with():
     """A mask of the device's own grows by a hundredth of each tensor at the start of the second task."""
     world = tiny_world("federation.mask=local")
     strategy, app = make_strategy(world), client_app(*world.app_args)
-    strategy.broadcast.publish(strategy.weights)
-    payloads = tuple(payload.data for payload in strategy.broadcast.payloads(0))
+    strategy.model.broadcast.publish(strategy.weights)
+    payloads = tuple(payload.data for payload in strategy.model.broadcast.payloads(0))
     active, maskable = ({name: count(mask) for name, mask in strategy.masks.items()} for count in (np.count_nonzero, np.size))
     for task in (0, 1):
         measures = ask(app, 0, training(Instruction(1, task, 1, False, payloads)))[0].content["measures"]

@@ -2,42 +2,79 @@
 
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 from worlds import RecordingGrid, play, tiny_world
 
-from server.ledger import COLUMNS, KINDS, Done, Ledger, Where
+from server.fleet.roster import Member
+from server.global_model.broadcast import Base
+from server.ledger import COLUMNS, DONE, KINDS, Ending, Ledger, Phase, Row, Where
+from server.rounds.messages import Request
+from server.rounds.phases import PhaseCosts
+from simulations.build import make_strategy
 from sparcl_core.codec import Sizes
-from sparcl_core.costs.device import DeviceProfile
-from sparcl_core.costs.flops import Flops
+from sparcl_core.costs.device import Cost, DeviceProfile
+from sparcl_core.costs.flops import FLOP_COLUMNS, Flops
 
 # round figures, so that costs can be worked out in the head: dense 50 FLOP/s, sparse 10 FLOP/s, 80 bit/s = 10 B/s down, 40 up
 PROFILE = DeviceProfile("test", 100.0, 0.5, 0.1, 1e6, 4.0, 2.0, 0.25, 80.0, 40.0, 1.0)
 
 
-def profile_of(device: int) -> DeviceProfile:
-    return PROFILE
+NONE, EMPTY = Flops(), Sizes()
 
 
-def test_transfers_by_hand():
+class Books:
+    """A ledger, and what is written into it for a fleet: one message of the dense twin weighs 400 bytes."""
+
+    def __init__(self, profile: DeviceProfile | dict[int, DeviceProfile] = PROFILE, is_sparse=True, moved=0, layer_passes=0):
+        of = profile.__getitem__ if isinstance(profile, dict) else lambda device: profile
+        workload = SimpleNamespace(method=SimpleNamespace(is_sparse=is_sparse), moved=moved, layer_passes=layer_passes)
+        self.costs, self.ledger = PhaseCosts(SimpleNamespace(profile=of), workload, 400), Ledger()
+
+    def downloaded(self, where: Where, sizes: Sizes, message_bytes: int, ending=DONE, extra_s=0.0, has_twin=True) -> Row:
+        phase = self.costs.download(self.request(where, sizes, (extra_s, 0.0)), has_twin=has_twin)
+        return self.written(self.ledger.transferred, where, phase, sizes, message_bytes, ending=ending)
+
+    def uploaded(self, where: Where, sizes: Sizes, message_bytes: int, ending=DONE, extra_s=0.0, has_twin=True) -> Row:
+        phase = self.costs.upload(self.request(where, sizes, (0.0, extra_s)), sizes.total, has_twin=has_twin)
+        return self.written(self.ledger.transferred, where, phase, sizes, message_bytes, ending=ending)
+
+    def trained(self, where: Where, flops: Flops, dense_flops: Flops = NONE, ending=DONE, **measures) -> Row:
+        phase = self.costs.training(self.request(where), flops, dense_flops)
+        return self.written(self.ledger.computed, where, phase, ending=ending, **measures)
+
+    def calibrated(self, where: Where, flops: Flops) -> Row:
+        return self.written(self.ledger.computed, where, self.costs.calibration(self.request(where), flops))
+
+    def request(self, where: Where, sizes: Sizes = EMPTY, extra_s=(0.0, 0.0)) -> Request:
+        return Request(Member(where.device, where.device + 1, (5,)), where, Base(1, 0, {}), sizes, 0, extra_s)
+
+    def written(self, write, *call, **options) -> Row:
+        write(*call, **options)
+        return self.ledger.rows[-1]
+
+
+@pytest.fixture
+def books():
+    return Books()
+
+
+def test_transfers_by_hand(books):
     """120 B down: 1 s latency + 120 / 10 = 13 s; 13 * 2 W + 120 * 0.25 J = 56 J. Up, at 5 B/s: 1 + 60 / 5 = 13 s, 26 + 15 = 41 J.
     The twin sends 400 B: 41 s and 182 J down, 81 s and 262 J up."""
-    ledger = Ledger(profile_of, dense_message_bytes=400)
-    ledger.downloaded(Where(1, 0, 7), Sizes(values=100, header=20), message_bytes=150)
-    ledger.uploaded(Where(1, 0, 7), Sizes(values=40, positions=20), message_bytes=99)
-    down, up = ledger.rows
+    down = books.downloaded(Where(1, 0, 7), Sizes(values=100, header=20), 150)
+    up = books.uploaded(Where(1, 0, 7), Sizes(values=40, positions=20), 99)
     assert (down.phase, down.outcome, down.down_bytes, down.up_bytes, down.message_bytes) == ("download", "ok", 120, 0, 150)
     assert (down.seconds, down.joules, down.dense_bytes, down.dense_seconds, down.dense_joules) == (13, 56, 400, 41, 182)
     assert (up.phase, up.outcome, up.down_bytes, up.up_bytes, up.message_bytes) == ("upload", "ok", 0, 60, 99)
     assert (up.seconds, up.joules, up.dense_bytes, up.dense_seconds, up.dense_joules) == (13, 41, 400, 81, 262)
 
 
-def test_training_by_hand():
+def test_training_by_hand(books):
     """Sparse layers 30 FLOP at 10/s, the rest 50 + 40 + 10 at 50/s: 3 + 2 = 5 s, 20 J at 4 W. The twin: 600 at 50/s = 12 s, 48 J."""
-    ledger = Ledger(profile_of, 400)
-    ledger.trained(Where(2, 1, 3), Flops(30, 50, 40, 10, 99), Flops(500, 100, paper=77), True, samples=12, loss=0.5)
-    (row,) = ledger.rows
+    row = books.trained(Where(2, 1, 3), Flops(30, 50, 40, 10, 99), Flops(500, 100, paper=77), samples=12, loss=0.5)
     assert (row.phase, row.outcome, row.samples, row.loss) == ("train", "ok", 12, 0.5)
     assert (row.train_flops, row.importance_flops, row.mask_flops, row.paper_flops) == (80, 40, 10, 99)
     assert (row.seconds, row.joules) == (5, 20)
@@ -46,18 +83,29 @@ def test_training_by_hand():
 
 def test_a_dense_run_pays_the_dense_rate():
     """130 FLOP at 50/s."""
-    ledger = Ledger(profile_of, 400)
-    ledger.trained(Where(2, 1, 3), Flops(30, 50, 40, 10), Flops(), False)
-    assert ledger.rows[0].seconds == pytest.approx(2.6)
+    assert Books(is_sparse=False).trained(Where(2, 1, 3), Flops(30, 50, 40, 10)).seconds == pytest.approx(2.6)
 
 
-def test_totals_by_hand():
-    ledger = Ledger(profile_of, dense_message_bytes=400)
+def test_every_column_of_a_cost_is_one_of_the_ledger():
+    """Whatever is counted is written down, whole numbers as such; what adds up to the FLOPs is the list of `Flops`, and no other."""
+    flops = Flops(*range(1, 1 + len(fields(Flops))))
+    cost = Cost(flops, down_bytes=20, up_bytes=30, seconds=0.5, joules=0.25)
+    ledger = Ledger()
+    ledger.computed(Where(1, 0, 0), Phase("train", cost))
+    (row,) = ledger.rows
+    assert {name: getattr(row, name) for name in cost.columns} == cost.columns
+    assert {field.type for field in fields(Row) if field.name in cost.columns and field.name.endswith(("bytes", "flops"))} == {int}
+    assert ledger.totals()["flops"] == sum(getattr(row, name) for name in FLOP_COLUMNS) == flops.total
+    assert len(FLOP_COLUMNS) == 4 and "paper_flops" in cost.columns
+
+
+def test_totals_by_hand(books):
     for device in (0, 1):
-        ledger.downloaded(Where(1, 0, device), Sizes(values=70, masks=30, header=20), 150)
-    ledger.trained(Where(1, 0, 0), Flops(30, 50, 40, 10, 99), Flops(500, 100), True, memory_bytes=1000)
+        books.downloaded(Where(1, 0, device), Sizes(values=70, masks=30, header=20), 150)
+    books.trained(Where(1, 0, 0), Flops(30, 50, 40, 10, 99), Flops(500, 100), memory_bytes=1000)
+    ledger = books.ledger
     ledger.absent(Where(1, 0, 1), "failed", "broke")
-    ledger.uploaded(Where(1, 0, 0), Sizes(unread=60), 99, Done("rejected", "damaged"))
+    books.uploaded(Where(1, 0, 0), Sizes(unread=60), 99, Ending("rejected", "damaged"))
     ledger.absent(Where(2, 0, 1), "sat-out", "no data")
     totals = ledger.totals()
     assert (totals["down_bytes"], totals["up_bytes"], totals["message_bytes"]) == (240, 60, 399)
@@ -69,28 +117,23 @@ def test_totals_by_hand():
     assert [row.reason for row in ledger.rows if row.reason] == ["broke", "damaged", "no data"]
 
 
-def test_what_bytes_are_for_is_kept_beside_them():
-    ledger = Ledger(profile_of, dense_message_bytes=400)
-    ledger.downloaded(Where(1, 0, 0), Sizes(values=1, positions=2, rest=4, masks=8, header=16), 99)
-    ledger.uploaded(Where(1, 0, 0), Sizes(values=10, header=5), 99)
-    ledger.uploaded(Where(1, 0, 1), Sizes(unread=7), 99, Done("rejected", "damaged"))
-    down, up, rejected = ledger.rows
+def test_what_bytes_are_for_is_kept_beside_them(books):
+    down = books.downloaded(Where(1, 0, 0), Sizes(values=1, positions=2, rest=4, masks=8, header=16), 99)
+    up = books.uploaded(Where(1, 0, 0), Sizes(values=10, header=5), 99)
+    rejected = books.uploaded(Where(1, 0, 1), Sizes(unread=7), 99, Ending("rejected", "damaged"))
     assert [getattr(down, f"{kind}_bytes") for kind in KINDS] == [1, 2, 4, 8, 16, 0] and down.down_bytes == 31
     assert (up.values_bytes, up.header_bytes, up.up_bytes) == (10, 5, 15) and (rejected.unread_bytes, rejected.up_bytes) == (7, 7)
-    totals = ledger.totals()
+    totals = books.ledger.totals()
     assert [totals[f"down_{kind}_bytes"] for kind in KINDS] == [1, 2, 4, 8, 16, 0]
     assert [totals[f"up_{kind}_bytes"] for kind in KINDS] == [10, 0, 0, 0, 5, 7]
 
 
-def test_a_phase_that_was_cut_short_has_its_share():
+def test_a_phase_that_was_cut_short_has_its_share(books):
     """A quarter of 120 B down: 3.25 of 13 s, 14 of 56 J, 30 B that nobody can read; of the twin's 400 B a quarter too. Half of the training
     of `test_training_by_hand`, whole numbers rounded down; what it would have measured is not known, but for its memory."""
-    ledger = Ledger(profile_of, dense_message_bytes=400)
-    ledger.downloaded(Where(1, 0, 7, 50.0), Sizes(values=100, header=20), 150, Done("late", "too late", 0.25))
-    ledger.trained(
-        Where(1, 0, 8), Flops(30, 51, 40, 10, 99), Flops(500, 100), True, Done("failed", "broke", 0.5), memory_bytes=77, loss=3.0
-    )
-    down, run = ledger.rows
+    down = books.downloaded(Where(1, 0, 7, 50.0), Sizes(values=100, header=20), 150, Ending("late", "too late", 0.25))
+    broken = Ending("failed", "broke", 0.5)
+    run = books.trained(Where(1, 0, 8), Flops(30, 51, 40, 10, 99), Flops(500, 100), broken, memory_bytes=77, loss=3.0)
     assert (down.outcome, down.reason, down.time) == ("late", "too late", 50.0)
     assert (down.seconds, down.joules, down.down_bytes, down.message_bytes) == (3.25, 14, 30, 37)
     assert (down.unread_bytes, down.values_bytes, down.header_bytes) == (30, 0, 0)
@@ -100,40 +143,32 @@ def test_a_phase_that_was_cut_short_has_its_share():
     assert (run.dense_flops, run.dense_seconds, run.memory_bytes, run.loss) == (300, 6, 77, 0)
 
 
-def test_jitter_takes_time_of_both_runs():
+def test_jitter_takes_time_of_both_runs(books):
     """3 s more for the message and for the twin's, at 2 W; no byte more."""
-    ledger = Ledger(profile_of, dense_message_bytes=400)
-    ledger.downloaded(Where(1, 0, 7), Sizes(values=100, header=20), 150, Done(extra_s=3.0))
-    ledger.uploaded(Where(1, 0, 7), Sizes(values=60), 99, Done(extra_s=1.0))
-    down, up = ledger.rows
+    down = books.downloaded(Where(1, 0, 7), Sizes(values=100, header=20), 150, extra_s=3.0)
+    up = books.uploaded(Where(1, 0, 7), Sizes(values=60), 99, extra_s=1.0)
     assert (down.seconds, down.joules, down.dense_seconds, down.dense_joules) == (16, 62, 44, 188)
     assert (up.seconds, up.joules, up.dense_seconds, up.dense_joules) == (14, 43, 82, 264)
 
 
 def test_every_device_pays_by_its_own_profile():
     """Device 1's network is half as fast: 1 + 120 / 5 = 25 s."""
-    profiles = [PROFILE, replace(PROFILE, down_bits_per_s=40.0)]
-    ledger = Ledger(profiles.__getitem__, dense_message_bytes=400)
-    for device in (0, 1):
-        ledger.downloaded(Where(1, 0, device), Sizes(values=120), 150)
-    assert [row.seconds for row in ledger.rows] == [13, 25]
+    books = Books({0: PROFILE, 1: replace(PROFILE, down_bits_per_s=40.0)})
+    assert [books.downloaded(Where(1, 0, device), Sizes(values=120), 150).seconds for device in (0, 1)] == [13, 25]
 
 
 def test_layers_and_moved_bytes_take_time():
     """Two steps of 3 passes at 0.5 s each and 12 samples of 10 bytes at 40 B/s, on top of nothing: 3 + 3 s."""
-    slow = replace(PROFILE, layer_s=0.5, moved_bytes_per_s=40.0)
-    ledger = Ledger(lambda device: slow, 400, moved_per_sample=10, layer_passes=3)
-    ledger.trained(Where(1, 0, 0), Flops(samples=12, steps=2), Flops(), True)
-    assert ledger.rows[0].seconds == 6
+    books = Books(replace(PROFILE, layer_s=0.5, moved_bytes_per_s=40.0), moved=10, layer_passes=3)
+    assert books.trained(Where(1, 0, 0), Flops(samples=12, steps=2)).seconds == 6
 
 
-def test_recomputed_statistics_by_hand():
+def test_recomputed_statistics_by_hand(books):
     """130 FLOP at the dense rate of 50/s, since no gradient is involved: 2.6 s, 10.4 J. The twin has no such phase and no such message."""
-    ledger = Ledger(profile_of, dense_message_bytes=400)
-    ledger.downloaded(Where(4, 0, 0), Sizes(rest=120), 150, has_twin=False)
-    ledger.calibrated(Where(4, 0, 0), Flops(statistics=130), is_sparse=True)
-    ledger.uploaded(Where(4, 0, 0), Sizes(rest=60), 99, has_twin=False)
-    down, run, up = ledger.rows
+    down = books.downloaded(Where(4, 0, 0), Sizes(rest=120), 150, has_twin=False)
+    run = books.calibrated(Where(4, 0, 0), Flops(statistics=130))
+    up = books.uploaded(Where(4, 0, 0), Sizes(rest=60), 99, has_twin=False)
+    ledger = books.ledger
     assert (run.phase, run.outcome, run.statistics_flops) == ("calibrate", "ok", 130)
     assert (run.seconds, run.joules) == (pytest.approx(2.6), pytest.approx(10.4))
     assert (down.seconds, down.joules, up.seconds, up.joules) == (13, 56, 13, 41)
@@ -190,7 +225,7 @@ def test_a_drawn_cohort_has_the_only_rows():
 
 def test_a_row_is_small():
     """100 devices write 300 rows a round: with a dict a row is 2 kB, without 0.6. Slots: 8 bytes a column, and 32."""
-    ledger = Ledger(profile_of, 400)
+    ledger = Ledger()
     ledger.absent(Where(1, 0, 1), "failed", "broke")
     (row,) = ledger.rows
     assert not hasattr(row, "__dict__") and sys.getsizeof(row) <= 32 + 8 * len(COLUMNS)
@@ -221,7 +256,7 @@ def test_totals_are_sums_of_rows(skewed_run):
     assert totals["flops"] == sum(columns["train_flops"]) + sum(columns["importance_flops"]) + sum(columns["mask_flops"])
     assert totals["dense_down_bytes"] + totals["dense_up_bytes"] == totals["dense_bytes"]
     messages = sum(phase in ("download", "upload") for phase in columns["phase"])
-    assert totals["dense_bytes"] == messages * ledger.dense_message_bytes
+    assert totals["dense_bytes"] == messages * make_strategy(skewed_run[0]).model.whole.dense_bytes
 
 
 @pytest.mark.parametrize(

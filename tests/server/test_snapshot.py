@@ -10,6 +10,7 @@ from worlds import BATCHNORM, LOSSLESS_64, RecordingGrid, assert_same_arrays, ti
 
 from server.app import Evaluation, RoundRecord, run_rounds
 from server.rounds.clock import EventHeap
+from server.rounds.registration import register
 from server.snapshot import pack, unpack
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_roster, make_strategy
@@ -48,7 +49,7 @@ FLEETS = {
     "semi-sync, masks of devices": {"flops_per_s": [1e6, 1e6, 3e5]},
 }
 # made anew: by registration, by the next round, from the held model, and by asking a battery again
-MADE_ANEW = {"roster", "_cohort", "_reached", "_whole", "_edge_level", "_edge_time"}
+MADE_ANEW = {"roster", "reached", "_whole", "_edge_level", "_edge_time"}
 
 
 def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_round: int, observe) -> None:
@@ -79,7 +80,7 @@ def rounds_of_many_lives(world: World, folder, after_round) -> tuple[SparCLStrat
         strategy = make_strategy(world)
         if checkpoint:
             checkpoint.restore(strategy)
-        if strategy.is_over:
+        if strategy.federation.is_over:
             break
         mark = strategy.ledger.mark()
 
@@ -117,31 +118,33 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         def compare(died, restored, variant=variant, fresh=fresh):
             one, other = contents(died), contents(restored)
             assert differences(one, other) == set(), variant
-            changed.update(re.match(PART, path)[0].replace("[0]", "").replace("[1]", "") for path in differences(one, fresh))
+            changed.update(re.sub(r"\[\d\]", "", re.match(PART, path)[0]) for path in differences(one, fresh))
 
         resumed, resumed_records = rounds_of_many_lives(world, tmp_path / variant, compare)
         assert_same_arrays(resumed.weights, whole.weights)
         assert_same_arrays(resumed.masks, whole.masks)
         assert resumed.ledger.rows == whole.ledger.rows, variant
-        assert [row[:2] for row in resumed.ledger.wall_s] == [row[:2] for row in whole.ledger.wall_s]
+        assert [(own.round, own.device) for own in resumed.ledger.wall_times] == [
+            (own.round, own.device) for own in whole.ledger.wall_times
+        ]
         assert list(map(plain, resumed_records)) == list(map(plain, records))
     # the comparison was about something: over the variants everything that can change did
-    assert changed - {".exchange.ledger", ".exchange.conditions"} == {  # these two are the strategy's own once more
-        ".weights", ".diversity", ".ledger.rows", ".ledger.wall_s", ".now", ".is_over",
-        ".stages.task", ".stages.session", ".stages.reports",
-        ".exchange.held", ".exchange._nested_at",
-        ".exchange.broadcasts.held", ".exchange.broadcasts._masks", ".exchange.broadcasts.version", ".exchange.broadcasts.mask_version",
-        ".exchange.broadcasts._steps", ".exchange.broadcasts._pending_mask",
-        ".masking._reported", ".masking._is_owed", ".optimizer.first", ".optimizer.second",
-        ".attendance.finished", ".attendance.last_round", ".attendance.loss", ".attendance.message_bytes",
-        ".attendance.conditions.batteries.level_j", ".attendance.conditions.batteries.time", ".attendance.conditions.batteries.spent_j",
-        ".attendance.conditions.batteries.day", ".buffered.flights", ".buffered.events",
-            ".seen", ".rollback",
+    assert changed == {
+        ".federation.now", ".federation.is_over", ".federation.ledger.rows", ".federation.ledger.wall_times", ".federation.exchange.held",
+        *(f".federation.cohorts.history.{name}" for name in ("finished", "last_round", "loss", "message_bytes")),
+        *(f".federation.cohorts.conditions.batteries.{name}" for name in ("level_j", "time", "spent_j", "day")),
+        *(f".federation.model.{name}" for name in ("weights", "diversity", "seen", "rollback", "broadcasts._nested_at")),
+        *(f".federation.model.broadcasts.by_tier.{name}" for name in PUBLISHED),
+        *(f".federation.model.{name}" for name in ("stages.task", "stages.session", "stages.reports")),
+        *(f".federation.model.{name}" for name in ("masking._reported", "masking._is_owed", "optimizer.first", "optimizer.second")),
+        ".rounds.flights", ".rounds.events",
     }  # fmt: skip
 
 
-# what a path belongs to: an attribute of the strategy, or of one of the things that it is made of
-PART = r"(\.(masking|optimizer|ledger|stages|buffered|attendance(\.conditions\.batteries)?|exchange(\.broadcasts\[\d\])?))?\.\w+"
+PUBLISHED = ("held", "_masks", "version", "mask_version", "_steps", "_pending_mask")
+# what a path belongs to: an attribute of one of the parts that a strategy is made of
+PARTS_OF = "federation|rounds|ledger|exchange|cohorts|conditions|batteries|history|model|masking|optimizer|stages|broadcasts|by_tier"
+PART = rf"(\.({PARTS_OF})(\[\d\])?)*\.\w+"
 
 
 def plain(record: RoundRecord) -> dict:
@@ -151,13 +154,15 @@ def plain(record: RoundRecord) -> dict:
 # -- everything that an object holds
 
 
-def contents(value, path: str = "", above: tuple = ()) -> dict[str, object]:
+def contents(value, path: str = "", known: dict[int, str] | None = None) -> dict[str, object]:
     """What `value` holds, all the way down: path -> leaf. Order of dicts, types, bits and memory order of arrays count.
 
-    A heap counts by what it would hand out, in order. `above`: what holds `value`, and is not looked at again.
+    A heap counts by what it would hand out, in order. `known`: id of a part that was looked at -> its path; what several parts hold is
+    looked at once.
     """
-    if any(value is one for one in above):
-        return {}
+    known = {} if known is None else known
+    if id(value) in known:
+        return {path: f"that of {known[id(value)]}"}
     if isinstance(value, EventHeap):
         return {path: sorted(value._heap)}
     if isinstance(value, MethodType):
@@ -178,12 +183,14 @@ def contents(value, path: str = "", above: tuple = ()) -> dict[str, object]:
     elif isinstance(value, list | tuple):
         parts = {f"[{index}]": part for index, part in enumerate(value)}
         found = {f"{path}[]": len(value)}
-    else:  # of a dataclass its fields: what it caches besides is no state
+    else:  # of a dataclass its fields: what it caches besides is no state, and of a value there may be copies
         names = [field.name for field in fields(value)] if is_dataclass(value) else attributes(value)
+        if not is_dataclass(value):
+            known[id(value)] = path
         parts = {f".{name}": getattr(value, name) for name in names if name not in MADE_ANEW}
         found = {f"{path}.": type(value)}
     for name, part in parts.items():
-        found |= contents(part, path + name, (*above, value))
+        found |= contents(part, path + name, known)
     return found
 
 
@@ -202,13 +209,14 @@ def test_a_new_attribute_that_is_not_restored_is_noticed():
     """Of the strategy and of whatever it holds."""
     one, other = (make_strategy(tiny_world()) for _ in range(2))
     assert differences(contents(one), contents(other)) == set()
-    one.broadcast.count = 1
-    other.broadcast.count = 0
-    one.masking.seen = {3: np.zeros(2)}
-    one.attendance.weather = 3
-    noticed = {".exchange.broadcasts[0].count", ".masking.seen[3]", ".attendance.weather"}
+    one.model.broadcast.count = 1
+    other.model.broadcast.count = 0
+    one.model.masking.seen = {3: np.zeros(2)}
+    federation = one.federation
+    federation.cohorts.weather = 3
+    noticed = {f".federation.{place}" for place in ("model.broadcasts.by_tier[0].count", "model.masking.seen[3]", "cohorts.weather")}
     assert differences(contents(one), contents(other)) >= noticed
-    parts = (one, one.broadcast, one.attendance, one.attendance.conditions.batteries)
+    parts = (federation, one.model.broadcast, federation.cohorts, federation.conditions.batteries)
     assert all(any(hasattr(part, name) for part in parts) for name in MADE_ANEW)
 
 
@@ -221,14 +229,14 @@ def test_restored_to_the_bit(tmp_path):
     strategy, restored = make_strategy(world), make_strategy(world)
     first = strategy.weights["conv1.weight"].reshape(-1)
     first.view(np.uint32)[:3] = (0x8000_0000, 0x7FC0_1234, 0xFF80_0001)
-    strategy.optimizer.first["conv1.weight"] = np.full(strategy.weights["conv1.weight"].shape, -0.0)
-    strategy.exchange.held = {7: 3, 2: 1}
+    strategy.model.optimizer.first["conv1.weight"] = np.full(strategy.weights["conv1.weight"].shape, -0.0)
+    strategy.federation.exchange.held = {7: 3, 2: 1}
     Checkpoints(tmp_path).save(0, strategy.snapshot(), Journal(RoundRecord(0, -1, False, 0, 0, None), [], [], StateChanges.none(), 0))
     checkpoint = Checkpoints(tmp_path).load()
     checkpoint.restore(restored)
     assert differences(contents(strategy), contents(restored)) == set()
     before = {name: array.tobytes() for name, array in checkpoint.snapshot.items()}
-    for state in (restored.weights, restored.broadcast.held, restored.broadcast.masks, restored.optimizer.first):
+    for state in (restored.weights, restored.model.broadcast.held, restored.masks, restored.model.optimizer.first):
         for array in state.values():
             array.flags.writeable = True
             array[...] = 1
@@ -258,18 +266,20 @@ def test_a_snapshot_of_another_model_is_refused(overrides, message):
         make_strategy(tiny_world(*overrides)).restore(snapshot)
 
 
-PARTS = (
-    "exchange/known", "exchange/nested", "diversity", "clock", "exchange/0/versions", "exchange/0/steps/made", "exchange/0/pending/data",
-    "masking/owed", "stages/position", "attendance/known", "attendance/loss", "flights/text",
-)  # fmt: skip
+BROADCAST = "federation/model/broadcasts/0"
+PARTS = {
+    "federation/clock": "clock", "federation/exchange/held": "held", "federation/history/known": "known", "federation/history/loss": "loss",
+    "federation/model/diversity": "diversity", "federation/model/broadcasts/nested": "nested", f"{BROADCAST}/versions": "versions",
+    f"{BROADCAST}/steps/made": "steps/made", f"{BROADCAST}/pending/data": "data", "federation/model/masking/owed": "owed",
+    "federation/model/stages/position": "position", "rounds/text": "text",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_a_snapshot_with_a_part_missing_is_refused(name):
+@pytest.mark.parametrize(("name", "short"), PARTS.items())
+def test_a_snapshot_with_a_part_missing_is_refused(name, short):
     strategy = make_strategy(tiny_world("clock.mode=async", "clock.buffer_size=1"))
     snapshot = strategy.snapshot()
     del snapshot[name]
-    short = re.sub(r"^(exchange/0/pending/|exchange/0/|exchange/|masking/|stages/|attendance/|flights/)", "", name)
     with pytest.raises(ValueError, match=f"the snapshot has no '{short}'"):
         strategy.restore(snapshot)
 
@@ -286,11 +296,11 @@ def test_batteries_of_another_fleet_are_refused():
 def test_a_resumed_run_that_asks_its_nodes_again_does_not_write_their_rows_again():
     world = tiny_world("stream.tasks=1")
     strategy, restored = make_strategy(world), make_strategy(world)
-    strategy.register(RecordingGrid(world))
-    rows, wall_s = strategy.ledger.since((0, 0))
+    register(strategy.federation, RecordingGrid(world))
+    rows, wall_times = strategy.ledger.since((0, 0))
     assert [row.phase for row in rows] == ["register"] * 3
     restored.restore(strategy.snapshot())
-    restored.ledger.restore(rows, wall_s)
-    restored.register(RecordingGrid(world))
+    restored.ledger.restore(rows, wall_times)
+    register(restored.federation, RecordingGrid(world))
     assert restored.ledger.rows == rows
-    assert restored.roster.devices.tolist() == [0, 1, 2]
+    assert restored.federation.cohorts.roster.devices.tolist() == [0, 1, 2]

@@ -11,10 +11,11 @@ from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 from client.app import make_client_app
 from client.streams.stream import Stream
 from server.config import FederationConfig
+from server.errors import FleetError
 from server.fleet.roster import Roster
 from server.ledger import STRANGER
-from server.strategy import FleetError
-from simulations.build import make_strategy
+from server.rounds.registration import enrol, register
+from simulations.build import make_roster, make_strategy
 from simulations.engine.adapter import WORKER_LOST, error_reply
 from sparcl_core.learner import Learner
 from sparcl_core.sparsity.masks import num_active
@@ -66,7 +67,7 @@ def test_the_server_holds_the_sparsity_exactly_after_every_round(sparsity):
             counts.append({name: int(mask.sum()) for name, mask in strategy.masks.items()})
             changes.append(last is not None and any((mask != last[name]).any() for name, mask in strategy.masks.items()))
             last = {name: mask.copy() for name, mask in strategy.masks.items()}
-            for state in (strategy.weights, strategy.broadcast.held):
+            for state in (strategy.weights, strategy.model.broadcast.held):
                 for name, mask in strategy.masks.items():
                     assert not state[name][~mask].any(), f"round {record.round}: {name} has weight where there is none"
 
@@ -75,12 +76,12 @@ def test_the_server_holds_the_sparsity_exactly_after_every_round(sparsity):
     grown = {name: exact[name] + round(0.05 * size) for name, size in sizes.items()}
     assert counts == [exact, exact, exact, exact, grown, exact, exact, exact]
     assert changes == [False, True, True, False, True, True, True, False]
-    assert strategy.broadcast.mask_version == 5
+    assert strategy.model.broadcast.mask_version == 5
 
 
 def test_a_dense_run_has_no_masks():
     strategy = play(tiny_world("sparsity=0"))
-    assert strategy.masks == {} and strategy.broadcast.mask_version == 0
+    assert strategy.masks == {} and strategy.model.broadcast.mask_version == 0
     assert all(row.active == row.updated == 0 for row in strategy.ledger.rows)
 
 
@@ -97,9 +98,9 @@ def test_masks_rest_when_tdm_is_off():
 def assert_devices_hold_what_the_server_thinks(grid: RecordingGrid, strategy, server_round: int) -> None:
     for message in grid.sent[server_round]:
         device = grid.device(message.metadata.dst_node_id - 1)
-        assert_same_arrays(device.base, strategy.broadcast.held)
+        assert_same_arrays(device.base, strategy.model.broadcast.held)
         assert_same_arrays(device.masks, strategy.masks)
-        assert (device.version, device.mask_version) == (strategy.broadcast.version, strategy.broadcast.mask_version)
+        assert (device.version, device.mask_version) == (strategy.model.broadcast.version, strategy.model.broadcast.mask_version)
 
 
 @pytest.mark.parametrize("values", ["f16", "f32"])
@@ -147,15 +148,16 @@ def test_without_a_device_nothing_can_be_trained(world):
     with pytest.raises(FleetError, match="no device is connected"):
         play(world, grid, registers=True)
     with pytest.raises(FleetError, match="no device is connected"):
-        make_strategy(world).enrol(Roster.of([]))
+        enrol(make_strategy(world).federation, Roster.of([]))
 
 
 def test_asking_every_device_finds_the_fleet_that_a_simulation_knows(short_world):
     """And the same run follows, but for the rows that the asking costs (and for the length of the runtime's message numbers)."""
     known, asked = play(short_world), play(short_world, registers=True)
+    found, wanted = (strategy.federation.cohorts.roster for strategy in (asked, known))
     for name in ("devices", "node_ids", "samples"):
-        assert np.array_equal(getattr(asked.roster, name), getattr(known.roster, name)), name
-        assert getattr(asked.roster, name).dtype == getattr(known.roster, name).dtype
+        assert np.array_equal(getattr(found, name), getattr(wanted, name)), name
+        assert getattr(found, name).dtype == getattr(wanted, name).dtype
     assert_same_arrays(asked.weights, known.weights)
     others = [row for row in asked.ledger.rows if row.phase != "register"]
     assert [replace(row, message_bytes=0) for row in others] == [replace(row, message_bytes=0) for row in known.ledger.rows]
@@ -175,7 +177,7 @@ def test_a_device_that_cannot_register_is_named(world):
     (row,) = [row for row in strategy.ledger.rows if row.outcome == "refused"]
     assert (row.round, row.device, row.phase) == (0, STRANGER, "register")
     assert row.reason == "node 2 could not be registered: no such disk"
-    assert strategy.roster.devices.tolist() == [0, 2]
+    assert strategy.federation.cohorts.roster.devices.tolist() == [0, 2]
 
 
 ANSWERS = {
@@ -209,9 +211,9 @@ def test_a_node_whose_answer_cannot_be_is_left_out_with_a_row(world, answer, rea
 
     grid.send_and_receive = send_and_receive
     strategy = make_strategy(world)
-    strategy.register(grid)
+    register(strategy.federation, grid)
     rows = {row.device: row for row in strategy.ledger.rows}
-    assert rows.keys() == {0, 2, STRANGER} and strategy.roster.devices.tolist() == [0, 2]
+    assert rows.keys() == {0, 2, STRANGER} and strategy.federation.cohorts.roster.devices.tolist() == [0, 2]
     assert rows[STRANGER].outcome == "refused" and rows[STRANGER].reason.startswith("node 2 could not be registered: ")
     assert reason in rows[STRANGER].reason and rows[STRANGER].reason.isprintable()
 
@@ -402,10 +404,38 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_rounds_are_dealt_to_tasks(world):
     strategy = make_strategy(world)
-    assert [strategy.stages.position(r) for r in (1, 4, 5, 8)] == [(0, 0), (0, 3), (1, 0), (1, 3)]
+    assert [strategy.model.stages.position(r) for r in (1, 4, 5, 8)] == [(0, 0), (0, 3), (1, 0), (1, 3)]
 
 
 def test_a_task_needs_four_stages():
     check(TDMConfig(stage_epochs=1), 0.9, 4)
     with pytest.raises(ValueError, match="3 epochs has 3 stages"):
         check(TDMConfig(stage_epochs=1), 0.9, 3)
+
+
+# -- Flower's own loop
+
+
+@pytest.mark.parametrize("mode", [("clock.mode=async", "clock.buffer_size=2"), ("clock.mode=semi-sync", "clock.period_s=9")])
+def test_flowers_loop_plays_synchronous_rounds_only(mode):
+    """One batch of messages and one of replies a round do not fit the others."""
+    strategy = make_strategy(tiny_world(*mode))
+    for call in (lambda: strategy.configure_train(1, None, None, None), lambda: strategy.aggregate_train(1, [])):
+        with pytest.raises(TypeError, match=r"clock.mode is '(async|semi-sync)': Flower's loop plays synchronous rounds only"):
+            call()
+
+
+def test_flowers_loop_is_the_same_round(short_world):
+    """What `run_rounds` plays, in Flower's own calls; a strategy has nobody at work between rounds."""
+    played, grid = play(short_world), RecordingGrid(short_world)
+    strategy = make_strategy(short_world)
+    enrol(strategy.federation, make_roster(short_world.streams))
+    for server_round in range(1, 5):
+        replies = grid.stream(strategy.configure_train(server_round, None, None, grid))
+        arrays, metrics = strategy.aggregate_train(server_round, replies)
+        grid.commit()
+        assert arrays is None and metrics["num-devices"] == 3
+        assert strategy.rounds.asked == [] and strategy.rounds.snapshot() == {}
+        assert strategy.configure_evaluate(server_round, None, None, grid) == []
+    assert_same_arrays(strategy.weights, played.weights)
+    assert strategy.ledger.rows == played.ledger.rows

@@ -16,7 +16,7 @@ from flwr.serverapp.server_app import LoadServerAppError
 from flwr.supercore.object_ref import load_app
 from worlds import TINY, tiny_world
 
-from server.strategy import FleetError
+from server.errors import FleetError
 from simulations.engine.adapter import RUN_ID, identify_process
 from simulations.engine.inline import InlineGrid
 from simulations.flower_apps import overrides

@@ -3,6 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
+from server.rounds.registration import enrol
 from simulations.build import make_roster, make_strategy, make_world
 from simulations.config.experiment import EXPERIMENTS, available, load
 from simulations.results.write import write_run
@@ -60,22 +61,22 @@ def test_a_scenario_is_whole(name):
     experiment = load(name)
     world = make_world(experiment)
     strategy = make_strategy(world)
-    strategy.enrol(make_roster(world.streams))  # refuses a deadline that nobody meets
-    attendance, devices = strategy.attendance, experiment.stream.devices
+    enrol(strategy.federation, make_roster(world.streams))  # refuses a deadline that nobody meets
+    cohorts, devices = strategy.federation.cohorts, experiment.stream.devices
     assert experiment.description and 0 < experiment.target < 1 and experiment.sparsity == 0.9
-    assert devices >= 100 and len(world.streams) == len(attendance.conditions.hardware) == devices
+    assert devices >= 100 and len(world.streams) == len(cohorts.conditions.hardware) == devices
     assert world.streams.sizes.max(axis=1).min() > 0
-    assert attendance.tiers.reasons == {} and (attendance.tiers.of >= 0).all()
-    assert 0 < attendance.least_seconds() <= experiment.clock.deadline
-    assert attendance.anyone_comes(strategy.now)
+    assert cohorts.tiers.reasons == {} and (cohorts.tiers.of >= 0).all()
+    assert 0 < cohorts.least_seconds() <= experiment.clock.deadline
+    assert cohorts.anyone_comes(strategy.federation.now)
     assert experiment.federation.cohort_size <= devices
 
 
 def test_tiers_of_the_microcontrollers():
     """Nested masks: as many levels as there are memories, boards at the experiment's own sparsity."""
     world = make_world(load("microcontrollers"))
-    attendance = make_strategy(world).attendance
-    hardware, tiers = attendance.conditions.hardware, attendance.tiers
+    cohorts = make_strategy(world).federation.cohorts
+    hardware, tiers = cohorts.conditions.hardware, cohorts.tiers
     sparsity = {hardware.kinds[kind].name: tiers.levels[tier].sparsity for kind, tier in zip(hardware.kind, tiers.of, strict=True)}
     memory = {hardware.kinds[kind].name: hardware.kinds[kind].memory_bytes for kind in hardware.kind}
     by_memory = [sparsity[name] for name in sorted(memory, key=memory.get, reverse=True)]

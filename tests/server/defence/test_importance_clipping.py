@@ -8,8 +8,9 @@ from worlds import play, tiny_world
 
 from server.aggregation.update import Update
 from server.defence.importance import SPREAD, bounded_reports
-from server.ledger import Where
-from server.rounds.replies import Accepted
+from server.global_model.contribution import Contribution
+from server.ledger import Phase, Where
+from server.rounds.registration import enrol
 from simulations.build import make_roster, make_strategy
 from sparcl_core.codec import Sizes, SparseTensor
 from sparcl_core.learner import Learner
@@ -74,7 +75,7 @@ def test_one_device_does_not_decide_on_the_shared_masks(monkeypatch, form):
     most = []
 
     def observe(record, strategy):
-        most.append(max((np.abs(value).max() for value in strategy.masking._reported.values()), default=0.0))
+        most.append(max((np.abs(value).max() for value in strategy.model.masking._reported.values()), default=0.0))
 
     strategy = play(tiny_world(f"wire.importance={form}"), observe=observe)
     clipped = [row for row in strategy.ledger.rows if row.outcome == "clipped"]
@@ -93,15 +94,15 @@ def test_honest_reports_are_not_touched(monkeypatch):
 def test_the_report_of_a_device_whose_update_stood_out_does_not_count():
     world = tiny_world("stream.devices=4", "wire.importance=f32")
     strategy = make_strategy(world)
-    strategy.enrol(make_roster(world.streams))
-    bias = next(name for name in strategy.layout.shapes if name not in strategy.layout.masked)
-    accepted = []
+    enrol(strategy.federation, make_roster(world.streams))
+    bias = next(name for name in strategy.model.layout.shapes if name not in strategy.model.layout.masked)
+    found = []
     for device, (change, told) in enumerate([(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (1e6, 40.0)]):
         tensors = {bias: SparseTensor(np.array([0]), np.array([change], np.float32))}
         importance = {name: SparseTensor(np.flatnonzero(mask)[:1], np.array([told])) for name, mask in strategy.masks.items()}
-        accepted.append(Accepted(Update(device, 1, np.ones(10, bool), tensors), importance, 1, Sizes()))
-        strategy.ledger.uploaded(Where(1, 0, device), Sizes(), 0)
-    strategy.finish_round(1, accepted)
+        found.append(Contribution(Update(device, 1, np.ones(10, bool), tensors), importance, 1, Sizes()))
+        strategy.ledger.transferred(Where(1, 0, device), Phase("upload"), Sizes(), 0)
+    strategy.federation.finish(1, found)
     assert [row.outcome for row in strategy.ledger.rows] == ["ok"] * 3 + ["clipped"]
-    for value in strategy.masking._reported.values():
+    for value in strategy.model.masking._reported.values():
         assert value.max() == pytest.approx(2)

@@ -11,8 +11,9 @@ from client import local_round as devices
 from server.aggregation.update import Update
 from server.defence.ruin import ruinous
 from server.errors import FleetError
+from server.global_model.contribution import Contribution
 from server.ledger import SERVER
-from server.rounds.replies import Accepted
+from server.rounds.registration import enrol
 from simulations.build import make_roster, make_strategy
 from simulations.results.devices import endings
 from simulations.results.write import problems
@@ -191,11 +192,11 @@ def test_an_update_that_makes_a_weight_infinite_is_taken_back_at_once():
     """3e38 fits float32, and twice as much does not."""
     world = tiny_world("server_optimizer.lr=2")
     strategy = make_strategy(world)
-    strategy.enrol(make_roster(world.streams))
+    enrol(strategy.federation, make_roster(world.streams))
     before = {name: value.copy() for name, value in strategy.weights.items()}
-    bias = next(name for name in strategy.layout.shapes if name not in strategy.layout.masked)
+    bias = next(name for name in strategy.model.layout.shapes if name not in strategy.model.layout.masked)
     tensors = {bias: SparseTensor(np.array([0]), np.array([3e38], np.float32))}
-    strategy.finish_round(1, [Accepted(Update(0, 1, np.ones(10, bool), tensors), None, 1, Sizes())])
+    strategy.federation.finish(1, [Contribution(Update(0, 1, np.ones(10, bool), tensors), None, 1, Sizes())])
     assert_same_arrays(strategy.weights, before)
     (row,) = strategy.ledger.rows
     assert row.outcome == "rolled-back" and f"the update of round 1 made {bias} infinite" in row.reason

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.fleet.battery import Batteries, EnergyConfig, make_batteries
+from server.fleet.battery import Batteries, EnergyConfig
 from server.fleet.charging import day_plan
 from server.fleet.local_time import DAY, HOUR, MINUTE, Draws
 
@@ -18,8 +18,10 @@ KINDS = ("none", "always", "windows", "solar")
 def batteries(capacity=1000.0, charge=0.0, idle=0.0, offset=0.0, seed=0, **settings) -> Batteries:
     """Figures are numbers, for one device, or lists. Rules that are not named are off."""
     settings = {"charging": "none", "clouds": 0.0, "reserve": 0.0} | settings
-    columns = [np.array(column).reshape(-1) for column in np.broadcast_arrays(capacity, charge, idle, offset)]
-    return make_batteries(EnergyConfig(**settings), *columns, seed)
+    capacity, charge, idle, offset = (
+        np.array(column, np.float64).reshape(-1) for column in np.broadcast_arrays(capacity, charge, idle, offset)
+    )
+    return Batteries(EnergyConfig(**settings), capacity_j=capacity, charge_w=charge, idle_w=idle, offsets=offset, seed=seed)
 
 
 def level(of: Batteries, time: float, device: int = 0) -> float:
@@ -376,7 +378,7 @@ def test_figures_that_cannot_be_are_refused(figures, message):
 
 def test_arrays_of_different_fleets_are_refused():
     with pytest.raises(ValueError, match=r"idle_w is of shape \(3,\): there are 2 devices, so give as many numbers"):
-        make_batteries(EnergyConfig(), np.ones(2), np.ones(2), np.ones(3), np.zeros(2), 0)
+        Batteries(EnergyConfig(), capacity_j=np.ones(2), charge_w=np.ones(2), idle_w=np.ones(3), offsets=np.zeros(2), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The roster: who is there, in device order. Who takes part in a round: test_attendance.py."""
+"""The roster: who is there, in device order. Who takes part in a round: test_cohort.py."""
 
 import numpy as np
 import pytest

@@ -24,15 +24,14 @@ def test_by_rounds_all_move_together(rounds_per_task, count, server_round):
 
 def test_by_time():
     """Steps of an hour: half past two is step 2; the third step is the last."""
-    pace = Pace.of(0, 1, 3, 4, "time", 3600.0)
-    assert pace.change_times(0).tolist() == [0, 3600, 7200]
+    pace = Pace.of(0, 1, 3, 4, advance="time", task_s=3600.0)
     for time, step in {0.0: 0, 3599.0: 0, 3600.0: 1, 9000.0: 2, 10_799.0: 2, 1e9: 2}.items():
         assert steps(pace, 1, time) == steps(pace, 77, time) == [step]
 
 
 def test_by_participation_a_device_moves_on_by_its_own_rounds():
     """Ten rounds of the server change nothing for a device that was in two of them."""
-    pace = Pace.of(0, 4, 3, 2, "participation")
+    pace = Pace.of(0, 4, 3, 2, advance="participation")
     finished = np.array([0, 1, 2, 9])
     assert pace.step(np.arange(4), 10, 0.0, finished).tolist() == [0, 0, 1, 2]
 
@@ -64,16 +63,16 @@ def test_late_starts_by_hand(advance):
 @given(st.integers(0, 50), st.sampled_from([0.0, 0.3, 1.5]), st.sampled_from([0.0, 0.7, 3.0]), st.floats(0.1, 1e6))
 def test_a_step_begins_at_its_change_time(seed, pace_spread, start_spread, task_s):
     """To the bit: at the time itself the step is the new one, just before the old one."""
-    pace = Pace.of(seed, 3, 4, 5, "time", task_s, pace_spread, start_spread)
+    pace = Pace.of(seed, 3, 4, 5, advance="time", task_s=task_s, pace_spread=pace_spread, start_spread=start_spread)
     for device in range(3):
-        for step, time in enumerate(pace.change_times(device).tolist()):
+        for step, time in enumerate(((pace.delay[device] + np.arange(4) / pace.speed[device]) * task_s).tolist()):
             assert pace.step(np.array([device]), 1, time, NOBODY)[0] == step
             assert pace.step(np.array([device]), 1, np.nextafter(time, -1), NOBODY)[0] == step - 1
 
 
 @given(st.sampled_from(ADVANCES), st.integers(0, 20), st.integers(1, 9))
 def test_steps_only_go_forward(advance, seed, rounds_per_task):
-    pace = Pace.of(seed, 6, 5, rounds_per_task, advance, 10.0, 0.8, 1.0)
+    pace = Pace.of(seed, 6, 5, rounds_per_task, advance=advance, task_s=10.0, pace_spread=0.8, start_spread=1.0)
     devices, last = np.arange(6), np.full(6, -1)
     for done in range(60):
         clock = (done + 1, 3.0 * done, np.full(6, done))
@@ -83,14 +82,10 @@ def test_steps_only_go_forward(advance, seed, rounds_per_task):
         last = step
 
 
-def test_change_times_are_of_time_only():
-    for advance in ("rounds", "participation"):
-        assert Pace.of(0, 2, 3, 4, advance).change_times(1).tolist() == [np.inf] * 3
-
-
 def test_pace_is_a_function_of_seed_and_device():
     """Not of how many devices there are, nor of which are asked."""
-    few, many, other = (Pace.of(seed, count, 9, 3, "rounds", 0.0, 0.5, 2.0) for seed, count in ((1, 4), (1, 1000), (2, 4)))
+    spreads = {"pace_spread": 0.5, "start_spread": 2.0}
+    few, many, other = (Pace.of(seed, count, 9, 3, **spreads) for seed, count in ((1, 4), (1, 1000), (2, 4)))
     assert np.array_equal(few.speed, many.speed[:4]) and np.array_equal(few.delay, many.delay[:4])
     assert not np.array_equal(few.speed, other.speed) and not np.array_equal(few.delay, other.delay)
     some = np.array([700, 3, 20])
@@ -115,18 +110,18 @@ def test_a_fleet_in_step_costs_no_memory():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((0, 0, 1, 1), "devices is 0"),
-        ((0, 1, 0, 1), "steps 0"),
-        ((0, 1, 1, 0), "rounds_per_task 0"),
-        ((0, 1, 1, 1, "wishes"), "advance is 'wishes': choose one of rounds, time, participation"),
-        ((0, 1, 1, 1, "time"), r"task_s is 0\.0"),
-        ((0, 1, 1, 1, "rounds", 0.0, -1.0), "pace_spread is -1.0"),
-        ((0, 1, 1, 1, "rounds", 0.0, 0.0, float("nan")), "start_spread is nan"),
+        ({"devices": 0}, "devices is 0"),
+        ({"steps": 0}, "steps 0"),
+        ({"rounds_per_task": 0}, "rounds_per_task 0"),
+        ({"advance": "wishes"}, "advance is 'wishes': choose one of rounds, time, participation"),
+        ({"advance": "time"}, r"task_s is 0\.0"),
+        ({"pace_spread": -1.0}, "pace_spread is -1.0"),
+        ({"start_spread": float("nan")}, "start_spread is nan"),
     ],
 )
 def test_bad_input(arguments, text):
     with pytest.raises(ValueError, match=text):
-        Pace.of(*arguments)
+        Pace.of(**({"seed": 0, "devices": 1, "steps": 1, "rounds_per_task": 1} | arguments))
 
 
 def test_rounds_are_numbered_from_1():

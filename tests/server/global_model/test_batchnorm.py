@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
-from worlds import BATCHNORM, LOSSLESS, RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
+from worlds import BATCHNORM, LOSSLESS, RecordingGrid, assert_same_arrays, kind_of, play, tiny_world, toy_fleet
 
 from client.app import _Trainer
-from server import strategy as strategies
 from server.aggregation.config import AggregationConfig
 from server.aggregation.update import Update
 from server.defence.clipping import Seen
 from server.fleet.conditions import cut
-from server.global_model.batchnorm import bounded_statistics, pooled_statistics
-from server.ledger import Where
-from server.rounds import replies
-from server.rounds.replies import Accepted
+from server.global_model.batchnorm import Observed, bounded_statistics, pooled_statistics
+from server.ledger import Phase, Where
+from server.rounds import replies, synchronous
 from simulations.build import make_strategy
 from simulations.engine.adapter import identify_process
 from sparcl_core import codec
@@ -50,14 +48,14 @@ def test_pooled_statistics_are_those_of_all_samples_together():
 def test_one_device_moves_the_pooled_statistics_no_further_than_the_others():
     """Four move the mean by 0.1 and one by 1e6: it is scaled to 0.1, and the others are the very arrays that they were."""
     before = {"bn.running_mean": np.zeros(4, np.float32), "bn.running_var": np.ones(4, np.float32)}
-    found = [(device, 10, before | {"bn.running_mean": np.full(4, 1e6 if device == 3 else 0.1)}) for device in range(5)]
-    used, unusual, seen = bounded_statistics(found, before, Seen(), LAYOUT, AggregationConfig())
+    found = [Observed(device, 10, before | {"bn.running_mean": np.full(4, 1e6 if device == 3 else 0.1)}) for device in range(5)]
+    used, unusual, seen = bounded_statistics(found, before, Seen(), layout=LAYOUT, config=AggregationConfig())
     assert [(one.device, one.is_refused) for one in unusual] == [(3, False)] and "change of the running statistics" in unusual[0].reason
-    assert used[3][2]["bn.running_mean"] == pytest.approx(0.1) and used[3][2]["bn.running_var"] == pytest.approx(1.0)
-    assert all(used[device][2] is found[device][2] for device in (0, 1, 2, 4))
-    again, unusual, _ = bounded_statistics(found, before, seen, LAYOUT, AggregationConfig())
+    assert used[3].statistics["bn.running_mean"] == pytest.approx(0.1) and used[3].statistics["bn.running_var"] == pytest.approx(1.0)
+    assert all(used[device].statistics is found[device].statistics for device in (0, 1, 2, 4))
+    again, unusual, _ = bounded_statistics(found, before, seen, layout=LAYOUT, config=AggregationConfig())
     assert len(again) == 5 and len(unusual) == 1 and not unusual[0].is_refused  # its update is judged apart
-    assert bounded_statistics(found, before, Seen(), LAYOUT, AggregationConfig(clip=0))[1] == []
+    assert bounded_statistics(found, before, Seen(), layout=LAYOUT, config=AggregationConfig(clip=0))[1] == []
 
 
 def sent_statistics(mean: float, variance: float) -> bytes:
@@ -85,15 +83,17 @@ def test_statistics_that_no_batch_has_are_refused():
 def test_what_was_done_to_statistics_is_in_the_ledger_and_in_the_snapshot():
     world = tiny_world(*BATCHNORM, "stream.devices=4", "federation.batchnorm=local")
     strategy = make_strategy(world)
-    before = {name: strategy.weights[name].copy() for name in strategy.whole.statistics}
+    before = {name: strategy.weights[name].copy() for name in strategy.model.whole.statistics}
     for device in range(4):
-        strategy.ledger.uploaded(Where(1, 0, device), Sizes(), 0)
-    strategy.set_statistics([(device, 5, {n: v + (1e6 if device == 2 else 0.01) for n, v in before.items()}) for device in range(4)])
+        strategy.ledger.transferred(Where(1, 0, device), Phase("upload"), Sizes(), 0)
+    found = [{n: v + (1e6 if device == 2 else 0.01) for n, v in before.items()} for device in range(4)]
+    strategy.federation.set_statistics([Observed(device, 5, own) for device, own in enumerate(found)])
     assert [row.outcome for row in strategy.ledger.rows] == ["ok", "ok", "clipped", "ok"]
     assert all(strategy.weights[name] == pytest.approx(before[name] + 0.01, abs=1e-3) for name in before)
     other = make_strategy(world)
     other.restore(strategy.snapshot())
-    assert np.array_equal(other.seen_statistics.largest, strategy.seen_statistics.largest) and other.seen_statistics.largest[2] > 0
+    largest = strategy.model.seen_statistics.largest
+    assert np.array_equal(other.model.seen_statistics.largest, largest) and largest[2] > 0
 
 
 def test_pooled_statistics_by_hand():
@@ -133,17 +133,17 @@ def test_global_statistics_cross_the_wire_like_weights():
     world = tiny_world(*BATCHNORM)
     grid = RecordingGrid(world)
     strategy = play(world, grid)
-    assert strategy.layout is strategy.whole and len(strategy.layout.statistics) == 40
-    coded = codec.decode(payload_of(grid, 4, 0), strategy.layout, strategy.masks).tensors
-    assert strategy.layout.statistics <= coded.keys()
-    for name in strategy.layout.statistics:
+    assert strategy.model.layout is strategy.model.whole and len(strategy.model.layout.statistics) == 40
+    coded = codec.decode(payload_of(grid, 4, 0), strategy.model.layout, strategy.masks).tensors
+    assert strategy.model.layout.statistics <= coded.keys()
+    for name in strategy.model.layout.statistics:
         bits = coded[name].values.view(np.uint32)
         assert not (bits & 0xFFFF).any() and np.unique(coded[name].values).size > 3  # upper halves, and no handful of steps
-    for name in strategy.layout.statistics:
+    for name in strategy.model.layout.statistics:
         if name.endswith("running_var"):
             assert (strategy.weights[name] >= 0).all()
     held = states(grid)
-    assert all(np.array_equal(held[0][name], held[1][name]) for name in strategy.layout.statistics)
+    assert all(np.array_equal(held[0][name], held[1][name]) for name in strategy.model.layout.statistics)
 
 
 def test_global_statistics_are_averaged_by_samples():
@@ -156,10 +156,10 @@ def test_global_statistics_are_averaged_by_samples():
     wires = [m.content["report"] for m in grid.received[1]]
     told = [Report.from_wire(wire["control"], wire["delta"], wire["masks"]) for wire in wires]
     total = sum(report.samples for report in told)
-    for name in strategy.layout.statistics:
+    for name in strategy.model.layout.statistics:
         mean = start[name].astype(np.float64)
         for report in told:
-            tensor = codec.decode(report.delta, strategy.layout, strategy.masks).tensors[name]
+            tensor = codec.decode(report.delta, strategy.model.layout, strategy.masks).tensors[name]
             mean[tensor.places] += report.samples / total * tensor.values
         assert np.allclose(after[1][name], mean, rtol=1e-6)
         assert np.abs(after[1][name] - start[name]).max() > 1e-3
@@ -169,7 +169,7 @@ def test_a_variance_that_almost_vanishes_does_not_become_negative():
     """1.0059 to 0.0005 is a change of -1.0054, which bf16 rounds to -1.0078: -0.0019 would be left, and its root is no number."""
     world = tiny_world(*BATCHNORM)
     strategy = make_strategy(world)
-    name = next(name for name in strategy.layout.statistics if name.endswith("running_var"))
+    name = next(name for name in strategy.model.layout.statistics if name.endswith("running_var"))
     strategy.weights[name][:] = 1.0059
 
     class Fixed:
@@ -179,8 +179,8 @@ def test_a_variance_that_almost_vanishes_does_not_become_negative():
         is_plain = True
         drop = staticmethod(lambda masks: None)
 
-    strategy.optimizer = Fixed()
-    strategy._apply([Accepted(Update(0, 1, np.ones(10, bool), {}), None, 1, Sizes())])
+    strategy.model.optimizer = Fixed()
+    strategy.model._move(1, [Update(0, 1, np.ones(10, bool), {})])
     assert (strategy.weights[name] == 0).all()
 
 
@@ -193,7 +193,7 @@ def test_local_statistics_stay_on_the_device():
         nonlocal checked
         if not record.round:
             return
-        own = [{name: grid.device(number).base[name] for name in strategy.whole.statistics} for number in (0, 1)]
+        own = [{name: grid.device(number).base[name] for name in strategy.model.whole.statistics} for number in (0, 1)]
         wires = [m.content["report"] for m in grid.received[record.round]]
         samples = [Report.from_wire(wire["control"], wire["delta"], wire["masks"]).samples for wire in wires]
         for name, value in pooled_statistics(list(zip(samples, own, strict=True))).items():
@@ -203,22 +203,22 @@ def test_local_statistics_stay_on_the_device():
 
     strategy = play(world, grid, observe)
     assert checked == 4
-    assert not strategy.layout.statistics and len(strategy.whole.statistics) == 40
-    assert strategy.layout.shapes.keys() == strategy.whole.shapes.keys() - strategy.whole.statistics
-    assert strategy.broadcast.held.keys() == strategy.layout.shapes.keys()
+    assert not strategy.model.layout.statistics and len(strategy.model.whole.statistics) == 40
+    assert strategy.model.layout.shapes.keys() == strategy.model.whole.shapes.keys() - strategy.model.whole.statistics
+    assert strategy.model.broadcast.held.keys() == strategy.model.layout.shapes.keys()
     for server_round in range(1, 5):
         for number in (0, 1):
-            sent = codec.decode(payload_of(grid, server_round, number), strategy.layout, strategy.masks)  # as many places as then
-            assert sent.tensors.keys() <= strategy.layout.shapes.keys()
+            sent = codec.decode(payload_of(grid, server_round, number), strategy.model.layout, strategy.masks)  # as many places as then
+            assert sent.tensors.keys() <= strategy.model.layout.shapes.keys()
     for message in grid.sent[1]:
-        whole = codec.decode(message.content["instruction"]["payloads"][0], strategy.layout, {})
-        assert whole.kind == "whole" and whole.tensors.keys() == strategy.layout.shapes.keys()
+        whole = codec.decode(message.content["instruction"]["payloads"][0], strategy.model.layout, {})
+        assert whole.kind == "whole" and whole.tensors.keys() == strategy.model.layout.shapes.keys()
     for row in strategy.ledger.rows:
         if row.phase == "upload":  # what is shown to the simulator is no part of the protocol
             (reply,) = [m for m in grid.received[row.round] if m.metadata.src_node_id == row.device + 1]
             assert row.up_bytes == sum(map(len, reply.content["report"].values()))
     residuals = grid.device(0).residual
-    assert residuals.keys() == strategy.layout.shapes.keys()
+    assert residuals.keys() == strategy.model.layout.shapes.keys()
 
 
 def test_a_whole_model_leaves_a_devices_own_statistics_alone():
@@ -245,7 +245,7 @@ def test_a_whole_model_leaves_a_devices_own_statistics_alone():
         strategy = play(world, grid)
     (message,) = [m for m in grid.sent[3] if m.metadata.dst_node_id == 2]
     assert kind_of(message.content["instruction"]["payloads"][0]) == "whole"
-    names = strategy.whole.statistics
+    names = strategy.model.whole.statistics
     assert_same_arrays({name: received[name] for name in names}, {name: before[name] for name in names})
 
 
@@ -266,9 +266,9 @@ def test_recomputed_statistics_are_those_of_a_forward_pass():
     learner = Learner(e.method, world.data.inputs, 8, e.seed)
     x = np.concatenate([stream.task(0).x, device.memory.buffer.x[: len(device.memory.buffer)]])
     assert len(device.memory.buffer) == 4 and len(x) == 44  # a tenth of 40
-    assert_same_arrays(device.base, device.base | strategy.broadcast.held)
+    assert_same_arrays(device.base, device.base | strategy.model.broadcast.held)
 
-    found = {name: [] for name in strategy.whole.statistics}
+    found = {name: [] for name in strategy.model.whole.statistics}
     load_state_(learner.model, device.base)
     hooks, names = [], {module: name for name, module in learner.model.named_modules()}
 
@@ -300,7 +300,8 @@ def test_recomputing_is_paid_for_and_the_dense_twin_is_not_charged():
     """Two devices: each gets the model as it is now, and answers; the twin, which averages, sends nothing at that point."""
     world = recomputing()
     grid = RecordingGrid(world)
-    ledger = play(world, grid).ledger
+    strategy = play(world, grid)
+    ledger, dense_message_bytes = strategy.ledger, strategy.model.whole.dense_bytes
     assert list(grid.calibrated) == [4]
     for number in (0, 1):
         rows = [row for row in ledger.rows if (row.round, row.device) == (4, number)]
@@ -310,7 +311,7 @@ def test_recomputing_is_paid_for_and_the_dense_twin_is_not_charged():
         assert rows[3].down_bytes == len(asked.content["instruction"]["control"]) + sum(map(len, asked.content["instruction"]["payloads"]))
         assert rows[5].up_bytes == sum(map(len, told.content["report"].values())) and rows[5].values_bytes == 0 < rows[5].rest_bytes
         assert all(row.dense_bytes == row.dense_seconds == row.dense_joules == 0 for row in rows[3:])
-        assert rows[0].dense_bytes == rows[2].dense_bytes == ledger.dense_message_bytes
+        assert rows[0].dense_bytes == rows[2].dense_bytes == dense_message_bytes
 
 
 def test_a_device_that_fails_to_recompute_is_a_row_and_the_run_goes_on(monkeypatch):
@@ -328,8 +329,8 @@ def test_a_device_that_fails_to_recompute_is_a_row_and_the_run_goes_on(monkeypat
     failed = [(row.round, row.device, row.phase, row.reason) for row in strategy.ledger.rows if row.outcome != "ok"]
     assert failed == [(4, 1, "calibrate", "device 1, round 4, stage calibrate: MemoryError: no room")]
     (told,) = [m for m in grid.calibrated[4] if not m.has_error()]
-    own = codec.decode(told.content["report"]["delta"], strategy.whole, {}).tensors
-    for name in strategy.whole.statistics:
+    own = codec.decode(told.content["report"]["delta"], strategy.model.whole, {}).tensors
+    for name in strategy.model.whole.statistics:
         assert np.array_equal(strategy.weights[name].ravel(), own[name].values)
 
 
@@ -371,7 +372,7 @@ def test_statistics_that_cannot_be_used_are_rejected():
     strategy = play(world, grid, lambda record, strategy: seen.setdefault(record.round, {n: v.copy() for n, v in strategy.weights.items()}))
     bad = [(row.round, row.device, row.phase) for row in strategy.ledger.rows if row.outcome == "rejected"]
     assert bad == [(r, device, "upload") for r in (4, 8) for device in (0, 1)]
-    assert all(np.array_equal(seen[8][name], seen[0][name]) for name in strategy.whole.statistics)
+    assert all(np.array_equal(seen[8][name], seen[0][name]) for name in strategy.model.whole.statistics)
     assert {kind_of(message.content["instruction"]["payloads"][0]) for message in grid.sent[5]} == {"whole"}
 
 
@@ -379,20 +380,36 @@ def test_a_device_that_did_not_train_on_the_task_can_still_recompute(monkeypatch
     """What data removal keeps is of the task that it trained on last: another number of samples. Here device 1 is stopped in the middle of
     every training of the second task."""
     world = recomputing("stream.tasks=2", "data.train_limit=8", "ddr.enabled=true")
-    true, now = strategies.end_of_round, {"round": 1}
+    true, now = synchronous.end_of_round, {"round": 1}
 
-    def stopped(clock, fates, costs, start, wanted):
-        fates, end = true(clock, fates, costs, start, wanted)
+    def stopped(clock, fates, costs, *, start, wanted):
+        fates, end = true(clock, fates, costs, start=start, wanted=wanted)
         if now["round"] > 4:
             down, train, _ = costs[1]
-            fates[1] = cut(fates[1], costs[1], start + down.seconds + train.seconds / 2, "late", "it was stopped")
+            fates[1] = cut(fates[1], costs[1], start + down.seconds + train.seconds / 2, outcome="late", reason="it was stopped")
         return fates, end
 
-    monkeypatch.setattr(strategies, "end_of_round", stopped)
+    monkeypatch.setattr(synchronous, "end_of_round", stopped)
     strategy = play(world, observe=lambda record, strategy: now.update(round=record.round + 1))
     rows = [(row.round, row.device, row.outcome) for row in strategy.ledger.rows if row.phase == "calibrate"]
     assert rows == [(4, 0, "ok"), (4, 1, "ok"), (8, 0, "ok"), (8, 1, "ok")]
     assert {row.outcome for row in strategy.ledger.rows if row.round > 4 and row.device == 1 and row.phase == "train"} == {"late"}
+
+
+def test_what_cannot_be_used_took_as_long_to_send(tmp_path):
+    """A reply that is damaged, and as long as it was, has the jitter of its message like one that can be read."""
+
+    def tamper(server_round, replies):
+        for reply in replies:
+            data = reply.content["report"]["delta"]
+            reply.content["report"]["delta"] = data[:-1] + bytes([data[-1] ^ 1])
+        return replies
+
+    world = recomputing(*toy_fleet(tmp_path, 2, jitter_s=[5.0] * 2, memory_bytes=[1e9] * 2))
+    runs = [play(world, RecordingGrid(world, tamper_calibrate=alter)).ledger.rows for alter in (None, tamper)]
+    honest, damaged_ones = ([row for row in rows if row.round == 4 and row.phase == "upload"][2:] for rows in runs)
+    assert [row.outcome for row in (*honest, *damaged_ones)] == ["ok"] * 2 + ["rejected"] * 2
+    assert [(row.time, row.seconds, row.joules) for row in damaged_ones] == [(row.time, row.seconds, row.joules) for row in honest]
 
 
 def test_a_device_that_failed_in_the_round_is_not_asked_to_recompute(monkeypatch):

@@ -20,7 +20,7 @@ def start(form: str = "f16", dtype=np.float32, **wire) -> tuple[Broadcast, dict[
     masks = {"w": np.arange(200).reshape(20, 10) % 2 == 0}
     weights = {name: rng.standard_normal(shape).astype(dtype) for name, shape in LAYOUT.shapes.items()}
     weights["w"][~masks["w"]] = 0
-    broadcast = Broadcast(weights, masks, LAYOUT, WireConfig(down=form, **wire), seed=3)
+    broadcast = Broadcast(weights, masks, LAYOUT, wire=WireConfig(down=form, **wire), seed=3)
     broadcast.publish(weights)
     return broadcast, weights
 

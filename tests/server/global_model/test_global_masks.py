@@ -99,7 +99,7 @@ def test_what_is_dropped_follows_from_what_devices_sent(form):
         if expected:
             payloads = [m.content["instruction"]["payloads"] for m in grid.sent[server_round]][0]
             (step, _) = payloads
-            arrived = codec.decode(step, strategy.layout, expected["masks"])
+            arrived = codec.decode(step, strategy.model.layout, expected["masks"])
             assert arrived.kind == "adapt"
             for name, places in expected["dropped"].items():
                 assert np.array_equal(arrived.tensors[name].places, places), (server_round, name)
@@ -108,7 +108,7 @@ def test_what_is_dropped_follows_from_what_devices_sent(form):
         if server_round in (1, 2):
             told = reports(grid, server_round)
             total = sum(report.samples for report in told.values())
-            payloads = {device: codec.decode(report.masks, strategy.layout, masks) for device, report in told.items()}
+            payloads = {device: codec.decode(report.masks, strategy.model.layout, masks) for device, report in told.items()}
             assert {payload.kind for payload in payloads.values()} == {"votes" if form == "votes" else "importance"}
             dropped = {}
             for name, mask in masks.items():
@@ -143,10 +143,11 @@ class Watched:
             self.trained[now[0], device] = copied(masks)
             return train(learner, state, masks, data, memory, epochs=epochs, device=device)
 
-        def watched_read(masking, payload, device, broadcast, server_round):
-            masks = read(masking, payload, device, broadcast, server_round)
-            self.redrawn[server_round, device] = masks
-            return masks
+        def watched_read(masking, payload, device, server_round, base):
+            found = read(masking, payload, device, server_round, base)
+            if payload is not None:
+                self.redrawn[server_round, device] = found.masks
+            return found
 
         def watched_thin(masking, updates, told, weights, broadcast):
             own = [broadcast.masks, *(update.masks for update in updates)]
@@ -169,10 +170,10 @@ class Watched:
                     assert_same_arrays(device.masks, self.masks[record.round - 1])  # the server's, of the beginning of the round
                     for name, mask in device.masks.items():
                         assert not device.base[name][~mask].any()
-                for state in (strategy.weights, strategy.broadcast.held):
+                for state in (strategy.weights, strategy.model.broadcast.held):
                     for name, mask in strategy.masks.items():
                         assert not state[name][~mask].any(), f"round {record.round}: {name} has weight where there is none"
-                assert record.diversity == strategy.diversity
+                assert record.diversity == strategy.model.diversity
             now[0] = record.round + 1
 
         self.strategy = play(world, self.grid, observe)
@@ -210,8 +211,8 @@ def test_local_masks_round_by_round(monkeypatch, overrides):
             assert np.array_equal(seen.after[server_round][name], np.where(where, seen.before[server_round][name], 0))
         assert len(flat) == len(seen.grid.sent[server_round])
     pairs = [np.mean(one != other) for one, other in combinations(flat, 2)]  # of the last round
-    assert seen.strategy.diversity.union_density == pytest.approx(np.any(flat, axis=0).mean())
-    assert seen.strategy.diversity.distance == pytest.approx(np.mean(pairs))
+    assert seen.strategy.model.diversity.union_density == pytest.approx(np.any(flat, axis=0).mean())
+    assert seen.strategy.model.diversity.distance == pytest.approx(np.mean(pairs))
 
 
 def test_shared_masks_do_not_differ():
@@ -239,11 +240,11 @@ def test_a_forged_mask_update_is_rejected(forged):
         for reply in replies:
             if (server_round, reply.metadata.src_node_id) == (2, 2):
                 wire, (strategy,) = reply.content["report"], held
-                broadcast = strategy.broadcast
-                true = codec.decode(wire["masks"], strategy.layout, strategy.masks)
+                broadcast = strategy.model.broadcast
+                true = codec.decode(wire["masks"], strategy.model.layout, strategy.masks)
                 places = change({name: tensor.places for name, tensor in true.tensors.items()})
                 versions = (broadcast.version, broadcast.mask_version + ahead)
-                wire["masks"] = codec.encode_places(kind, strategy.layout, places, strategy.masks, versions).data
+                wire["masks"] = codec.encode_places(kind, strategy.model.layout, places, strategy.masks, versions).data
         return replies
 
     def observe(record, strategy):
@@ -264,10 +265,10 @@ def test_a_mask_update_that_cannot_be_redone_is_rejected():
         for reply in replies:
             if (server_round, reply.metadata.src_node_id) == (2, 2):
                 wire, strategy = reply.content["report"], seen["strategy"]
-                true = codec.decode(wire["masks"], strategy.layout, strategy.masks)
+                true = codec.decode(wire["masks"], strategy.model.layout, strategy.masks)
                 everything = {name: np.flatnonzero(strategy.masks[name]) for name in true.tensors}
-                versions = (strategy.broadcast.version, strategy.broadcast.mask_version)
-                wire["masks"] = codec.encode_places("grow", strategy.layout, everything, strategy.masks, versions).data
+                versions = (strategy.model.broadcast.version, strategy.model.broadcast.mask_version)
+                wire["masks"] = codec.encode_places("grow", strategy.model.layout, everything, strategy.masks, versions).data
         return replies
 
     ledger = play(world, RecordingGrid(world, tamper), lambda record, strategy: seen.update(strategy=strategy)).ledger
@@ -295,13 +296,13 @@ def test_what_the_server_remembers_of_a_dropped_weight_is_forgotten(monkeypatch,
     def watched_publish(broadcast, weights):
         for name, places in dropped.items():
             (strategy,) = running
-            assert not strategy.optimizer.first[name].reshape(-1)[places].any()
+            assert not strategy.model.optimizer.first[name].reshape(-1)[places].any()
             regrown.append(np.count_nonzero(broadcast.masks[name].reshape(-1)[places]))
         dropped.clear()
         publish(broadcast, weights)
 
     def observe(record, strategy):
-        running[:], optimizer = [strategy], strategy.optimizer
+        running[:], optimizer = [strategy], strategy.model.optimizer
         for name, mask in strategy.masks.items():
             if record.round:
                 assert optimizer.first[name][mask].any() and not optimizer.first[name][~mask].any()

@@ -7,13 +7,14 @@ import pytest
 from test_clock import assert_time_is_sound, by_device, end_of
 from worlds import RecordingGrid, assert_same_arrays, play, tiny_world, toy_fleet
 
-from server import strategy as strategies
 from server.aggregation.update import Update
 from server.errors import FleetError
+from server.global_model import model as models
 from server.global_model.broadcast import Base
+from server.global_model.contribution import Contribution
 from server.rounds import buffered
-from server.rounds.buffered import RETRY_S, aged
-from server.rounds.replies import Accepted
+from server.rounds.buffered import aged
+from server.rounds.federation import RETRY_S
 from sparcl_core.codec import Sizes, SparseTensor
 from sparcl_core.learner import Learner
 
@@ -27,7 +28,7 @@ class Watched:
 
     def __init__(self, monkeypatch, world):
         self.weights: dict[int, dict[int, float]] = {}
-        self.records, now, true = [], [1], strategies.mean_update
+        self.records, now, true = [], [1], models.mean_update
 
         def watched(updates, *args):
             self.weights[now[0]] = {update.device: update.weight for update in updates}
@@ -37,7 +38,7 @@ class Watched:
             self.records.append(record)
             now[0] = record.round + 1
 
-        monkeypatch.setattr(strategies, "mean_update", watched)
+        monkeypatch.setattr(models, "mean_update", watched)
         self.strategy = play(world, observe=observe)
         self.rows = self.strategy.ledger.rows
 
@@ -62,7 +63,7 @@ def test_a_buffer_for_everybody_is_a_synchronous_run(overrides, tmp_path):
     other = play(tiny_world("clock.mode=async", "clock.buffer_size=3", "federation.cohort_size=3", *settings))
     assert_same_arrays(other.weights, sync.weights)
     assert_same_arrays(other.masks, sync.masks)
-    assert other.ledger.columns() == sync.ledger.columns() and other.now == sync.now
+    assert other.ledger.columns() == sync.ledger.columns() and other.federation.now == sync.federation.now
 
 
 def test_a_period_that_all_keep_is_a_synchronous_run(tmp_path):
@@ -70,7 +71,7 @@ def test_a_period_that_all_keep_is_a_synchronous_run(tmp_path):
     sync = play(tiny_world("clock.period_s=500", *settings))
     other = play(tiny_world("clock.mode=semi-sync", "clock.period_s=500", *settings))
     assert_same_arrays(other.weights, sync.weights)
-    assert other.ledger.columns() == sync.ledger.columns() and other.now == sync.now == 2000
+    assert other.ledger.columns() == sync.ledger.columns() and other.federation.now == sync.federation.now == 2000
 
 
 # -- who works when
@@ -112,7 +113,7 @@ def test_a_buffer_larger_than_the_fleet_is_not_waited_for():
     strategy = play(
         tiny_world(SHORT, "clock.mode=async", "clock.buffer_size=4"), observe=lambda record, strategy: devices.append(record.num_devices)
     )
-    assert devices == [0, 3, 3, 3, 3] and np.isfinite(strategy.now)
+    assert devices == [0, 3, 3, 3, 3] and np.isfinite(strategy.federation.now)
 
 
 def test_a_fleet_that_declines_is_asked_again_later(tmp_path):
@@ -120,14 +121,14 @@ def test_a_fleet_that_declines_is_asked_again_later(tmp_path):
     fleet = toy_fleet(tmp_path, battery_j=[1000] * 3)
     energy = ("energy.start_level=0.5", "energy.reserve=0.6", "energy.drain_idle=false", "energy.charging=none")
     strategy = play(tiny_world(SHORT, *ASYNC, *fleet, *energy))
-    assert strategy.now == 4 * RETRY_S and Counter(row.outcome for row in strategy.ledger.rows) == {"skipped": 12}
+    assert strategy.federation.now == 4 * RETRY_S and Counter(row.outcome for row in strategy.ledger.rows) == {"skipped": 12}
 
 
 def test_what_devices_are_at_when_the_run_is_over_is_paid_for(tmp_path):
     strategy = play(tiny_world(SHORT, *ASYNC, *toy_fleet(tmp_path, **SPEEDS)))
     rest = [row for row in strategy.ledger.rows if row.outcome == "cancelled"]
-    assert rest and {row.reason for row in rest} == {"the run was over"} and not strategy.buffered.flights
-    assert all(row.time + row.seconds == pytest.approx(strategy.now) for row in rest)
+    assert rest and {row.reason for row in rest} == {"the run was over"} and not strategy.rounds.flights
+    assert all(row.time + row.seconds == pytest.approx(strategy.federation.now) for row in rest)
 
 
 # -- what old updates weigh
@@ -153,37 +154,37 @@ def test_an_update_that_is_too_old_is_a_stale_row(monkeypatch, tmp_path):
     assert all(row.up_bytes > row.unread_bytes == 0 and row.seconds > 0 for row in stale)  # it was read, and is paid for
     assert all(weight >= 2**-0.5 for own in seen.weights.values() for weight in own.values())
     for row in stale:
-        assert seen.strategy.attendance.last_round[row.device] >= row.round  # it has reported, whatever became of it
+        assert seen.strategy.federation.history.last_round[row.device] >= row.round  # it has reported, whatever became of it
     assert_time_is_sound(seen.rows)
 
 
-def accepted(places: list[int], values: list[float], masks=None) -> Accepted:
+def contribution(places: list[int], values: list[float], masks=None) -> Contribution:
     tensors = {"w": SparseTensor(np.array(places), np.array(values)), "bias": SparseTensor(np.array([0]), np.array([9.0]))}
-    return Accepted(Update(3, 10, np.ones(2, bool), tensors, masks), {"w": "importance"}, 1, Sizes(values=1))
+    return Contribution(Update(3, 10, np.ones(2, bool), tensors, masks), {"w": "importance"}, 1, Sizes(values=1))
 
 
 OLD, NEW = {"w": np.array([1, 1, 1, 0, 0], bool)}, {"w": np.array([0, 1, 1, 1, 0], bool)}
 
 
 def test_an_update_against_the_same_masks_only_weighs_less():
-    one = accepted([0, 2], [1.0, 2.0])
+    one = contribution([0, 2], [1.0, 2.0])
     found = aged(one, Base(1, 4, OLD), Base(3, 4, OLD), 0.5)
     assert found.update.weight == 0.5 and found.update.tensors is one.update.tensors
-    assert found.update.masks is None and found.report is one.report and one.update.weight == 1.0
+    assert found.update.masks is None and found.importance is one.importance and one.update.weight == 1.0
 
 
 def test_an_update_against_older_masks_counts_where_both_hold():
     """Place 0 was dropped since, and place 3 grown: the device holds 1 and 2 of today's. What it reported of the old masks is of no use."""
-    found = aged(accepted([0, 2], [1.0, 2.0]), Base(1, 4, OLD), Base(3, 5, NEW), 0.5)
+    found = aged(contribution([0, 2], [1.0, 2.0]), Base(1, 4, OLD), Base(3, 5, NEW), 0.5)
     assert found.update.tensors["w"].places.tolist() == [2] and found.update.tensors["w"].values.tolist() == [2.0]
     assert found.update.tensors["bias"].values.tolist() == [9.0]  # dense tensors have no masks
     assert found.update.masks["w"].tolist() == [False, True, True, False, False]
-    assert found.report is None and found.update.weight == 0.5
+    assert found.importance is None and found.update.weight == 0.5
 
 
 def test_what_a_device_grew_by_itself_counts_and_what_the_server_dropped_does_not():
     own = {"w": np.array([1, 0, 0, 0, 1], bool)}
-    found = aged(accepted([0, 4], [1.0, 2.0], own), Base(1, 4, OLD), Base(3, 5, NEW), 0.5)
+    found = aged(contribution([0, 4], [1.0, 2.0], own), Base(1, 4, OLD), Base(3, 5, NEW), 0.5)
     assert found.update.tensors["w"].places.tolist() == [4]
     assert_same_arrays(found.update.masks, {"w": np.array([0, 0, 0, 0, 1], bool)})
 
@@ -194,9 +195,9 @@ def test_the_sparsity_holds_though_updates_are_old(tmp_path, overrides):
     world, versions = tiny_world(*ASYNC, *overrides, *toy_fleet(tmp_path, **SPEEDS)), set()
 
     def observe(record, strategy):
-        versions.add(strategy.broadcast.mask_version)
+        versions.add(strategy.model.broadcast.mask_version)
         for name, mask in strategy.masks.items():
-            assert not strategy.weights[name][~mask].any() and not strategy.broadcast.held[name][~mask].any()
+            assert not strategy.weights[name][~mask].any() and not strategy.model.broadcast.held[name][~mask].any()
 
     strategy = play(world, observe=observe)
     assert len(versions) > 2 and {row.outcome for row in strategy.ledger.rows} == {"ok", "cancelled"}
@@ -217,7 +218,7 @@ def test_training_may_wait_and_changes_nothing_by_it(monkeypatch, tmp_path, mode
     assert_same_arrays(at_once.masks, waiting.masks)
     # a Flower message's own size has the exchange's number in it
     columns = [strategy.ledger.columns() | {"message_bytes": 0} for strategy in (waiting, at_once)]
-    assert columns[0] == columns[1] and waiting.now == at_once.now
+    assert columns[0] == columns[1] and waiting.federation.now == at_once.federation.now
     counts = [sum(len(own) for own in grid.sent.values()) for grid in grids]
     assert counts[0] == counts[1] and len(grids[0].sent) <= len(grids[1].sent)
 
@@ -226,9 +227,9 @@ def test_nobody_is_left_untrained_between_rounds(tmp_path):
     world = tiny_world(*ASYNC, *toy_fleet(tmp_path, **SPEEDS))
 
     def observe(record, strategy):
-        assert all(flight.reply.report is not None for flight in strategy.buffered.flights.values())
-        assert len(strategy.buffered.events) == len(strategy.buffered.flights)
-        assert strategy.buffered.events.next_time >= strategy.now
+        assert all(flight.reply.report is not None for flight in strategy.rounds.flights.values())
+        assert len(strategy.rounds.events) == len(strategy.rounds.flights)
+        assert strategy.rounds.events.next_time >= strategy.federation.now
 
     play(world, observe=observe)
 
@@ -244,8 +245,8 @@ def test_work_that_was_cut_short_is_undone(tmp_path):
     assert {row.outcome for row in strategy.ledger.rows if row.phase == "upload"} <= {"failed"}
     trained = {row.device for row in strategy.ledger.rows if row.phase == "upload"}
     for device in range(3):
-        assert (grid.device(device) is not None) == (device in trained) == (strategy.exchange.held.get(device, 0) > 0)
-    assert strategy.attendance.finished.sum() == sum(row.phase == "upload" for row in strategy.ledger.rows)
+        assert (grid.device(device) is not None) == (device in trained) == (strategy.federation.exchange.held.get(device, 0) > 0)
+    assert strategy.federation.history.finished.sum() == sum(row.phase == "upload" for row in strategy.ledger.rows)
 
 
 def test_a_device_that_raises_an_error_is_replaced(monkeypatch, tmp_path):
@@ -265,7 +266,7 @@ def test_a_device_that_raises_an_error_is_replaced(monkeypatch, tmp_path):
     assert devices == [0, 2, 2, 2, 2]
     failed = [row for row in strategy.ledger.rows if row.outcome == "failed"]
     assert {row.device for row in failed} == {1} and all("FloatingPointError: not finite" in row.reason for row in failed)
-    assert strategy.exchange.held[1] == 0
+    assert strategy.federation.exchange.held[1] == 0
 
 
 @pytest.mark.parametrize("mode", [("clock.mode=async", "clock.buffer_size=2"), ("clock.mode=semi-sync", "clock.period_s=99")])
@@ -286,7 +287,7 @@ def test_a_report_that_cannot_be_used_is_a_rejected_row(tmp_path):
         return replies
 
     world, held = tiny_world(SHORT, *ASYNC, *toy_fleet(tmp_path)), []
-    strategy = play(world, RecordingGrid(world, tamper), lambda record, strategy: held.append(dict(strategy.exchange.held)))
+    strategy = play(world, RecordingGrid(world, tamper), lambda record, strategy: held.append(dict(strategy.federation.exchange.held)))
     rejected = [row for row in strategy.ledger.rows if row.outcome == "rejected"]
     assert [(row.device, row.phase) for row in rejected] == [(1, "upload")] and "stage decode" in rejected[0].reason
     assert 0 in [own.get(1) for own in held] and rejected[0].unread_bytes == rejected[0].up_bytes > 0
@@ -303,4 +304,4 @@ def test_jitter_decides_who_arrives_first_and_nothing_about_the_work(tmp_path):
         columns = strategy.ledger.columns()
         return {name: column for name, column in columns.items() if not name.endswith(("seconds", "joules")) and name != "time"}
 
-    assert bare(rough) == bare(calm) and rough.now > calm.now
+    assert bare(rough) == bare(calm) and rough.federation.now > calm.federation.now

@@ -110,7 +110,7 @@ MODES = {
 def test_time_never_goes_back_and_seconds_add_up(mode, tmp_path):
     figures = {"flops_per_s": [1e6, 5e5, 1.5e6]} | ({"jitter_s": [0.5, 2.0, 1.0]} if mode == "jitter" else {})
     world, times = tiny_world(SHORT, *MODES[mode], *toy_fleet(tmp_path, **figures)), []
-    strategy = play(world, observe=lambda record, strategy: times.append((record.time, strategy.now)))
+    strategy = play(world, observe=lambda record, strategy: times.append((record.time, strategy.federation.now)))
     assert all(told == now for told, now in times)
     assert times == sorted(times) and times[-1][1] > 0
     assert_time_is_sound(strategy.ledger.rows)
@@ -163,7 +163,7 @@ def test_hardware_changes_seconds_and_joules_and_nothing_else(tmp_path):
         assert bare(other) == bare(runs[0])
         assert_same_arrays(other.weights, runs[0].weights)
         assert_same_arrays(other.masks, runs[0].masks)
-    assert len({strategy.now for strategy in runs}) == 3
+    assert len({strategy.federation.now for strategy in runs}) == 3
 
 
 def test_the_run_begins_at_its_start_hour():
@@ -196,7 +196,7 @@ def on(tmp_path, *windows: tuple[int, float, float]) -> tuple[str, ...]:
 def rounds_of(world, grid=None) -> tuple[list, list[Row], bool]:
     records = []
     strategy = play(world, grid, observe=lambda record, strategy: records.append(record))
-    return records, strategy.ledger.rows, strategy.is_over
+    return records, strategy.ledger.rows, strategy.federation.is_over
 
 
 def test_the_clock_jumps_to_when_enough_devices_are_there(tmp_path):

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cohort import Windows, attendance_of
+from test_cohort import Windows, cohorts_of
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world, toy_fleet
 
-from server import strategy as strategies
 from server.fleet.availability import failure_point
 from server.fleet.charging import EnergyConfig
 from server.fleet.conditions import Conditions, Fate, cut
 from server.fleet.roster import Member, Roster
 from server.ledger import Row
+from server.rounds import synchronous
 from server.rounds.clock import ClockConfig
-from server.rounds.round_end import end_of_round
+from server.rounds.synchronous import end_of_round
 from sparcl_core.costs.device import Cost
 
 SHORT = "stream.tasks=1"
@@ -26,7 +26,7 @@ WHOLE = Fate(3, 100.0, 120.0, (1.0, 1.0, 1.0), joules=80.0)
 
 def conditions_of(count: int = 2, failure: float = 0.0, **options) -> Conditions:
     roster = Roster.of([Member(device, device + 1, (5,)) for device in range(count)])
-    conditions = attendance_of(roster, **options).conditions
+    conditions = cohorts_of(roster, **options).conditions
     return replace(conditions, failure=failure)
 
 
@@ -46,22 +46,22 @@ def conditions_of(count: int = 2, failure: float = 0.0, **options) -> Conditions
     ],
 )
 def test_a_cut_by_hand(end, shares, joules):
-    fate = cut(WHOLE, COSTS, end, "late", "too late")
+    fate = cut(WHOLE, COSTS, end, outcome="late", reason="too late")
     assert fate == Fate(3, 100.0, end, shares, "late", "too late", joules)
     assert fate.has_trained == (shares[1] == 1) and not fate.is_done
 
 
 def test_what_is_cut_at_its_very_end_is_not_done():
     """Two report at the same instant and one is enough: the other has paid for everything, and does not count."""
-    fate = cut(WHOLE, COSTS, 120.0, "cancelled", "1 devices had reported")
+    fate = cut(WHOLE, COSTS, 120.0, outcome="cancelled", reason="1 devices had reported")
     assert fate.shares[:2] == (1, 1) and 0.999999 < fate.shares[2] < 1
     assert fate.has_trained and not fate.is_done and fate.joules == pytest.approx(80)
 
 
 def test_a_phase_that_takes_no_time_is_done_when_it_is_reached():
     costs = (Cost(seconds=10, joules=20), Cost(joules=3), Cost(seconds=10))
-    assert cut(WHOLE, costs, 110.0, "late", "").shares == (1, 1, 0)
-    assert cut(WHOLE, costs, 109.0, "late", "").shares == (0.9, 0, 0)
+    assert cut(WHOLE, costs, 110.0, outcome="late", reason="").shares == (1, 1, 0)
+    assert cut(WHOLE, costs, 109.0, outcome="late", reason="").shares == (0.9, 0, 0)
 
 
 seconds = st.sampled_from([0.0, 0.25, 1.0, 8.0])
@@ -75,7 +75,7 @@ def test_seconds_of_the_shares_are_those_from_start_to_end(lasting, joules, firs
     fate = whole
     for share in (first, second):
         end = fate.start + share * (fate.end - fate.start)
-        fate = cut(fate, costs, end, "late", "")
+        fate = cut(fate, costs, end, outcome="late", reason="")
         assert fate.end == end and len(fate.shares) == 3
         assert sum(own * s for own, s in zip(fate.shares, lasting, strict=True)) == pytest.approx(end - fate.start, abs=1e-9)
         assert fate.joules == pytest.approx(sum(own * j for own, j in zip(fate.shares, joules, strict=True)), abs=1e-9)
@@ -111,7 +111,9 @@ def test_a_device_that_fails_does_so_at_its_point():
     for server_round in range(1, 5):
         share = failure_point(0, 0, server_round, 1.0)
         fate = conditions.fate(0, server_round, 100.0, COSTS)
-        assert fate == cut(replace(WHOLE, device=0), COSTS, 100 + share * 20, "failed", "it failed in the middle of its work")
+        assert fate == cut(
+            replace(WHOLE, device=0), COSTS, 100 + share * 20, outcome="failed", reason="it failed in the middle of its work"
+        )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def fates_of(*ends: float, failed: tuple[int, ...] = ()) -> tuple[dict[int, Fate
     costs = {device: (Cost(seconds=end / 3, joules=end),) * 3 for device, end in enumerate(ends)}
     fates = {device: Fate(device, 100.0, 100.0 + end, (1.0,) * 3, joules=3 * end) for device, end in enumerate(ends)}
     for device in failed:
-        fates[device] = cut(fates[device], costs[device], fates[device].end, "failed", "broke")
+        fates[device] = cut(fates[device], costs[device], fates[device].end, outcome="failed", reason="broke")
     return fates, costs
 
 
@@ -164,24 +166,24 @@ def outcomes(found: dict[int, Fate]) -> list[str]:
 
 def test_a_round_ends_with_its_slowest_device():
     fates, costs = fates_of(30, 60, 45)
-    found, end = end_of_round(ClockConfig(), fates, costs, 100.0, 0)
+    found, end = end_of_round(ClockConfig(), fates, costs, start=100.0, wanted=0)
     assert (found, end) == (fates, 160.0)
-    assert end_of_round(ClockConfig(period_s=90), fates, costs, 100.0, 0) == (fates, 190.0)
-    assert end_of_round(ClockConfig(period_s=50), fates, costs, 100.0, 0) == (fates, 160.0)
+    assert end_of_round(ClockConfig(period_s=90), fates, costs, start=100.0, wanted=0) == (fates, 190.0)
+    assert end_of_round(ClockConfig(period_s=50), fates, costs, start=100.0, wanted=0) == (fates, 160.0)
 
 
 def test_a_round_without_anybody_takes_its_period():
-    assert end_of_round(ClockConfig(period_s=50, deadline_s=9), {}, {}, 100.0, 0) == ({}, 150.0)
-    assert end_of_round(ClockConfig(), {}, {}, 100.0, 3) == ({}, 100.0)
+    assert end_of_round(ClockConfig(period_s=50, deadline_s=9), {}, {}, start=100.0, wanted=0) == ({}, 150.0)
+    assert end_of_round(ClockConfig(), {}, {}, start=100.0, wanted=3) == ({}, 100.0)
 
 
 def test_who_is_not_done_at_the_deadline_is_late():
     """45 s: one is done before, one in the nick of time, one has done 45 of 60 s: a quarter of its upload."""
     fates, costs = fates_of(30, 60, 45)
-    found, end = end_of_round(ClockConfig(deadline_s=45), fates, costs, 100.0, 0)
+    found, end = end_of_round(ClockConfig(deadline_s=45), fates, costs, start=100.0, wanted=0)
     assert end == 145.0 and outcomes(found) == ["ok", "late", "ok"] and found[0] is fates[0] and found[2] is fates[2]
     assert found[1] == Fate(1, 100.0, 145.0, (1.0, 1.0, pytest.approx(0.25)), "late", "the deadline of 45 s was over", pytest.approx(135))
-    found, end = end_of_round(ClockConfig(deadline_s=61), fates, costs, 100.0, 0)
+    found, end = end_of_round(ClockConfig(deadline_s=61), fates, costs, start=100.0, wanted=0)
     assert (found, end) == (fates, 160.0)  # nobody waits for a deadline
 
 
@@ -189,7 +191,7 @@ def test_over_selection_counts_the_first_who_arrive():
     """Two of four are wanted: 30 and 45. The round is over at 45, and the others have worked up to then."""
     clock = ClockConfig(over_selection=1.0)
     fates, costs = fates_of(60, 45, 30, 90)
-    found, end = end_of_round(clock, fates, costs, 100.0, 2)
+    found, end = end_of_round(clock, fates, costs, start=100.0, wanted=2)
     assert end == 145.0 and outcomes(found) == ["cancelled", "ok", "ok", "cancelled"]
     assert found[0].shares == (1.0, 1.0, pytest.approx(0.25)) and found[3].shares == (1.0, pytest.approx(0.5), 0.0)
     assert found[0].reason == found[3].reason == "2 devices had reported"
@@ -198,7 +200,7 @@ def test_over_selection_counts_the_first_who_arrive():
 def test_of_those_who_report_at_once_the_lower_number_counts():
     clock = ClockConfig(over_selection=1.0)
     fates, costs = fates_of(30, 30, 30, 30)
-    found, end = end_of_round(clock, dict(reversed(fates.items())), costs, 100.0, 2)
+    found, end = end_of_round(clock, dict(reversed(fates.items())), costs, start=100.0, wanted=2)
     assert end == 130.0 and {device: fate.outcome for device, fate in found.items()} == {0: "ok", 1: "ok", 2: "cancelled", 3: "cancelled"}
     assert found[3].has_trained and found[3].joules == pytest.approx(90)
 
@@ -207,17 +209,17 @@ def test_those_who_fail_are_not_among_the_first():
     """Device 1 fails at 45, so the second who reports is the one at 60; one that would fail after the end was stopped before."""
     clock = ClockConfig(over_selection=1.0)
     fates, costs = fates_of(60, 45, 30, 90, failed=(1, 3))
-    found, end = end_of_round(clock, fates, costs, 100.0, 2)
+    found, end = end_of_round(clock, fates, costs, start=100.0, wanted=2)
     assert end == 160.0 and outcomes(found) == ["ok", "failed", "ok", "cancelled"]
     fates, costs = fates_of(60, 45, 30, 90, failed=(0, 1, 3))
-    found, end = end_of_round(clock, fates, costs, 100.0, 2)  # too few: it lasts until the last has failed
+    found, end = end_of_round(clock, fates, costs, start=100.0, wanted=2)  # too few: it lasts until the last has failed
     assert end == 190.0 and outcomes(found) == ["failed", "failed", "ok", "failed"] and found == fates
 
 
 def test_the_deadline_comes_before_those_who_are_wanted():
     clock = ClockConfig(over_selection=1.0, deadline_s=40)
     fates, costs = fates_of(60, 45, 30, 90)
-    found, end = end_of_round(clock, fates, costs, 100.0, 2)
+    found, end = end_of_round(clock, fates, costs, start=100.0, wanted=2)
     assert end == 140.0 and outcomes(found) == ["late", "late", "ok", "late"]
 
 
@@ -228,7 +230,7 @@ def test_the_deadline_comes_before_those_who_are_wanted():
 def test_nobody_works_beyond_the_end_of_a_round(ends, wanted, over_selection, deadline_s):
     clock = ClockConfig(over_selection=over_selection, deadline_s=deadline_s)
     fates, costs = fates_of(*ends)
-    found, end = end_of_round(clock, fates, costs, 100.0, wanted)
+    found, end = end_of_round(clock, fates, costs, start=100.0, wanted=wanted)
     assert found.keys() == fates.keys() and all(fate.end <= end for fate in found.values())
     assert end == max(fate.end for fate in found.values()) <= 100 + clock.deadline
     done = [device for device, fate in found.items() if fate.is_done]
@@ -288,18 +290,18 @@ def test_a_row_of_work_that_was_cut_has_its_share_of_everything(tmp_path):
 
 def stopped(monkeypatch, server_round: int, device: int, phase: int) -> None:
     """Stop a device in the middle of one phase of one round."""
-    true, played = strategies.end_of_round, []
+    true, played = synchronous.end_of_round, []
 
-    def patched(clock, fates, costs, start, wanted):
-        fates, end = true(clock, fates, costs, start, wanted)
+    def patched(clock, fates, costs, *, start, wanted):
+        fates, end = true(clock, fates, costs, start=start, wanted=wanted)
         played.append(end)
         if len(played) == server_round:
             own = costs[device]
             instant = start + sum(cost.seconds for cost in own[:phase]) + own[phase].seconds / 2
-            fates[device] = cut(fates[device], own, instant, "late", "it was stopped")
+            fates[device] = cut(fates[device], own, instant, outcome="late", reason="it was stopped")
         return fates, end
 
-    monkeypatch.setattr(strategies, "end_of_round", patched)
+    monkeypatch.setattr(synchronous, "end_of_round", patched)
 
 
 class Forgetful(RecordingGrid):
@@ -322,7 +324,7 @@ def test_training_that_was_cut_short_is_undone(monkeypatch, phase):
             device = grid.device(1)
             epochs.append(device.memory.epochs)
             versions.append(device.version)
-            held.append(strategy.exchange.held[1])
+            held.append(strategy.federation.exchange.held[1])
 
     strategy = play(world, grid, observe)
     assert epochs == [1, 1, 2, 3] and versions == [1, 1, 3, 4] == held
@@ -331,7 +333,7 @@ def test_training_that_was_cut_short_is_undone(monkeypatch, phase):
     (message,) = [m for m in grid.sent[3] if m.metadata.dst_node_id == 2]
     kinds = [kind_of(payload) for payload in message.content["instruction"]["payloads"]]
     assert kinds == ["whole"] or kinds.count("delta") == 2
-    assert strategy.attendance.finished.tolist() == [4, 3, 4]
+    assert strategy.federation.history.finished.tolist() == [4, 3, 4]
 
 
 def test_a_runtime_without_undo_sends_the_whole_model_again(monkeypatch):
@@ -357,7 +359,7 @@ def test_training_that_was_done_stays_done_though_its_report_was_lost(monkeypatc
         devices.append(record.num_devices)
         if record.round:
             epochs.append(grid.device(1).memory.epochs)
-            assert strategy.exchange.held[1] == grid.device(1).version == record.round
+            assert strategy.federation.exchange.held[1] == grid.device(1).version == record.round
 
     strategy = play(world, grid, observe)
     assert epochs == [1, 2, 3, 4] and devices == [0, 3, 2, 3, 3]
@@ -365,7 +367,7 @@ def test_training_that_was_done_stays_done_though_its_report_was_lost(monkeypatc
     assert [(row.phase, row.outcome) for row in cut_rows] == [("download", "ok"), ("train", "ok"), ("upload", "late")]
     upload = cut_rows[2]
     assert upload.unread_bytes == upload.up_bytes > 0 and upload.values_bytes == upload.header_bytes == 0
-    assert strategy.attendance.finished.tolist() == [4, 4, 4] and strategy.attendance.last_round.tolist() == [4, 4, 4]
+    assert strategy.federation.history.finished.tolist() == [4, 4, 4] and strategy.federation.history.last_round.tolist() == [4, 4, 4]
 
 
 def test_over_selection_in_a_run(tmp_path):
@@ -428,7 +430,7 @@ def test_a_fleet_that_always_fails_has_paid_up_to_where_it_failed(tmp_path):
         assert [row.seconds for row in rows] == pytest.approx(seconds_by_phase)
         assert sum(row.joules for row in rows) == pytest.approx(joules)
         assert rows[-1].outcome == "failed" and rows[-1].reason == "it failed in the middle of its work"
-        assert strategy.attendance.conditions.batteries.level_j[device] == pytest.approx(1e5 - spent(strategy, device))
+        assert strategy.federation.conditions.batteries.level_j[device] == pytest.approx(1e5 - spent(strategy, device))
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_a_fleet_that_always_fails_has_paid_up_to_where_it_failed(tmp_path):
 def test_batteries_are_drained_by_what_the_ledger_says(mode, tmp_path):
     fleet = toy_fleet(tmp_path, battery_j=[1e4] * 3, flops_per_s=[1e6, 1e6, 5e5])
     strategy = play(tiny_world(SHORT, *mode, *fleet, "energy.charging=none", "energy.drain_idle=false"))
-    batteries = strategy.attendance.conditions.batteries
+    batteries = strategy.federation.conditions.batteries
     for device in range(3):
         assert batteries.level_j[device] == pytest.approx(1e4 - spent(strategy, device))
         assert batteries.spent_j[device] == pytest.approx(spent(strategy, device)) and spent(strategy, device) > 0
@@ -461,7 +463,7 @@ def test_a_device_with_an_empty_battery_stops_and_declines(tmp_path):
     assert [row[:3] for row in found[5:]] == [(3, "train", "skipped"), (4, "train", "skipped")]
     # it was stopped where its mean power would have emptied it: what its phases took by then differs a little
     assert spent(strategy, 1) == pytest.approx(230, rel=0.05)
-    assert strategy.attendance.conditions.batteries.level_j[1] == pytest.approx(max(0, 230 - spent(strategy, 1)))
+    assert strategy.federation.conditions.batteries.level_j[1] == pytest.approx(max(0, 230 - spent(strategy, 1)))
     skipped = [row for row in strategy.ledger.rows if row.outcome == "skipped"]
     assert all(row.seconds == row.joules == row.down_bytes == row.train_flops == 0 for row in skipped)
 
@@ -494,23 +496,23 @@ def test_when_all_decline_the_round_comes_again_later(tmp_path):
 
 def test_a_round_whose_reports_are_all_lost_owes_the_masks_their_update(monkeypatch):
     """The masks adapt before rounds 2 and 3. Everybody is cut in round 1, so the update is made up for before round 3 with round 2's."""
-    true, played = strategies.end_of_round, []
+    true, played = synchronous.end_of_round, []
 
-    def patched(clock, fates, costs, start, wanted):
-        fates, end = true(clock, fates, costs, start, wanted)
+    def patched(clock, fates, costs, *, start, wanted):
+        fates, end = true(clock, fates, costs, start=start, wanted=wanted)
         played.append(end)
         if len(played) in (1, 3):
             instant = {device: start + costs[device][0].seconds for device in fates}
-            fates = {device: cut(fate, costs[device], instant[device], "late", "stopped") for device, fate in fates.items()}
+            fates = {device: cut(fate, costs[device], instant[device], outcome="late", reason="stopped") for device, fate in fates.items()}
         return fates, end
 
-    monkeypatch.setattr(strategies, "end_of_round", patched)
+    monkeypatch.setattr(synchronous, "end_of_round", patched)
     world, versions, owed, asked = tiny_world("federation.rounds_per_task=5"), [], [], []
     grid = RecordingGrid(world)
 
     def observe(record, strategy):
-        versions.append(strategy.broadcast.mask_version)
-        owed.append(strategy.masking._is_owed)
+        versions.append(strategy.model.broadcast.mask_version)
+        owed.append(strategy.model.masking._is_owed)
         asked.append(record.num_devices)
 
     strategy = play(world, grid, observe)
@@ -520,4 +522,4 @@ def test_a_round_whose_reports_are_all_lost_owes_the_masks_their_update(monkeypa
     assert versions[:6] == [0, 0, 0, 1, 1, 2]
     reports = {r: any(m.content["report"]["masks"] for m in grid.received[r]) for r in range(1, 6)}
     assert reports == {1: True, 2: True, 3: True, 4: True, 5: False}
-    assert strategy.broadcast.mask_version == 2 + 4  # the next task grows once and adapts three times
+    assert strategy.model.broadcast.mask_version == 2 + 4  # the next task grows once and adapts three times

@@ -27,8 +27,8 @@ def flights(request, tmp_path):
 
     def observe(record, strategy):
         if record.round == 2:
-            arrays = {name: array.copy() for name, array in pack(strategy.buffered.flights).items()}
-            found.update(arrays=arrays, flights=dict(strategy.buffered.flights), names=tuple(strategy.masks))
+            arrays = {name: array.copy() for name, array in pack(strategy.rounds.flights).items()}
+            found.update(arrays=arrays, flights=dict(strategy.rounds.flights), names=tuple(strategy.masks))
 
     play(tiny_world(*overrides, *fleet), observe=observe)
     assert len(found["flights"]) >= 2
@@ -43,8 +43,8 @@ def test_flights_are_unpacked_as_they_were(flights):
     assert {array.dtype.kind for array in flights["arrays"].values()} <= {"u", "b"}
     for one, other in zip(restored.values(), flights["flights"].values(), strict=True):
         for earlier, before in zip(restored.values(), flights["flights"].values(), strict=True):
-            if one.sent.base.masks:  # nobody asks whether two dense models have the same masks
-                assert (one.sent.base.masks is earlier.sent.base.masks) == (other.sent.base.masks is before.sent.base.masks)
+            if one.request.base.masks:  # nobody asks whether two dense models have the same masks
+                assert (one.request.base.masks is earlier.request.base.masks) == (other.request.base.masks is before.request.base.masks)
 
 
 def test_what_is_packed_is_readable_without_our_code(flights):

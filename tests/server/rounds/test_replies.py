@@ -38,7 +38,7 @@ class Forger:
 
     def encode(self, kind="delta", values=(), form="f32", ahead=0, layout=None, masks_ahead=0) -> bytes:
         """A payload that brings `values` as the first of the classifier's bias."""
-        layout, broadcast = layout or self.strategy.layout, self.strategy.broadcast
+        layout, broadcast = layout or self.strategy.model.layout, self.strategy.model.broadcast
         own = SparseTensor(np.arange(len(values)), np.array(values))
         over = codec.reference(kind, layout, "classifier.bias", broadcast.masks)
         coded = {"classifier.bias": codec.quantise(own, over, form, "classifier.bias")}
@@ -66,7 +66,7 @@ def not_finite(value: float):
 
 
 def of_another_layout(forger, content) -> None:
-    layout = forger.strategy.layout
+    layout = forger.strategy.model.layout
     shapes = dict(layout.shapes) | {"classifier.bias": (11,)}
     content["report"]["delta"] = forger.encode(values=[1.0], layout=codec.Layout(shapes, layout.masked))
 
@@ -206,7 +206,7 @@ def test_a_forged_reply_is_one_rejected_row(world, caplog, damage, message):
     assert run.devices[2] == 2 and run.devices[3] == run.devices[4] == 3
     (after,) = [m for m in run.grid.sent[3] if m.metadata.dst_node_id == 2]
     assert kind_of(after.content["instruction"]["payloads"][0]) == "whole"
-    assert [record.name for record in caplog.records if record.name != "flwr"] == ["server.strategy"]
+    assert [record.name for record in caplog.records if record.name != "flwr"] == ["server.rounds.synchronous"]
 
 
 @pytest.mark.parametrize("record", ["report", "measures"])
@@ -224,6 +224,22 @@ def test_statistics_that_nobody_asked_for_are_not_read(world):
 
     run = Forger(world, damage)
     assert {row.outcome for row in run.ledger.rows} == {"ok"}
+
+
+def test_what_else_is_in_a_report_is_paid_for_and_unread(world):
+    """The clock and the ledger go by the same bytes, and every byte is for something."""
+
+    def damage(forger, content):
+        content["report"]["more"] = bytes(70)
+
+    run, honest = Forger(world, damage), play(world)
+    own, other = (
+        next(row for row in ledger.rows if (row.round, row.device, row.phase) == (2, 1, "upload")) for ledger in (run.ledger, honest.ledger)
+    )
+    assert (own.outcome, own.unread_bytes, other.unread_bytes) == ("ok", 70, 0) and own.up_bytes == other.up_bytes + 70
+    assert own.seconds > other.seconds and own.values_bytes == other.values_bytes
+    ended = run.strategy.federation.conditions.batteries.time[1]
+    assert ended == pytest.approx(max(row.time + row.seconds for row in run.ledger.rows if row.device == 1))
 
 
 def test_a_reply_of_a_device_that_was_not_asked_is_no_reply_of_the_round(world):

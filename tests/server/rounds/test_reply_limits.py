@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import BATCHNORM, RecordingGrid, play, tiny_world
 
+from server.rounds.registration import enrol
 from server.rounds.replies import payload_bytes
 from server.rounds.reply_limits import most_reply_bytes
 from simulations.build import make_roster, make_strategy
@@ -70,7 +71,7 @@ def test_impossible_measures_do_not_move_the_clock_and_the_transfers_are_paid():
 
     world = tiny_world(SHORT)
     forged, without = (play(world, RecordingGrid(world, alter)) for alter in (tamper, missing))
-    assert forged.now == pytest.approx(without.now, rel=0.2)
+    assert forged.federation.now == pytest.approx(without.federation.now, rel=0.2)
     own = [(row.phase, row.outcome) for row in forged.ledger.rows if (row.round, row.device) == (2, 1)]
     assert own == [("download", "ok"), ("upload", "rejected")]
     assert all(row.seconds > 0 and row.joules > 0 for row in forged.ledger.rows if row.device == 1)
@@ -81,21 +82,21 @@ def test_a_reply_that_is_too_large_is_not_copied_and_not_kept():
     world = tiny_world(SHORT)
     identify_process()
     strategy = make_strategy(world)
-    strategy.enrol(make_roster(world.streams))
+    enrol(strategy.federation, make_roster(world.streams))
     (message, *_) = strategy.configure_train(1, None, None, None)
-    (sent, *_) = strategy.cohort
+    (request, *_) = strategy.rounds.asked
     payload = bytes(20_000_000)
     tracemalloc.start()
     replies = []
     for _ in range(8):
         content = RecordDict({"report": ConfigRecord({"control": b"", "delta": payload, "masks": b""}), "measures": ConfigRecord({})})
-        replies.append(strategy.exchange.read(sent, Message(content, reply_to=message)))
+        replies.append(strategy.federation.exchange.read(request, Message(content, reply_to=message)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
     for reply in replies:
         assert "at most" in reply.problem and reply.report is None
-        assert reply.report_bytes == reply.message_bytes == strategy.exchange.most_bytes < 5_000_000
+        assert reply.report_bytes == reply.message_bytes == strategy.federation.exchange.most_bytes < 5_000_000
 
 
 def test_the_weight_of_a_reply_is_that_of_all_it_carries():

@@ -15,8 +15,9 @@ from server.fleet.hardware import Hardware
 from server.fleet.local_time import HOUR
 from server.fleet.roster import Member, Roster
 from server.fleet.stream_progress import Pace
-from server.selection.cohort import Attendance
-from server.selection.estimate import Estimates, Workload
+from server.selection.cohort import Cohorts
+from server.selection.estimate import Workload
+from server.selection.history import DOWN, UP, History
 from server.selection.policies import SelectionConfig
 from server.selection.sparsity_tiers import Tiers
 from sparcl_core.config import LearnerConfig, MethodConfig
@@ -48,19 +49,22 @@ class Windows(Availability):
         return np.where(time < self.end[devices], np.maximum(time, self.begin[devices]), np.inf)
 
 
-def attendance_of(roster: Roster, seed=0, availability=None, selection=None, tier_of=None, pace=None, energy=None, **figures) -> Attendance:
+def cohorts_of(roster: Roster, seed=0, availability=None, selection=None, tier_of=None, pace=None, energy=None, **figures) -> Cohorts:
     """A fleet of `TOY` devices, as many as the roster's highest number says, two rounds a task; `figures`: of all of them."""
     count = int(roster.devices[-1]) + 1 if len(roster) else 0
     hardware = Hardware.alike(DeviceProfile("toy", **(TOY | figures)), count)
     of = np.zeros(count, np.int64) if tier_of is None else np.array(tier_of)
-    tiers = Tiers((WORK.level(0.5),), of, {})
-    columns = (hardware.column(name) for name in ("battery_j", "charge_w", "idle_w"))
-    batteries = make_batteries(energy or EnergyConfig(), *columns, np.zeros(count), seed)
-    pace = pace or Pace.of(seed, max(count, 1), max(1, roster.samples.shape[1]), 2)
-    conditions = Conditions(hardware, availability or Always(), batteries, pace, 0.0, seed)
-    attendance = Attendance(conditions, tiers, Estimates(hardware, WORK, tiers.levels, of), selection or SelectionConfig(), seed)
-    attendance.enrol(roster)
-    return attendance
+    conditions = Conditions(
+        hardware=hardware,
+        availability=availability or Always(),
+        batteries=make_batteries(energy or EnergyConfig(), hardware, np.zeros(count), seed),
+        pace=pace or Pace.of(seed, max(count, 1), max(1, roster.samples.shape[1]), 2),
+        failure=0.0,
+        seed=seed,
+    )
+    cohorts = Cohorts(conditions, Tiers((WORK.level(0.5),), of, {}), WORK, selection or SelectionConfig())
+    cohorts.enrol(roster)
+    return cohorts
 
 
 # devices 1 and 4 have nothing for task 1, which begins with round 3
@@ -72,8 +76,8 @@ def numbers(chosen) -> list[int]:
     return [one.member.device for one in chosen]
 
 
-def cohort(attendance: Attendance, server_round: int, size: int, time: float = 0.0, **options) -> list[int]:
-    return numbers(attendance.choose(server_round, time, size, np.inf, **options))
+def cohort(cohorts: Cohorts, server_round: int, size: int, time: float = 0.0, **options) -> list[int]:
+    return numbers(cohorts.choose(server_round, time, size, np.inf, **options))
 
 
 # -- cohorts
@@ -94,25 +98,25 @@ def cohort_by_hand(members: list[Member], seed: int, server_round: int, task: in
 def test_a_cohort_is_that_of_a_walk_over_all_devices(samples, seed, server_round, size, random):
     members = [Member(3 * device, 2**63 + device, own) for device, own in enumerate(samples)]
     random.shuffle(members)
-    attendance, task = attendance_of(Roster.of(members), seed), int(server_round > 2)
-    chosen = attendance.choose(server_round, 0.0, size, np.inf)
+    cohorts, task = cohorts_of(Roster.of(members), seed), int(server_round > 2)
+    chosen = cohorts.choose(server_round, 0.0, size, np.inf)
     assert tuple(one.member for one in chosen) == cohort_by_hand(members, seed, server_round, task, size)
     idle = [(member.device, task) for member in sorted(members, key=lambda member: member.device) if not member.samples[task]]
-    assert attendance.without_data(server_round, 0.0) == idle
+    assert cohorts.without_data(server_round, 0.0) == idle
     kinds = {type(value) for one in chosen for value in (one.step, one.member.device, one.member.node_id, *one.member.samples)}
     assert kinds <= {int}  # they go into messages and ledger rows
 
 
 def test_everyone_with_data_is_in_a_full_cohort():
-    attendance = attendance_of(ROSTER)
-    assert cohort(attendance, TASK_0, ALL) == [0, 1, 2, 3, 4, 5]
-    assert cohort(attendance, TASK_1, ALL) == [0, 2, 3, 5]
-    assert attendance.without_data(TASK_1, 0.0) == [(1, 1), (4, 1)]
-    assert cohort(attendance, TASK_1, 5) == [0, 2, 3, 5]  # no more than there are
+    cohorts = cohorts_of(ROSTER)
+    assert cohort(cohorts, TASK_0, ALL) == [0, 1, 2, 3, 4, 5]
+    assert cohort(cohorts, TASK_1, ALL) == [0, 2, 3, 5]
+    assert cohorts.without_data(TASK_1, 0.0) == [(1, 1), (4, 1)]
+    assert cohort(cohorts, TASK_1, 5) == [0, 2, 3, 5]  # no more than there are
 
 
 def test_a_cohort_is_a_function_of_seed_and_round():
-    fleets = [attendance_of(ROSTER, seed, pace=Pace.of(seed, 6, 2, 20)) for seed in range(3)]
+    fleets = [cohorts_of(ROSTER, seed, pace=Pace.of(seed, 6, 2, 20)) for seed in range(3)]
     cohorts = {(seed, r): tuple(cohort(fleets[seed], r, 3)) for seed in range(3) for r in range(1, 20)}
     assert cohorts == {(seed, r): tuple(cohort(fleets[seed], r, 3)) for seed, r in reversed(cohorts)}
     assert len(set(cohorts.values())) > 10
@@ -122,8 +126,8 @@ def test_a_cohort_is_a_function_of_seed_and_round():
 
 def test_cohorts_are_drawn_uniformly_from_those_with_data():
     """2 of 4 in 2000 rounds: each expects 1000, with a standard deviation of sqrt(2000 / 4) = 22.4; allowed: 5 of them."""
-    attendance = attendance_of(ROSTER, 7)
-    drawn = np.bincount([d for r in range(3, 2003) for d in cohort(attendance, r, 2)], minlength=6)
+    cohorts = cohorts_of(ROSTER, 7)
+    drawn = np.bincount([d for r in range(3, 2003) for d in cohort(cohorts, r, 2)], minlength=6)
     assert drawn[[1, 4]].tolist() == [0, 0] and drawn.sum() == 4000
     assert (np.abs(drawn[[0, 2, 3, 5]] - 1000) < 112).all()
 
@@ -132,32 +136,32 @@ def test_a_million_devices():
     """No work per device in Python."""
     devices = np.arange(1_000_000)
     roster = Roster(devices, (devices + 1).astype(np.uint64), np.broadcast_to(np.int64(20), (1_000_000, 5)))
-    attendance = attendance_of(roster)
+    cohorts = cohorts_of(roster)
     with at_most(calls=5000):
-        chosen = cohort(attendance, 1, 100)
+        chosen = cohort(cohorts, 1, 100)
     assert len(set(chosen)) == 100
 
 
 def test_a_further_draw_of_a_round_is_another_draw():
     """An asynchronous round draws whenever a device is done: who is at work, or was asked, is left out."""
-    attendance = attendance_of(ROSTER)
-    first, second = cohort(attendance, 1, 2), cohort(attendance, 1, 2, draw=2)
+    cohorts = cohorts_of(ROSTER)
+    first, second = cohort(cohorts, 1, 2), cohort(cohorts, 1, 2, draw=2)
     assert second != first
-    rest = cohort(attendance, 1, 4, draw=2, busy=set(first))
+    rest = cohort(cohorts, 1, 4, draw=2, busy=set(first))
     assert sorted(rest + first) == [0, 1, 2, 3, 4, 5]
-    assert cohort(attendance, 1, ALL, busy={0, 5}) == [1, 2, 3, 4]
+    assert cohort(cohorts, 1, ALL, busy={0, 5}) == [1, 2, 3, 4]
 
 
 def test_who_does_not_fit_is_never_there():
-    attendance = attendance_of(ROSTER, tier_of=[0, -1, 0, -1, 0, -1])
-    assert cohort(attendance, TASK_0, ALL) == [0, 2, 4]
-    assert attendance.without_data(TASK_1, 0.0) == [(4, 1)]  # devices 1, 3 and 5 would not take part with data either
+    cohorts = cohorts_of(ROSTER, tier_of=[0, -1, 0, -1, 0, -1])
+    assert cohort(cohorts, TASK_0, ALL) == [0, 2, 4]
+    assert cohorts.without_data(TASK_1, 0.0) == [(4, 1)]  # devices 1, 3 and 5 would not take part with data either
 
 
 def test_a_device_that_the_experiment_does_not_know_is_refused():
-    attendance = attendance_of(ROSTER)
+    cohorts = cohorts_of(ROSTER)
     with pytest.raises(ValueError, match="device 6 is connected, but the experiment has devices 0 to 5: set stream.devices"):
-        attendance.enrol(Roster.of([Member(6, 1, (1, 1))]))
+        cohorts.enrol(Roster.of([Member(6, 1, (1, 1))]))
 
 
 # -- who is there, and when
@@ -165,67 +169,67 @@ def test_a_device_that_the_experiment_does_not_know_is_refused():
 
 def test_only_who_is_there_is_chosen():
     windows = Windows((0, 10), (5, 10), (0, 5), (20, 30), (0, 30), (40, 50))
-    attendance = attendance_of(ROSTER, availability=windows)
-    assert cohort(attendance, TASK_0, ALL, 0.0) == [0, 2, 4]
-    assert cohort(attendance, TASK_0, ALL, 5.0) == [0, 1, 4]
-    assert cohort(attendance, TASK_0, ALL, 30.0) == []
-    assert attendance.without_data(TASK_1, 5.0) == [(1, 1), (4, 1)]
-    assert attendance.without_data(TASK_1, 20.0) == [(4, 1)]
+    cohorts = cohorts_of(ROSTER, availability=windows)
+    assert cohort(cohorts, TASK_0, ALL, 0.0) == [0, 2, 4]
+    assert cohort(cohorts, TASK_0, ALL, 5.0) == [0, 1, 4]
+    assert cohort(cohorts, TASK_0, ALL, 30.0) == []
+    assert cohorts.without_data(TASK_1, 5.0) == [(1, 1), (4, 1)]
+    assert cohorts.without_data(TASK_1, 20.0) == [(4, 1)]
 
 
 def test_the_wait_ends_when_enough_devices_are_there():
     """One at 0, a second at 5, a third never with these two: they leave at 10."""
     windows = Windows((0, 10), (5, 10), (20, 30), (21, 30), (22, 30), (40, 41))
-    attendance = attendance_of(ROSTER, availability=windows)
-    waits = {least: attendance.wait(TASK_0, 0.0, least, np.inf) for least in (1, 2, 3, 4)}
+    cohorts = cohorts_of(ROSTER, availability=windows)
+    waits = {least: cohorts.wait(TASK_0, 0.0, least, np.inf) for least in (1, 2, 3, 4)}
     assert waits == {1: 0.0, 2: 5.0, 3: 22.0, 4: np.inf}
-    assert attendance.wait(TASK_0, 10.0, 1, np.inf) == 20.0
-    assert attendance.wait(TASK_0, 10.0, 1, 15.0) == np.inf  # not before the horizon
-    assert attendance.wait(TASK_0, 41.0, 1, np.inf) == np.inf
-    assert attendance.wait(TASK_0, 0.0, 1, np.inf, busy={0, 1}) == 20.0
-    assert attendance.anyone_comes(40.5) and not attendance.anyone_comes(41.0)
+    assert cohorts.wait(TASK_0, 10.0, 1, np.inf) == 20.0
+    assert cohorts.wait(TASK_0, 10.0, 1, 15.0) == np.inf  # not before the horizon
+    assert cohorts.wait(TASK_0, 41.0, 1, np.inf) == np.inf
+    assert cohorts.wait(TASK_0, 0.0, 1, np.inf, busy={0, 1}) == 20.0
+    assert cohorts.anyone_comes(40.5) and not cohorts.anyone_comes(41.0)
 
 
 def test_no_more_are_waited_for_than_can_ever_take_part():
-    attendance = attendance_of(ROSTER, tier_of=[0, 0, -1, -1, -1, -1], availability=Windows((0, 9), (3, 9), *[(0, 99)] * 4))
-    assert attendance.wait(TASK_0, 0.0, 5, np.inf) == 3.0
+    cohorts = cohorts_of(ROSTER, tier_of=[0, 0, -1, -1, -1, -1], availability=Windows((0, 9), (3, 9), *[(0, 99)] * 4))
+    assert cohorts.wait(TASK_0, 0.0, 5, np.inf) == 3.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=6, max_size=6), st.integers(0, 25), st.integers(1, 6))
 def test_nobody_waits_a_moment_too_long(windows, now, least):
     """Against a walk over all whole seconds, at which all windows begin. Who is gone for good is not waited for."""
-    attendance = attendance_of(ROSTER, availability=Windows(*[(begin, begin + length) for begin, length in windows]))
+    cohorts = cohorts_of(ROSTER, availability=Windows(*[(begin, begin + length) for begin, length in windows]))
     least = min(least, sum(begin + length > now for begin, length in windows)) or 99
     there = (t for t in range(now, 31) if sum(begin <= t < begin + length for begin, length in windows) >= least)
-    assert attendance.wait(TASK_0, float(now), least, np.inf) == next(there, np.inf)
+    assert cohorts.wait(TASK_0, float(now), least, np.inf) == next(there, np.inf)
 
 
 def test_streams_that_go_by_time_begin_when_the_run_does():
     """Steps of an hour: a device is at step 1 an hour after `origin`; until a device has begun it has no data, and is waited for."""
-    pace = Pace.of(0, 6, 2, 2, "time", HOUR, start_spread=1.0)
-    attendance = attendance_of(ROSTER, pace=pace)
+    pace = Pace.of(0, 6, 2, 2, advance="time", task_s=HOUR, start_spread=1.0)
+    cohorts = cohorts_of(ROSTER, pace=pace)
     begins = pace.delay * HOUR
-    assert cohort(attendance, 1, ALL, 0.0) == [] and attendance.without_data(1, 0.0) == []
+    assert cohort(cohorts, 1, ALL, 0.0) == [] and cohorts.without_data(1, 0.0) == []
     middle = float(np.sort(begins)[2])
-    assert cohort(attendance, 1, ALL, middle) == sorted(np.argsort(begins)[:3].tolist())
-    assert attendance.wait(1, 0.0, 1, np.inf) == HOUR  # nothing says when data comes: it is looked for every hour
-    steps = [one.step for one in attendance.choose(1, 1.5 * HOUR, ALL, np.inf)]
+    assert cohort(cohorts, 1, ALL, middle) == sorted(np.argsort(begins)[:3].tolist())
+    assert cohorts.wait(1, 0.0, 1, np.inf) == HOUR  # nothing says when data comes: it is looked for every hour
+    steps = [one.step for one in cohorts.choose(1, 1.5 * HOUR, ALL, np.inf)]
     assert steps == [int(begin <= HOUR / 2) for begin, own in zip(begins, ROSTER.samples, strict=True) if own[int(begin <= HOUR / 2)]]
-    attendance.origin = 10 * HOUR
-    assert cohort(attendance, 1, ALL, 10 * HOUR + middle + 1) == sorted(np.argsort(begins)[:3].tolist())
+    cohorts.origin = 10 * HOUR
+    assert cohort(cohorts, 1, ALL, 10 * HOUR + middle + 1) == sorted(np.argsort(begins)[:3].tolist())
 
 
 def test_a_fleet_is_where_its_median_device_is():
     """By participation, two rounds a task: three of six have finished two rounds, so half of the fleet is in task 1."""
-    pace = Pace.of(0, 6, 2, 2, "participation")
-    attendance = attendance_of(ROSTER, pace=pace)
-    assert attendance.usual_task(5, 0.0) == 0
-    attendance.finished[[0, 1, 2]] = 2  # device 1 has nothing of task 1, and stays
-    assert attendance.usual_task(5, 0.0) == 0
-    attendance.finished[3] = 2
-    assert attendance.usual_task(5, 0.0) == 1
-    attendance.chunks = 2  # two steps make a task
-    assert attendance.usual_task(5, 0.0) == 0
+    pace = Pace.of(0, 6, 2, 2, advance="participation")
+    cohorts = cohorts_of(ROSTER, pace=pace)
+    assert cohorts.usual_task(5, 0.0) == 0
+    cohorts.history.finished[[0, 1, 2]] = 2  # device 1 has nothing of task 1, and stays
+    assert cohorts.usual_task(5, 0.0) == 0
+    cohorts.history.finished[3] = 2
+    assert cohorts.usual_task(5, 0.0) == 1
+    cohorts.chunks = 2  # two steps make a task
+    assert cohorts.usual_task(5, 0.0) == 0
 
 
 # -- what policies are told
@@ -233,36 +237,37 @@ def test_a_fleet_is_where_its_median_device_is():
 
 def test_policies_are_told_what_was_seen():
     """Device 2 has reported a loss of 3 in round 1; what a round takes is the estimate with the last messages' sizes."""
-    attendance = attendance_of(ROSTER, selection=SelectionConfig("oort"), battery_j=100.0, energy=EnergyConfig(drain_idle=False))
-    attendance.trained(2, 1, 3.0)
-    attendance.sent([(0, 100), (0, 300)], direction=0)
-    attendance.sent([(0, 40)], direction=1)
-    attendance.conditions.batteries.spend(3, 0.0, 1.0, 25.0)
+    cohorts = cohorts_of(ROSTER, selection=SelectionConfig("oort"), battery_j=100.0, energy=EnergyConfig(drain_idle=False))
+    cohorts.history.reported(2, 1, 3.0)
+    cohorts.history.transferred([(0, 100), (0, 300)], DOWN)
+    cohorts.history.transferred([(0, 40)], UP)
+    cohorts.conditions.spend(3, 0.0, 1.0, 25.0)
     rows = np.arange(6)
-    told = attendance._candidates(rows, attendance.steps(2, 1.0), 1.0)
+    told = cohorts._candidates(rows, cohorts.steps(2, 1.0), 1.0)
     assert told.last_round.tolist() == [0, 0, 1, 0, 0, 0] and told.loss[2] == 3.0 and np.isnan(told.loss[[0, 1, 3]]).all()
     assert told.charge.tolist() == [1.0, 1.0, 1.0, 0.75, 1.0, 1.0] and told.samples.tolist() == [5] * 6
-    seconds = attendance.estimates.seconds(rows, told.samples, 200.0, 40.0)
+    seconds = cohorts.estimates.seconds(rows, told.samples, 200.0, 40.0)
     assert np.array_equal(told.seconds, seconds) and seconds[0] > 1 + 0.24  # two latencies, and 240 bytes at 1 kB/s
-    assert np.array_equal(told.joules, attendance.estimates.joules(rows, told.samples, 200.0, 40.0))
 
 
 def test_feasible_leaves_out_who_cannot_be_done_in_time():
-    attendance = attendance_of(ROSTER, selection=SelectionConfig("feasible"))
-    seconds = float(attendance._candidates(np.arange(6), attendance.steps(1, 0.0), 0.0).seconds[0])
-    assert numbers(attendance.choose(1, 0.0, ALL, seconds)) == [0, 1, 2, 3, 4, 5]
-    assert numbers(attendance.choose(1, 0.0, ALL, 0.99 * seconds)) == []
+    cohorts = cohorts_of(ROSTER, selection=SelectionConfig("feasible"))
+    seconds = float(cohorts._candidates(np.arange(6), cohorts.steps(1, 0.0), 0.0).seconds[0])
+    assert numbers(cohorts.choose(1, 0.0, ALL, seconds)) == [0, 1, 2, 3, 4, 5]
+    assert numbers(cohorts.choose(1, 0.0, ALL, 0.99 * seconds)) == []
 
 
 # -- state
 
 
 def test_what_was_seen_is_restored():
-    attendance, other = attendance_of(ROSTER), attendance_of(ROSTER)
-    attendance.trained(2, 1, 3.0)
-    attendance.finished[[2, 4]] += 1
-    attendance.sent([(0, 77)], direction=1)
-    other.restore(attendance.snapshot())
+    history, other = History(6, [50]), History(6, [50])
+    history.reported(2, 1, 3.0)
+    for device in (2, 4):
+        history.trained(device)
+    history.transferred([(0, 77)], UP)
+    assert (history.message_bytes.tolist(), other.message_bytes.tolist()) == ([[50, 77]], [[50, 50]])
+    other.restore(history.snapshot())
     for name in ("finished", "last_round", "loss", "message_bytes"):
-        assert_same_arrays({name: getattr(other, name)}, {name: getattr(attendance, name)})
-    assert attendance.snapshot()["known"].tolist() == [2, 4]  # of a large fleet, only those that were reached
+        assert_same_arrays({name: getattr(other, name)}, {name: getattr(history, name)})
+    assert history.snapshot()["known"].tolist() == [2, 4]  # of a large fleet, only those that were reached

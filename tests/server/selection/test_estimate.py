@@ -112,21 +112,21 @@ def test_the_estimate_is_close_to_the_ledger_and_the_bound_below_it(overrides, t
     at its fullest, data as if none were removed."""
     fleet = toy_fleet(tmp_path, flops_per_s=[1e6, 3e6, 4e5], step_s=[0.1, 0.2, 0.0], layer_s=[0.01, 0.0, 0.02])
     strategy = play(tiny_world(*overrides, *fleet))
-    attendance, works = strategy.attendance, {}
+    cohorts, works = strategy.federation.cohorts, {}
     for row in strategy.ledger.rows:
         works.setdefault((row.round, row.device, row.task), {})[row.phase] = row
     ratios = []
     for (_, device, step), rows in works.items():
-        samples, one = int(attendance.roster.samples[device, step]), np.array([device])
+        samples, one = int(cohorts.roster.samples[device, step]), np.array([device])
         down, train, up = rows["download"], rows["train"], rows["upload"]
-        least = attendance.least_s(device, samples, down.down_bytes)
+        least = cohorts.least_s(device, samples, down.down_bytes)
         assert least <= down.seconds + train.seconds
-        seconds = only(attendance.estimates.seconds(one, np.array([samples]), down.down_bytes, up.up_bytes))
-        joules = only(attendance.estimates.joules(one, np.array([samples]), down.down_bytes, up.up_bytes))
+        seconds = only(cohorts.estimates.seconds(one, np.array([samples]), down.down_bytes, up.up_bytes))
+        joules = only(cohorts.estimates.joules(one, np.array([samples]), down.down_bytes, up.up_bytes))
         assert least < seconds
         took, used = (sum(getattr(row, name) for row in rows.values()) for name in ("seconds", "joules"))
         ratios.append((seconds / took, joules / used))
-        assert attendance.least_seconds() <= least
+        assert cohorts.least_seconds() <= least
     assert np.min(ratios) > 0.7 and np.max(ratios) < 1.8
     assert 0.85 < np.median(ratios) < 1.35
 
@@ -138,7 +138,7 @@ def test_memory_is_that_of_the_ledger_but_for_what_nobody_knows_before(overrides
     first round of a task exceeds by p_inter."""
     world = tiny_world("stream.partition=iid", *overrides)
     strategy = play(world)
-    work, e = strategy.attendance.estimates.workload, world.experiment
+    work, e = strategy.federation.cohorts.workload, world.experiment
     buffered = np.array([work.learning.buffer_capacity(total) for total in world.streams.sizes.sum(axis=1).tolist()])
     needs = work.memory(e.sparsity, buffered, world.streams.sizes.max(axis=1))
     itemsize = work.model.itemsize

@@ -14,8 +14,8 @@ from sparcl_core.seeding import generator
 
 def candidates(count: int, **columns) -> Candidates:
     """Devices that are alike and never tried, but for what is given."""
-    same = {"samples": 10, "seconds": 1.0, "joules": 1.0, "charge": 1.0, "loss": math.nan, "last_round": 0}
-    return Candidates(np.arange(count), **{name: np.array(columns.get(name, [value] * count)) for name, value in same.items()})
+    same = {"samples": 10, "seconds": 1.0, "charge": 1.0, "loss": math.nan, "last_round": 0}
+    return Candidates(devices=np.arange(count), **{name: np.array(columns.get(name, [value] * count)) for name, value in same.items()})
 
 
 def tried(count: int, **columns) -> Candidates:
@@ -38,7 +38,8 @@ def fleets(draw) -> Candidates:
     loss = np.where(last_round > 0, rng.choice([0.0, 0.3, 2.5, math.nan, math.inf], count), math.nan)
     seconds = rng.choice([0.0, 0.5, 2.0, 8.0, math.inf], count)
     charge = rng.choice([0.0, 0.1, 0.6, 1.0], count)
-    return Candidates(3 * np.arange(count) + 1, rng.integers(0, 40, count), seconds, rng.random(count), charge, loss, last_round)
+    devices, samples = 3 * np.arange(count) + 1, rng.integers(0, 40, count)
+    return Candidates(devices=devices, samples=samples, seconds=seconds, charge=charge, loss=loss, last_round=last_round)
 
 
 configs = st.builds(
@@ -57,7 +58,7 @@ configs = st.builds(
 
 @given(configs, fleets(), st.integers(0, 35), st.integers(0, 9), st.integers(1, 9), st.sampled_from([0.0, 1.0, math.inf]))
 def test_a_cohort_is_a_sorted_subset_of_its_size_and_a_function_of_the_arguments(config, among, size, seed, server_round, deadline_s):
-    chosen = choose(config, among, size, seed, server_round, deadline_s)
+    chosen = choose(config, among, size, seed=seed, server_round=server_round, deadline_s=deadline_s)
     assert chosen.dtype == np.int64 and chosen.tolist() == sorted(set(chosen.tolist()))
     assert not len(chosen) or 0 <= chosen[0] <= chosen[-1] < len(among)
     able = np.ones(len(among), dtype=bool)
@@ -66,14 +67,14 @@ def test_a_cohort_is_a_sorted_subset_of_its_size_and_a_function_of_the_arguments
     elif config.policy == "energy":
         able = (among.charge > 0) & (among.charge >= config.min_charge)
     assert able[chosen].all() and len(chosen) == min(size or len(among), able.sum())
-    assert np.array_equal(chosen, choose(config, among, size, seed, server_round, deadline_s))
+    assert np.array_equal(chosen, choose(config, among, size, seed=seed, server_round=server_round, deadline_s=deadline_s))
 
 
 @given(fleets(), st.integers(0, 35), st.integers(0, 9), st.integers(1, 9))
 def test_uniform_is_one_permutation_to_the_bit(among, size, seed, server_round):
     """As cohorts were drawn before there were policies: runs of that time are repeated with the same devices."""
     count = len(among)
-    chosen = choose(SelectionConfig(), among, size, seed, server_round)
+    chosen = choose(SelectionConfig(), among, size, seed=seed, server_round=server_round)
     if 0 < size < count:
         assert np.array_equal(chosen, np.sort(generator(seed, "cohort", server_round).permutation(count)[:size]))
     else:
@@ -86,22 +87,29 @@ def test_uniform_reads_nothing_of_a_device(among, size, seed, server_round, rand
     random.shuffle(order)
     shuffled = replace(among, **{field.name: getattr(among, field.name)[order] for field in fields(among) if field.name != "devices"})
     config = SelectionConfig()
-    assert np.array_equal(choose(config, among, size, seed, server_round), choose(config, shuffled, size, seed, server_round))
+    assert np.array_equal(
+        choose(config, among, size, seed=seed, server_round=server_round),
+        choose(config, shuffled, size, seed=seed, server_round=server_round),
+    )
 
 
 def test_without_a_deadline_feasible_is_uniform():
     among = candidates(20, seconds=np.geomspace(1, 1e9, 20))
     for server_round in range(1, 20):
-        chosen = choose(SelectionConfig("feasible"), among, 6, 0, server_round)
-        assert np.array_equal(chosen, choose(SelectionConfig("uniform"), among, 6, 0, server_round))
+        chosen = choose(SelectionConfig("feasible"), among, 6, seed=0, server_round=server_round)
+        assert np.array_equal(chosen, choose(SelectionConfig("uniform"), among, 6, seed=0, server_round=server_round))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_rounds_and_seeds_differ_and_nobody_gives_nothing(policy):
     config, among = SelectionConfig(policy), tried(40, loss=np.linspace(1, 1.01, 40))
-    drawn = {(seed, r): tuple(choose(config, among, 8, seed, r)) for seed in range(3) for r in range(1, 9)}
+    drawn = {(seed, r): tuple(choose(config, among, 8, seed=seed, server_round=r)) for seed in range(3) for r in range(1, 9)}
     assert len(set(drawn.values())) == 24
-    assert choose(config, candidates(0), 5, 0, 1).shape == choose(config, candidates(0), 0, 0, 1).shape == (0,)
+    assert (
+        choose(config, candidates(0), 5, seed=0, server_round=1).shape
+        == choose(config, candidates(0), 0, seed=0, server_round=1).shape
+        == (0,)
+    )
 
 
 # -- feasible, energy
@@ -113,8 +121,8 @@ def test_feasible_takes_only_those_that_make_it_and_all_of_them_alike():
     drawn = frequencies(SelectionConfig("feasible"), among, 2, deadline_s=5.0)
     assert drawn[[3, 4]].tolist() == [0, 0] and drawn.sum() == 2000
     assert (np.abs(drawn[[0, 1, 2, 5]] - 500) < 79).all()
-    assert choose(SelectionConfig("feasible"), among, 5, 0, 1, deadline_s=5.0).tolist() == [0, 1, 2, 5]
-    assert choose(SelectionConfig("feasible"), among, 0, 0, 1, deadline_s=0.5).tolist() == []
+    assert choose(SelectionConfig("feasible"), among, 5, seed=0, server_round=1, deadline_s=5.0).tolist() == [0, 1, 2, 5]
+    assert choose(SelectionConfig("feasible"), among, 0, seed=0, server_round=1, deadline_s=0.5).tolist() == []
 
 
 def test_energy_draws_by_charge():
@@ -132,8 +140,8 @@ def test_energy_draws_without_replacement_as_if_one_after_another():
 
 def test_energy_leaves_the_lowest_in_peace():
     among = candidates(5, charge=[0.0, 0.19, 0.2, 0.21, 1.0])
-    assert choose(SelectionConfig("energy"), among, 5, 0, 1).tolist() == [1, 2, 3, 4]
-    assert choose(SelectionConfig("energy", min_charge=0.2), among, 0, 0, 1).tolist() == [2, 3, 4]
+    assert choose(SelectionConfig("energy"), among, 5, seed=0, server_round=1).tolist() == [1, 2, 3, 4]
+    assert choose(SelectionConfig("energy", min_charge=0.2), among, 0, seed=0, server_round=1).tolist() == [2, 3, 4]
 
 
 # -- oort
@@ -187,7 +195,7 @@ def test_utility_does_not_depend_on_the_scale_of_losses_and_sizes():
     scaled = replace(among, samples=among.samples * 64, loss=among.loss / 1024)
     config = SelectionConfig("oort")
     assert np.array_equal(utility(config, among, 7), utility(config, scaled, 7))
-    assert np.array_equal(choose(config, among, 4, 0, 7), choose(config, scaled, 4, 0, 7))
+    assert np.array_equal(choose(config, among, 4, seed=0, server_round=7), choose(config, scaled, 4, seed=0, server_round=7))
 
 
 def test_where_few_have_a_loss_they_are_preferred_and_where_none_has_one_all_are_alike():
@@ -204,7 +212,7 @@ def test_exploitation_draws_by_utility_above_the_cutoff():
     drawn = frequencies(SelectionConfig("oort", exploration=0.0), replace(among, last_round=np.full(5, 10**9)), 2)
     assert drawn[3:].tolist() == [0, 0]
     assert abs(1000 - drawn[2] - 1000 * 2 / 2.975 / 1.975) < 79
-    best = choose(SelectionConfig("oort", exploration=0.0, cutoff=1.0), among, 2, 0, 1)
+    best = choose(SelectionConfig("oort", exploration=0.0, cutoff=1.0), among, 2, seed=0, server_round=1)
     assert best.tolist() == [0, 1]
 
 
@@ -230,7 +238,7 @@ def test_oort_prefers_high_utility_and_fast_devices():
 )
 def test_a_share_of_the_cohort_is_for_devices_never_tried(exploration, size, new, expected):
     among = tried(30, last_round=[0] * new + [1] * (30 - new), loss=[math.nan] * new + [1.0] * (30 - new))
-    chosen = choose(SelectionConfig("oort", exploration=exploration), among, size, 0, 5)
+    chosen = choose(SelectionConfig("oort", exploration=exploration), among, size, seed=0, server_round=5)
     assert len(chosen) == size and int((chosen < new).sum()) == expected
 
 
@@ -270,7 +278,6 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         ({"devices": np.array([0, 2, 1])}, "ascending order of their devices, and none twice"),
         ({"devices": np.array([0, 1, 1])}, "ascending order of their devices, and none twice"),
         ({"seconds": np.array([1.0, math.nan, 1.0])}, "seconds of a candidate is negative or NaN"),
-        ({"joules": np.array([1.0, -1.0, 1.0])}, "joules of a candidate is negative or NaN"),
         ({"last_round": np.array([0, -1, 0])}, "last_round of a candidate is negative"),
         ({"charge": np.array([0.0, 1.0, 1.1])}, r"charge of a candidate is not in \[0, 1\]"),
     ],
@@ -280,7 +287,7 @@ def test_candidates_that_cannot_be_are_refused(columns, message):
         replace(candidates(3), **columns)
 
 
-@pytest.mark.parametrize("call", [(-1, 0, 1), (1, 0, 0), (1, 0, 1, -1.0), (1, 0, 1, math.nan)])
-def test_rounds_that_cannot_be_are_refused(call):
+@pytest.mark.parametrize(("size", "server_round", "deadline_s"), [(-1, 1, 1.0), (1, 0, 1.0), (1, 1, -1.0), (1, 1, math.nan)])
+def test_rounds_that_cannot_be_are_refused(size, server_round, deadline_s):
     with pytest.raises(ValueError, match=r"size from 0 \(all\), rounds from 1, seconds from 0"):
-        choose(SelectionConfig(), candidates(3), *call)
+        choose(SelectionConfig(), candidates(3), size, seed=0, server_round=server_round, deadline_s=deadline_s)

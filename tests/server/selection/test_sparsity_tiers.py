@@ -69,13 +69,12 @@ def test_every_device_gets_the_densest_level_that_fits():
     assert [level.sparsity for level in tiers.levels] == [0.5, 0.8, 0.9, 0.99] and tiers.of.tolist() == [0, 1, 2, 3, -1]
     assert list(tiers.reasons) == [4] and f"{needs(0.99):,} bytes at sparsity 0.99" in tiers.reasons[4]
     few = assigned(BudgetConfig("fit", levels=levels), hardware(memory_bytes=[memory[0], memory[2]]))
-    assert [level.sparsity for level in few.levels] == [0.5, 0.9] and few.of.tolist() == [0, 1]
-    assert [few.devices(tier) for tier in range(2)] == [1, 1]
+    assert few.sparsities == (0.5, 0.9) and few.of.tolist() == [0, 1]
 
 
 def test_the_experiments_own_tier_is_there_though_nobody_is_in_it():
     tiers = assigned(BudgetConfig("fit", levels=(0.3, 0.9)), hardware(memory_bytes=[needs(0.9)] * 2))
-    assert [level.sparsity for level in tiers.levels] == [0.5, 0.9] and tiers.of.tolist() == [1, 1] and tiers.devices(0) == 0
+    assert tiers.sparsities == (0.5, 0.9) and tiers.of.tolist() == [1, 1]
 
 
 def test_who_does_not_fit_is_refused_or_the_budget_is_ignored():
@@ -151,10 +150,10 @@ def test_devices_of_a_tier_hold_and_send_what_is_inside_their_masks(monkeypatch,
     monkeypatch.setattr(Learner, "train", watched)
 
     def observe(record, strategy):
-        assert strategy.attendance.tiers.of.tolist() == [0, 1, 2]
+        assert strategy.federation.cohorts.tiers.of.tolist() == [0, 1, 2]
         if not record.round:
             return
-        shared, *sparser = strategy.exchange.broadcasts
+        shared, *sparser = strategy.model.broadcasts.by_tier
         for broadcast, sparsity in zip(sparser, (0.95, 0.98), strict=True):
             assert count_active(broadcast.masks) == {name: num_active(size, sparsity) for name, size in SIZES.items()}
             for name, mask in broadcast.masks.items():
@@ -162,17 +161,17 @@ def test_devices_of_a_tier_hold_and_send_what_is_inside_their_masks(monkeypatch,
         assert not (sparser[1].masks["fc.weight"] & ~sparser[0].masks["fc.weight"]).any()
         for message in grid.received[record.round]:
             device, wire = message.metadata.src_node_id - 1, message.content["report"]
-            own = strategy.exchange.broadcasts[device]
+            own = strategy.model.broadcasts[device]
             assert_same_arrays(grid.device(device).masks, own.masks)
             assert_same_arrays(grid.device(device).base, own.held)
             report = Report.from_wire(wire["control"], wire["delta"], wire["masks"])
-            for name, tensor in codec.decode(report.delta, strategy.layout, own.masks).tensors.items():
+            for name, tensor in codec.decode(report.delta, strategy.model.layout, own.masks).tensors.items():
                 assert name not in own.masks or own.masks[name].reshape(-1)[tensor.places].all()
             assert bool(report.masks) <= (device == 0)  # the shared masks are the business of those that hold all of them
             sent.append(len(report.delta))
 
     strategy = play(world, grid, observe)
-    assert {row.outcome for row in strategy.ledger.rows} == {"ok"} and strategy.broadcast.mask_version == 5
+    assert {row.outcome for row in strategy.ledger.rows} == {"ok"} and strategy.model.broadcast.mask_version == 5
     trained = [row for row in strategy.ledger.rows if row.phase == "train"]
     exact = {device: sum(num_active(size, s) for size in SIZES.values()) for device, s in enumerate((0.9, 0.95, 0.98))}
     grown = {row.active for row in trained if row.device == 0} - {exact[0]}
@@ -196,7 +195,7 @@ def test_a_tier_of_its_own_for_nobody_changes_nothing(tmp_path):
     """With room for all, `fit` is the run without it."""
     runs = [play(tiny_world(*budget, *toy_fleet(tmp_path))) for budget in ((), FIT, ("budget.memory=ignore",))]
     for other in runs[1:]:
-        assert len(other.exchange.broadcasts) == 1
+        assert len(other.model.broadcasts.by_tier) == 1
         assert_same_arrays(other.weights, runs[0].weights)
         assert other.ledger.rows == runs[0].ledger.rows
 
@@ -244,6 +243,6 @@ def test_nested_masks_need_the_shared_one():
 
 def test_a_strategy_starts_with_nested_masks(tmp_path):
     strategy = make_strategy(tiny_world(*FIT, *toy_fleet(tmp_path, **MEMORY)))
-    for broadcast in strategy.exchange.broadcasts:
+    for broadcast in strategy.model.broadcasts.by_tier:
         assert all(not broadcast.held[name][~mask].any() for name, mask in broadcast.masks.items())
-    assert [broadcast.mask_version for broadcast in strategy.exchange.broadcasts] == [0, 0, 0]
+    assert [broadcast.mask_version for broadcast in strategy.model.broadcasts.by_tier] == [0, 0, 0]

@@ -20,7 +20,7 @@ from worlds import assert_same_arrays
 
 from server.app import RoundRecord
 from server.global_model.masks import Diversity
-from server.ledger import Row
+from server.ledger import Row, WallTime
 from simulations import disk
 from simulations.checkpoints import array_file, checkpoint
 from simulations.checkpoints.checkpoint import Checkpoints
@@ -53,7 +53,8 @@ def journal_of(round_: int, devices: int = 3) -> Journal:
     record = RoundRecord(round_, 2, round_ % 3 == 0, devices, 2**40 + round_, *found)
     blobs = [("ab" * 16, f"{device:032x}")[: device % 3] for device in range(devices)]
     changes = StateChanges(np.arange(devices) * 5, np.full(devices, 2**33 + round_), blobs)
-    return Journal(record, rows, [(round_, device, 0.1 * device, 0.01 * device) for device in range(devices)], changes, 2 * round_)
+    wall_times = [WallTime(round_, device, 0.1 * device, 0.01 * device) for device in range(devices)]
+    return Journal(record, rows, wall_times, changes, 2 * round_)
 
 
 def value_of(kind: type, number: int):
@@ -89,7 +90,7 @@ def plain(journal: Journal) -> dict:
     return {
         "record": {**{field.name: getattr(record, field.name) for field in fields(record)}, **bits, "time": record.time.hex()},
         "rows": rows,
-        "wall_s": journal.wall_s,
+        "wall_times": journal.wall_times,
         "changes": (changes.devices.tolist(), changes.exchanges.tolist(), changes.blobs),
         "exchange": journal.exchange,
     }
@@ -151,7 +152,8 @@ def test_rows_are_rows_of_python(tmp_path):
     saved(tmp_path, 0)
     (journal,) = Checkpoints(tmp_path).load().journals
     assert [type(value) for value in values(journal.rows[0])] == [field.type for field in fields(Row)]
-    assert {type(value) for value in (*journal.wall_s[0][:2], journal.exchange, journal.record.num_samples)} == {int}
+    measured = journal.wall_times[0]
+    assert {type(value) for value in (measured.round, measured.device, journal.exchange, journal.record.num_samples)} == {int}
     assert journal.record.ends_task is True
 
 

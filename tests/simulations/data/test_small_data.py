@@ -85,5 +85,6 @@ def test_memory_is_that_of_the_samples_a_device_has():
     assert few.streams.sizes.max() <= 40
     rows = [[row.memory_bytes for row in play(world).ledger.rows if row.phase == "train"] for world in (few, many)]
     assert rows[0] == rows[1]
-    needs = [build.make_strategy(world).attendance.estimates.workload.memory(0.9, np.array([9]), np.array([20])) for world in (few, many)]
+    workloads = [build.make_strategy(world).federation.cohorts.workload for world in (few, many)]
+    needs = [workload.memory(0.9, np.array([9]), np.array([20])) for workload in workloads]
     assert needs[0] == needs[1]

@@ -91,9 +91,9 @@ def test_a_device_that_is_too_small_is_refused_once_and_pays_nothing(troubled):
 
 def test_charge_is_that_of_the_end(troubled):
     _, result = troubled
-    table, batteries = device_table(result), result.strategy.attendance.conditions.batteries
+    table, batteries = device_table(result), result.strategy.federation.conditions.batteries
     assert table["charge"][[0, 1, 2, 3, 5]].tolist() == [1.0] * 5  # on the mains
-    assert table["charge"][4] == batteries.share(np.array([4]), result.strategy.now)[0] < 1
+    assert table["charge"][4] == batteries.share(np.array([4]), result.strategy.federation.now)[0] < 1
 
 
 def test_a_reply_that_cannot_be_used_is_a_rejected_round():
@@ -187,7 +187,8 @@ def test_by_time_a_device_is_judged_at_the_ends_of_its_own_steps():
     """Rounds of an hour; device 0's first task is over after the second round, when it is not for one that began half a step late."""
     settings = ("stream.advance=time", "stream.task_hours=2", "clock.period_s=3600", "stream.start_spread=0.9", "evaluate_every=1")
     result = run_world(tiny_world("stream.partition=iid", *settings), "inline")
-    begins = [result.strategy.attendance.conditions.pace.change_times(device)[1] for device in range(3)]
+    pace = result.strategy.federation.conditions.pace
+    begins = ((pace.delay + 1 / pace.speed) * 7200).tolist()  # of each device's second step
     table, tasks = device_table(result), range(2)
     mix = np.array([[np.bincount(result.world.streams.y[own], minlength=10) for own in stream.samples] for stream in result.world.streams])
     assert len(set(begins)) == 3

@@ -66,7 +66,7 @@ def test_the_last_point_of_a_curve_is_the_end_of_the_run(mode):
     points, totals = curve(ended), ended.strategy.ledger.totals()
     assert points["round"][-1] == ended.rounds[-1].round
     assert points["joules"][-1] == pytest.approx(totals["joules"]) and totals["joules"] > 0
-    assert points["hours"][-1] * HOUR == pytest.approx(ended.strategy.now)
+    assert points["hours"][-1] * HOUR == pytest.approx(ended.strategy.federation.now)
     assert all((np.diff(points[name]) >= 0).all() for name in ("hours", "joules", "bytes"))
 
 

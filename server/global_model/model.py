@@ -1,0 +1,205 @@
+"""The global model: weights and masks, what is published of them, and what a round's contributions make of them.
+
+A round: `begin_round` updates the masks if it is their turn and publishes the next version, `apply` takes in what devices have made of it.
+Nothing here knows of time, or of messages.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from server.aggregation.average import mean_update, voted
+from server.aggregation.update import Update
+from server.defence.clipping import Seen, Unusual
+from server.defence.rollback import Rollback, Step
+from server.errors import FleetError
+from server.global_model.batchnorm import Observed, bounded_statistics, pooled_statistics
+from server.global_model.broadcast import Broadcast, TieredBroadcast
+from server.global_model.contribution import Contribution, Judged, judge, judge_importance
+from server.global_model.mask_schedule import StageClock
+from server.global_model.masks import Diversity, LocalMasks, SharedMasks, diversity
+from server.global_model.optimizer import ServerOptimizer
+from server.global_model.settings import ModelSettings, Start
+from server.snapshot import Snapshot, same_model, under, within
+from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.masks import Masks, apply_masks_
+
+
+class GlobalModel:
+    """What is averaged, masked and sent.
+
+    Attributes:
+        weights: w.
+        whole, layout: of all tensors, and of those that cross the wire.
+        broadcasts: what is published, a broadcast per tier.
+        diversity: of the devices' masks in the last round; None without masks, or devices.
+    """
+
+    def __init__(self, settings: ModelSettings, start: Start, sparsities: tuple[float, ...]):
+        """`sparsities`: of the tiers that devices are in, ascending; the first is the experiment's own."""
+        method, federation = settings.method, settings.federation
+        tdm.check(method.tdm, method.sparsity, federation.task_epochs)
+        self.settings, self.whole, self.classifier = settings, start.layout, start.classifier
+        self.layout = self.whole if federation.batchnorm == "global" else self.whole.without_statistics()
+        self.weights = {name: value.copy() for name, value in start.weights.items()}
+        wire, seed = settings.wire, settings.seed
+        self.broadcasts = TieredBroadcast(start.weights, start.masks, self.layout, sparsities, wire=wire, seed=seed)
+        self.optimizer = ServerOptimizer(settings.optimizer, self.layout)
+        schedule = tdm.Schedule(method.tdm, method.sparsity, federation.task_epochs, federation.local_epochs)
+        is_shared = federation.mask == "shared"
+        self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
+        self.stages = StageClock(federation.rounds_per_task, settings.follows_reports)
+        self.diversity: Diversity | None = None
+        self.seen, self.seen_statistics, self.rollback = Seen(), Seen(), Rollback()
+
+    @property
+    def broadcast(self) -> Broadcast:
+        """That of the shared masks."""
+        return self.broadcasts.shared
+
+    @property
+    def masks(self) -> Masks:
+        return self.broadcast.masks
+
+    @property
+    def voting_rows(self) -> tuple[str, ...]:
+        """Tensors of whose rows only those count that a device has seen the class of."""
+        return self.classifier if self.settings.aggregation.row_voting else ()
+
+    @property
+    def recomputes_statistics(self) -> bool:
+        """Do devices recompute the model's statistics before it is evaluated?"""
+        return self.settings.federation.batchnorm == "recompute" and bool(self.whole.statistics)
+
+    def begin_round(self, server_round: int) -> tuple[bool, str]:
+        """Update the masks if it is their turn, and publish the next version.
+
+        Returns:
+            Are devices to say what they think of the masks? And why the last update was taken back, see `publish`.
+        """
+        task, session = self.stages.position(server_round)
+        surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
+        wants_report = self.masking.wants_report(task, session)
+        self.optimizer.drop(surviving)
+        return wants_report, self.publish()
+
+    def publish(self) -> str:
+        """Make the next version. Returns why the last update was taken back for it, empty if it was not.
+
+        Raises:
+            FleetError: if the model cannot be sent, nor the one before.
+        """
+        try:
+            self.broadcasts.publish(self.weights)
+        except ValueError as error:
+            taken_back = self.take_back(f"the global model cannot be sent: {error}")
+            self.broadcasts.publish(self.weights)
+            return taken_back
+        return ""
+
+    def apply(self, server_round: int, contributions: list[Contribution]) -> Judged:
+        """Move the model by the average of a round's contributions, in device order, as far as they are used; then the masks follow.
+
+        Raises:
+            FleetError: if that makes it infinite, and so did the update before.
+        """
+        judged, self.seen = judge(contributions, self.weights, self.seen, self.layout, config=self.settings.aggregation)
+        if not self.masking.by_votes:  # votes weigh alike by themselves
+            judged = judge_importance(judged, self.settings.aggregation.clip)
+        used, taken_back = judged.used, ""
+        if used:
+            self._remember(server_round, judged)
+            taken_back = self._move(server_round, [one.update for one in used])
+        self._follow(used)
+        shown = [Observed(one.device, one.update.samples, one.statistics) for one in used if one.statistics]
+        unusual = self.set_statistics(shown) if shown else []  # these are never sent: they are what the model is evaluated with
+        self.stages.advance([one.has_changed for one in used])
+        return replace(judged, unusual=[*judged.unusual, *unusual], taken_back=taken_back)
+
+    def set_statistics(self, found: list[Observed]) -> list[Unusual]:
+        """Running statistics from those of devices, by their samples. Returns whose stood out, and were scaled down."""
+        found, unusual, self.seen_statistics = bounded_statistics(
+            found, self.weights, self.seen_statistics, layout=self.whole, config=self.settings.aggregation
+        )
+        for name, value in pooled_statistics([(one.samples, one.statistics) for one in found]).items():
+            self.weights[name] = value.astype(self.weights[name].dtype)
+        return unusual
+
+    def take_back(self, reason: str) -> str:
+        """Be as before the last update, and send that whole to everybody. Returns what was taken back, and why.
+
+        Raises:
+            FleetError: if there is no update to take back, or the one before was taken back and it did not help.
+        """
+        step = self.rollback.take()
+        if step is None:
+            rate = self.optimizer.config.lr
+            advice = f"; server_optimizer.lr is {rate:g}: lower it" if rate > 1 else ""
+            raise FleetError(f"{reason}; {self.rollback.undone}{advice}" if self.rollback.undone else reason)
+        self.weights = step.weights
+        apply_masks_(self.weights, self.masks)
+        self.optimizer.restore(step.optimizer)
+        self.optimizer.drop(self.masks)
+        self.broadcasts.restart(self.weights)
+        return f"{step.told} was taken back: {reason}"
+
+    def snapshot(self) -> Snapshot:
+        """All that changes from round to round, see `server.snapshot`."""
+        apart = self.diversity
+        return {
+            "diversity": np.array([] if apart is None else [apart.union_density, apart.distance], np.float64),
+            **under("weights", self.weights),
+            **under("broadcasts", self.broadcasts.snapshot()),
+            **under("optimizer", self.optimizer.snapshot()),
+            **under("masking", self.masking.snapshot()),
+            **under("stages", self.stages.snapshot()),
+            **under("seen", self.seen.snapshot()),
+            **under("seen_statistics", self.seen_statistics.snapshot()),
+            **under("rollback", self.rollback.snapshot()),
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where `snapshot` was taken. Raises ValueError if it is of another model."""
+        self.weights = same_model("weights", snapshot, self.weights)
+        self.broadcasts.restore(within("broadcasts", snapshot))
+        self.optimizer.restore(within("optimizer", snapshot))
+        self.masking.restore(within("masking", snapshot), self.broadcast)
+        self.stages.restore(within("stages", snapshot))
+        self.seen = Seen.restored(within("seen", snapshot))
+        self.seen_statistics = Seen.restored(within("seen_statistics", snapshot))
+        self.rollback.restore(within("rollback", snapshot), self.weights)
+        apart = snapshot["diversity"].tolist()
+        self.diversity = Diversity(*apart) if apart else None
+
+    def _remember(self, server_round: int, judged: Judged) -> None:
+        """What `take_back` goes back to."""
+        told = judged.bounded.told(server_round)
+        before = {name: value.copy() for name, value in self.weights.items()}
+        optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
+        self.rollback.moved(Step(server_round, before, optimizer, told, self.broadcast.version), judged.trained_with)
+
+    def _move(self, server_round: int, updates: list[Update]) -> str:
+        """The server's step. Returns why it was taken back, empty if it was not."""
+        config = self.settings.aggregation
+        mean = mean_update(updates, self.weights, self.layout, self.classifier, config)
+        votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.classifier, config)
+        for name, change in self.optimizer.step(mean, votes).items():
+            with np.errstate(over="ignore"):  # looked at below
+                self.weights[name] += change.astype(self.weights[name].dtype)
+            if name in self.layout.statistics and name.endswith("running_var"):
+                # a lossy code errs by a share of the change, which may be more than what is left of a variance that fell
+                np.maximum(self.weights[name], 0, out=self.weights[name])
+        if infinite := [name for name, value in self.weights.items() if not np.isfinite(value).all()]:
+            return self.take_back(f"the update of round {server_round} made {infinite[0]} infinite")
+        return ""
+
+    def _follow(self, used: list[Contribution]) -> None:
+        """The masks by what was sent; without anybody (nobody has data for the task), what was reported before is out of date."""
+        updates = [one.update for one in used]
+        reports = [(one.update.samples, one.importance) for one in used if one.importance is not None]
+        self.masking.after_round(updates, reports, self.weights, self.broadcast)
+        self.diversity = None
+        if used:
+            self.optimizer.drop(self.masks)
+        if used and self.masks:
+            self.diversity = diversity([update.masks or self.masks for update in updates])
