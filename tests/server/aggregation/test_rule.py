@@ -1,0 +1,89 @@
+"""Rules of another kind fit beside the means: one that looks at every device's values, and one that leaves devices out."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from worlds import play, tiny_world
+
+from server.aggregation.average import mean_update, voted
+from server.aggregation.config import RULES, AggregationConfig
+from server.aggregation.masked_mean import MaskedMean
+from server.aggregation.rule import Changes, Rule
+from server.aggregation.update import Update
+from sparcl_core.codec import Layout, SparseTensor
+
+LAYOUT = Layout({"hidden": (2, 2), "rows": (2, 2)}, frozenset({"hidden"}), frozenset())
+ZERO = {name: np.zeros(shape, np.float32) for name, shape in LAYOUT.shapes.items()}
+
+
+class Median(Rule):
+    """Coordinate-wise median over the holders (Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018)."""
+
+    def combine(self, changes: Changes) -> np.ndarray:
+        values = np.full((len(changes.updates), *changes.shape), np.nan)
+        for own, update, (places, changed) in zip(values, changes.updates, changes.each(), strict=True):
+            mask = None if update.masks is None else update.masks.get(changes.name)
+            own.reshape(-1)[:] = 0.0 if mask is None else np.where(mask.reshape(-1), 0.0, np.nan)
+            own.reshape(-1)[places] = changed
+        held = ~np.isnan(values).all(0)
+        result = np.zeros(changes.shape)
+        result[held] = np.nanmedian(values[:, held], axis=0)
+        return result
+
+
+class Nearest(MaskedMean):
+    """The mean of the two updates that are nearest to each other, after Krum (Blanchard et al., NeurIPS 2017)."""
+
+    def chosen(self, updates: list[Update]) -> list[Update]:
+        def apart(a: Update, b: Update) -> float:
+            return sum(float(np.square(a.tensors[name].values - b.tensors[name].values).sum()) for name in a.tensors)
+
+        return list(min(combinations(updates, 2), key=lambda pair: apart(*pair)))
+
+
+def update(device: int, value: float, holds=(1, 1, 1, 1)) -> Update:
+    mask = np.array(holds, bool)
+    places = np.flatnonzero(mask)
+    hidden = SparseTensor(places, np.full(places.size, value, np.float32))
+    rows = SparseTensor(np.arange(4), np.full(4, value, np.float32))
+    return Update(device, 10, np.ones(2, bool), {"hidden": hidden, "rows": rows}, {"hidden": mask.reshape(2, 2)})
+
+
+@pytest.fixture
+def rule(monkeypatch):
+    def use(own: Rule) -> AggregationConfig:
+        monkeypatch.setitem(RULES, "own", own)
+        return AggregationConfig(rule="own")
+
+    return use
+
+
+def test_a_median_over_the_holders(rule):
+    """Of 1, 2 and 100 the median is 2; where the third does not hold it, that of 1 and 2 is 1.5."""
+    updates = [update(0, 1.0), update(1, 2.0), update(2, 100.0, holds=(1, 0, 1, 1))]
+    found = mean_update(updates, ZERO, LAYOUT, (), rule(Median()))
+    assert found["hidden"].tolist() == [[2.0, 1.5], [2.0, 2.0]] and (found["rows"] == 2.0).all()
+
+
+def test_what_nobody_holds_stays_whatever_the_rule(rule):
+    updates = [update(0, 1.0, holds=(1, 0, 0, 0)), update(1, 3.0, holds=(1, 0, 0, 0))]
+    assert mean_update(updates, ZERO, LAYOUT, (), rule(Median()))["hidden"].tolist() == [[2.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_rule_that_leaves_devices_out_leaves_out_their_votes(rule):
+    """Of 1, 2 and 100 the first two are nearest: their mean is 1.5, and what only the third holds is unheld."""
+    updates = [update(0, 1.0, holds=(1, 1, 1, 0)), update(1, 2.0, holds=(1, 1, 1, 0)), update(2, 100.0)]
+    config = rule(Nearest())
+    assert mean_update(updates, ZERO, LAYOUT, (), config)["hidden"].tolist() == [[1.5, 1.5], [1.5, 0.0]]
+    assert voted(updates, LAYOUT, (), config)["hidden"].tolist() == [[True, True], [True, False]]
+
+
+def test_a_fleet_is_trained_with_it(monkeypatch):
+    """With local masks, so that supports differ: all weights are finite, and they are not those of the mean."""
+    monkeypatch.setitem(RULES, "masked-mean", Median())
+    median = play(tiny_world("federation.mask=local")).weights
+    monkeypatch.undo()
+    mean = play(tiny_world("federation.mask=local")).weights
+    assert all(np.isfinite(value).all() for value in median.values())
+    assert any((median[name] != mean[name]).any() for name in mean)
