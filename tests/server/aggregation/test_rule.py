@@ -36,8 +36,13 @@ class Nearest(MaskedMean):
     """The mean of the two updates that are nearest to each other, after Krum (Blanchard et al., NeurIPS 2017)."""
 
     def chosen(self, updates: list[Update]) -> list[Update]:
+        def whole(one: Update, name: str) -> np.ndarray:
+            found = np.zeros(LAYOUT.size(name))
+            found[one.tensors[name].places] = one.tensors[name].values
+            return found
+
         def apart(a: Update, b: Update) -> float:
-            return sum(float(np.square(a.tensors[name].values - b.tensors[name].values).sum()) for name in a.tensors)
+            return sum(float(np.square(whole(a, name) - whole(b, name)).sum()) for name in LAYOUT.shapes)
 
         return list(min(combinations(updates, 2), key=lambda pair: apart(*pair)))
 
