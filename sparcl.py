@@ -39,9 +39,8 @@ def load(experiment: str = "split-digits", *overrides: str, dense: bool = False)
     Raises:
         ConfigError: names all that is wrong.
     """
-    config = _import("simulations.config.experiment")
-    made = config.load(experiment, list(overrides))
-    return config.dense_twin(made) if dense else made
+    made = _import("simulations.config.loading").load(experiment, list(overrides))
+    return _import("simulations.config.experiment").dense_twin(made) if dense else made
 
 
 def run(

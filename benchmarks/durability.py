@@ -49,7 +49,7 @@ def measure(folder: Path, devices: int, rounds: int) -> list[dict]:
     from simulations.build import make_world
     from simulations.checkpoints import checkpoint
     from simulations.checkpoints.checkpoint import Checkpoints
-    from simulations.config.experiment import load
+    from simulations.config.loading import load
     from simulations.engine import files
     from simulations.engine.store import StateStore
     from simulations.run import Keep, Silent, run_world

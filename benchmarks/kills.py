@@ -79,7 +79,7 @@ def begin(out: Path, rounds: int) -> int:
 def drive(out: Path, rounds: int) -> None:
     """As `sparcl run` and `sparcl resume` do."""
     from simulations.cli.carrying_out import carry_out
-    from simulations.config.experiment import load
+    from simulations.config.loading import load
     from simulations.results.control_file import How
     from simulations.results.resumable import new_run, open_run
 

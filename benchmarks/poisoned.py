@@ -15,7 +15,7 @@ from client.streams.stream import Streams
 from server.app import RoundRecord, run_rounds
 from server.errors import FleetError
 from simulations.build import choose_kernels, make_evaluator, make_roster, make_strategy, make_world
-from simulations.config.experiment import load
+from simulations.config.loading import load
 from simulations.engine.inline import InlineGrid
 from simulations.run import accuracy_matrix
 from sparcl_core.learner import Learner

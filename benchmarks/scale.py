@@ -69,7 +69,7 @@ def measure(roster: int, rounds: int) -> dict:
     began = _process_start()
     from simulations.build import make_world
     from simulations.checkpoints.checkpoint import Checkpoints
-    from simulations.config.experiment import load
+    from simulations.config.loading import load
     from simulations.engine.files import open_files
     from simulations.engine.pool import EngineOptions, Pool
     from simulations.engine.store import StateStore

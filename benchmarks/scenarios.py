@@ -32,7 +32,7 @@ def main() -> None:
 
 def measure(name: str, overrides: list[str]) -> tuple[int, float, int]:
     """Devices, seconds from start to end of the command, and bytes."""
-    from simulations.config.experiment import load
+    from simulations.config.loading import load
 
     settings = [part for override in overrides for part in ("--set", override)]
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from server.errors import FleetError
 from server.rounds.absence import ensure_anyone_came
 from simulations.build import World, make_evaluator, make_strategy, make_world
 from simulations.client_app import client_app as make_client_app
-from simulations.config.experiment import load
+from simulations.config.loading import load
 from simulations.engine.adapter import APP_RAISED
 from simulations.engine.boundary import reason_of
 from simulations.run import accuracy_matrix

@@ -11,7 +11,8 @@ from server.app import Evaluation, RoundRecord, run_rounds
 from server.strategy import SparCLStrategy
 from simulations.build import World, make_roster, make_strategy, make_world
 from simulations.client_app import client_app
-from simulations.config.experiment import Experiment, load
+from simulations.config.experiment import Experiment
+from simulations.config.loading import load
 from simulations.engine.inline import InlineGrid
 from sparcl_core.codec import KINDS
 

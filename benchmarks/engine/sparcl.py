@@ -12,7 +12,7 @@ from benchmarks.engine import work
 from server.app import Evaluation, RoundRecord, run_rounds
 from simulations.build import World, choose_kernels, make_roster, make_strategy
 from simulations.client_app import client_app
-from simulations.config.experiment import from_tree
+from simulations.config.loading import from_tree
 from simulations.data.partition import make_streams
 from simulations.data.sources import Dataset, Raw
 from sparcl_core.inputs import InputSpec

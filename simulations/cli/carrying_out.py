@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def load_experiment(experiment: str, overrides: list[str] | None, *, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
     from simulations.config.errors import ConfigError
-    from simulations.config.experiment import dense_twin, load
+    from simulations.config.experiment import dense_twin
+    from simulations.config.loading import load
 
     if dense and baseline:
         raise ConfigError("--dense runs the dense twin alone, and --baseline runs it beside the experiment: leave one out")

@@ -145,7 +145,8 @@ def train_one(
 def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -> None:
     from simulations.config.experiment import dense_twin
     from simulations.fleet.profiles import load_profile
-    from simulations.results.write import new_folder, write_solo
+    from simulations.results.folder import new_folder
+    from simulations.results.write import write_solo
     from simulations.single_device import train_one as train
 
     _, assumed = load_profile(experiment.profile)

@@ -15,7 +15,7 @@ from simulations.cli.options import Backbone, DebugOption, OutOption, app
 def list_experiments() -> None:
     """The experiments that come with the project."""
     with one_message(debug=False):
-        from simulations.config.experiment import available, load
+        from simulations.config.loading import available, load
 
         for name in available():
             say(f"{name:24} {load(name).description}")
@@ -39,7 +39,8 @@ def reproduce(
         wrong = (f"row {row.name}: {problem}" for row, experiment in rows for problem in preflight.experiment_files(experiment))
         preflight.expect(wrong, preflight.output_folder(out))
         say(f"{loaded.name}: starting {total} runs of {len(loaded.rows)} rows")
-        from simulations.results.write import new_folder, write_claim
+        from simulations.results.folder import new_folder
+        from simulations.results.write import write_claim
 
         def done(row: str, seed: int, summary: dict) -> None:
             nonlocal count

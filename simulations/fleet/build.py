@@ -12,7 +12,8 @@ from server.fleet.stream_progress import Pace
 from server.selection.cohort import Cohorts
 from server.selection.estimate import Workload
 from server.selection.sparsity_tiers import assign
-from simulations.config.experiment import ConfigError, Experiment
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import Experiment
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method

@@ -15,7 +15,7 @@ from rich.table import Table
 from server.app import RoundRecord
 from server.ledger import KINDS
 from simulations.config.sections import StreamConfig
-from simulations.results.write import accuracy_so_far, tasks_so_far
+from simulations.results.summary import accuracy_so_far, tasks_so_far
 
 ROUNDS_BEFORE_AN_ESTIMATE = 3  # the first one also starts workers; before a few more have passed, what is left is a guess
 NARROW = 64  # columns below which the table does without the dense twin's own

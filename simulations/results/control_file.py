@@ -12,8 +12,9 @@ from typing import get_args
 import tomli_w
 
 from simulations import disk
-from simulations.config.errors import WeightsError
-from simulations.config.experiment import ConfigError, Experiment, load, to_tree
+from simulations.config.errors import ConfigError, WeightsError
+from simulations.config.experiment import Experiment
+from simulations.config.loading import load, to_tree
 from simulations.disk import flush, put
 from simulations.engine.adapter import EngineError
 from simulations.engine.address import secrets_of

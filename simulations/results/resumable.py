@@ -23,16 +23,16 @@ from server.errors import NobodyCame
 from simulations.checkpoints.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoints.checkpoint import Checkpoints
 from simulations.checkpoints.pointer import CheckpointError, Identity
-from simulations.config.errors import Lost
-from simulations.config.experiment import ConfigError, Experiment
+from simulations.config.errors import ConfigError, Lost
+from simulations.config.experiment import Experiment
 from simulations.disk import LinkRefused, Own, flush
 from simulations.engine.files import OWN as STORE
 from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
 from simulations.preflight import WHOLE, command
 from simulations.results.control_file import How, config_bytes, locked, read_control, write_control
-from simulations.results.write import FILES as RESULTS
-from simulations.results.write import claim_folder
+from simulations.results.folder import FILES as RESULTS
+from simulations.results.folder import claim_folder
 from simulations.run import Keep
 from sparcl_core.foreign import printable
 

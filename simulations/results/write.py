@@ -18,11 +18,6 @@ and renamed when it is whole. A fleet's run has run.json in its folder until it 
 """
 
 import json
-import os
-import re
-import secrets
-from collections import Counter
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -32,184 +27,17 @@ import pyarrow.parquet as pq
 import tomli_w
 from safetensors.numpy import save
 
-from server.ledger import Row, WallTime
-from simulations.config.experiment import ConfigError, Experiment, to_tree
-from simulations.config.sections import StreamConfig
-from simulations.disk import delete, flush, make_folder, put
+from server.ledger import WallTime
+from simulations.config.experiment import Experiment
+from simulations.config.loading import to_tree
+from simulations.disk import delete, put
 from simulations.environment import environment
-from simulations.results.curves import fleet_figures
 from simulations.results.devices import device_table
+from simulations.results.folder import FILES
+from simulations.results.summary import SCENARIOS, accuracy_so_far, summarise, summarise_solo, tasks_so_far
 from simulations.run import Result
 from simulations.single_device import SoloResult
 from sparcl_core.sparsity.masks import Masks, State
-
-SCENARIOS = ("class-il", "task-il")
-FILES = (  # of a fleet's run
-    "config.toml", "environment.json", "rounds.parquet", "accuracy.parquet", "classes.parquet", "devices.parquet", "ledger.parquet",
-    "wall.parquet", "model.safetensors", "summary.json", "report.png",
-)  # fmt: skip
-CLAIM_FILES = ("table.md", "runs.json", "environment.json")
-
-
-def claim_folder(parent: Path, name: str) -> Path:
-    """Make `parent/NAME[-K]`, the first of these that is not there.
-
-    Raises:
-        ConfigError: if it cannot be made.
-    """
-    while True:
-        folder = _free_name(parent, name)
-        try:
-            make_folder(parent)
-            folder.mkdir()
-        except FileExistsError:
-            if parent.is_dir():
-                continue  # somebody else was faster
-            raise ConfigError(f"run folder {parent} cannot be written (it is a file); choose another with --out") from None
-        except OSError as error:
-            raise ConfigError(f"run folder {parent} cannot be written ({error.strerror or error}); choose another with --out") from error
-        return folder
-
-
-@contextmanager
-def new_folder(parent: Path, name: str):
-    """A staging folder that becomes `parent/NAME[-K]` when the block ends well, and is removed when it does not.
-
-    Yields (staging folder, final path).
-
-    Raises:
-        ConfigError: before anything runs, if the folder cannot be written; or at the end, if it cannot be renamed: then it stays.
-    """
-    final = _free_name(parent, name)
-    staging = parent / f".{final.name}.{secrets.token_hex(4)}"
-    try:
-        make_folder(parent)
-        staging.mkdir()
-        put(staging / FILES[0], [])
-        delete(staging, FILES[:1])
-    except OSError as error:
-        raise ConfigError(f"run folder {parent} cannot be written ({error.strerror or error}); choose another with --out") from error
-    try:
-        yield staging, final
-    except BaseException as error:
-        delete(staging, {*FILES, *CLAIM_FILES})
-        try:
-            staging.rmdir()
-        except OSError:
-            error.add_note(f"what is not ours stays in {staging}")
-        raise
-    try:
-        flush([*staging.iterdir(), staging])
-        if os.path.lexists(final):
-            final = _free_name(parent, name)
-        staging.rename(final)
-        flush([parent])
-    except OSError as error:
-        raise ConfigError(f"the results are whole, in {staging}, and cannot be moved to {final} ({error.strerror or error})") from error
-
-
-def summarise(result: Result, baseline: Result | None = None, devices: dict | None = None) -> dict:
-    """The figures of a run. `baseline`: the dense twin's run, if there was one; `devices`: the run's `device_table`, if it is there."""
-    totals = result.strategy.ledger.totals()
-    rows = result.strategy.ledger.rows
-    fleet = fleet_figures(result, devices or device_table(result))
-    outcomes = sorted({row.outcome for row in rows})
-    return {
-        "experiment": result.world.experiment.name,
-        "seed": result.world.experiment.seed,
-        "sparsity": result.world.experiment.sparsity,
-        "accuracy": accuracy_figures(result),
-        "totals": totals,
-        "savings": savings(totals),
-        "peak_device_memory_bytes": max((row.memory_bytes for row in rows), default=0),
-        "masks": mask_figures(result),
-        "fleet": fleet,
-        "problems": problems(rows),
-        "rows_by_outcome": {outcome: sum(row.outcome == outcome for row in rows) for outcome in outcomes},
-        "dense_accuracy": accuracy_figures(baseline) if baseline else None,
-        "dense_run_totals": baseline.strategy.ledger.totals() if baseline else None,
-        "dense_fleet": fleet_figures(baseline, device_table(baseline)) if baseline else None,
-    }
-
-
-PROBLEMS = ("clipped", "rejected", "failed", "rolled-back")
-
-
-def problems(rows: list[Row]) -> list[dict]:
-    """What went wrong, in the order of `PROBLEMS`: outcome, how many rows and devices had it, and its most frequent reason.
-
-    Reasons that differ in numbers alone (device, round, sizes) count as one, and the first of them is shown.
-    """
-    found = []
-    for outcome in PROBLEMS:
-        own = [row for row in rows if row.outcome == outcome]
-        if not own:
-            continue
-        kinds = Counter(_NUMBER.sub("#", row.reason) for row in own)
-        usual = kinds.most_common(1)[0][0]
-        reason = next(row.reason for row in own if _NUMBER.sub("#", row.reason) == usual)
-        devices = len({row.device for row in own if row.device >= 0})
-        found.append({"outcome": outcome, "rows": len(own), "devices": devices, "reason": reason})
-    return found
-
-
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-
-
-def summarise_solo(result: SoloResult, baseline: SoloResult | None = None) -> dict:
-    """The figures of a single device's run: as `summarise`, without bytes and rows."""
-    own, dense = result.cost, result.dense_cost
-    totals = {
-        "flops": own.flops.total,
-        **own.flops.columns,
-        "paper_flops": own.flops.paper,
-        "seconds": own.seconds,
-        "joules": own.joules,
-        "dense_flops": dense.flops.total,
-        "dense_paper_flops": dense.flops.paper,
-        "dense_seconds": dense.seconds,
-        "dense_joules": dense.joules,
-    }
-    return {
-        "experiment": result.experiment.name,
-        "seed": result.experiment.seed,
-        "sparsity": result.experiment.sparsity,
-        "accuracy": accuracy_figures(result),
-        "totals": totals,
-        "savings": savings(totals),
-        "dense_accuracy": accuracy_figures(baseline) if baseline else None,
-    }
-
-
-def mask_figures(result: Result) -> dict | None:
-    """How far the devices' masks lay apart: the largest union density and the mean distance over the rounds; None if dense."""
-    found = [record.diversity for record in result.rounds if record.diversity]
-    if not found:
-        return None
-    distances = [one.distance for one in found]
-    return {"largest_union_density": max(one.union_density for one in found), "mean_distance": float(np.mean(distances))}
-
-
-def accuracy_figures(result: Result | SoloResult) -> dict:
-    """Scores of both scenarios as plain dicts; undefined figures are None."""
-    figures = {}
-    for row, scenario in enumerate(SCENARIOS):
-        values = vars(result.scores(row))
-        figures[scenario] = {key: None if np.isnan(value) else value for key, value in values.items()}
-    return figures
-
-
-def savings(totals: dict) -> dict:
-    """Dense twin over run, per kind of cost that the run paid."""
-    pairs = {
-        "flops": ("dense_flops", "flops"),
-        "paper_flops": ("dense_paper_flops", "paper_flops"),
-        "up_bytes": ("dense_up_bytes", "up_bytes"),
-        "down_bytes": ("dense_down_bytes", "down_bytes"),
-        "seconds": ("dense_seconds", "seconds"),
-        "joules": ("dense_joules", "joules"),
-    }
-    return {kind: totals[dense] / totals[own] for kind, (dense, own) in pairs.items() if totals.get(own)}
 
 
 def write_run(folder: Path, result: Result, baseline: Result | None = None) -> dict:
@@ -249,20 +77,6 @@ def write_claim(folder: Path, table: str, results: dict[str, list[dict]]) -> Non
     (folder / "table.md").write_text(table + "\n")
     _write_json(folder / "runs.json", results)
     _write_json(folder / "environment.json", environment())
-
-
-def tasks_so_far(stream: StreamConfig, task: int) -> int:
-    """Tasks that accuracy is averaged over while the median device is at `task`, counted through all cycles; all where orders differ."""
-    if task < 0:
-        return 0
-    return stream.tasks if stream.order == "shuffled" else min(task + 1, stream.tasks)
-
-
-def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
-    """Mean Class-IL and Task-IL accuracy over the first `tasks_seen` tasks; NaN before the first."""
-    if record.accuracy is None or tasks_seen < 1:
-        return float("nan"), float("nan")
-    return tuple(float(value) for value in record.accuracy[:, :tasks_seen].mean(1))
 
 
 def _round_columns(result: Result) -> dict[str, list]:
@@ -324,10 +138,3 @@ def _write_table(path: Path, columns: dict) -> None:
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _free_name(parent: Path, name: str) -> Path:
-    candidate, number = parent / name, 2
-    while os.path.lexists(candidate):  # a link to nowhere is taken, too
-        candidate, number = parent / f"{name}-{number}", number + 1
-    return candidate

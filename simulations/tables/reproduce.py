@@ -16,7 +16,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from simulations.config.experiment import ConfigError, Experiment, dense_twin, load
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import Experiment, dense_twin
+from simulations.config.loading import load
 from simulations.config.toml_file import read_toml
 
 CLAIMS = Path(__file__).parents[1] / "claims"
@@ -238,7 +240,7 @@ def _saving(summaries: list[dict], kind: str) -> str:
 def _summary(experiment: Experiment) -> dict:
     """One run, in a worker process."""
     from simulations.build import make_world
-    from simulations.results.write import summarise
+    from simulations.results.summary import summarise
     from simulations.run import run_world
     from simulations.tables.ceilings import ceilings
 

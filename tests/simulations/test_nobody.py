@@ -11,7 +11,7 @@ from worlds import play, tiny, tiny_world, toy_fleet
 from server.errors import FleetError
 from simulations.__main__ import app
 from simulations.build import make_strategy
-from simulations.config.experiment import to_tree
+from simulations.config.loading import to_tree
 from simulations.results.plot import draw_report
 from simulations.results.write import write_run
 from simulations.run import Result, run_world

@@ -17,7 +17,8 @@ from worlds import TINY, RecordingGrid, play, tiny, tiny_world
 
 from simulations.build import make_strategy
 from simulations.cli.carrying_out import carry_out
-from simulations.config.experiment import ConfigError, from_tree, to_tree
+from simulations.config.errors import ConfigError
+from simulations.config.loading import from_tree, to_tree
 from simulations.results import plot
 from simulations.results.console import View
 from simulations.results.resumable import How, new_run, open_run

@@ -10,7 +10,9 @@ from simulations import flower_apps
 from simulations.__main__ import app
 from simulations.build import choose_kernels, make_strategy
 from simulations.cli.carrying_out import carry_out
-from simulations.config.experiment import ConfigError, dense_twin, load
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import dense_twin
+from simulations.config.loading import load
 from simulations.results import plot
 from simulations.results.console import View
 from simulations.results.control_file import How

@@ -5,7 +5,7 @@ import pytest
 
 from server.rounds.registration import enrol
 from simulations.build import make_roster, make_strategy, make_world
-from simulations.config.experiment import EXPERIMENTS, available, load
+from simulations.config.loading import EXPERIMENTS, available, load
 from simulations.results.write import write_run
 from simulations.run import Result, run_world
 

@@ -7,7 +7,7 @@ import sys
 
 def test_settings_are_checked_without_pytorch_flower_or_ray():
     code = (
-        "from simulations.config.experiment import available, load; [load(name) for name in available()]; "
+        "from simulations.config.loading import available, load; [load(name) for name in available()]; "
         "import sys; found = {'torch', 'flwr', 'ray', 'pyarrow', 'scipy', 'sklearn'} & set(sys.modules); assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

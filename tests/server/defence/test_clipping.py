@@ -12,7 +12,7 @@ from server.aggregation.update import Update
 from server.defence.clipping import STRICT, Seen, bounded
 from simulations.results.curves import fleet_figures
 from simulations.results.devices import device_table, endings
-from simulations.results.write import problems
+from simulations.results.summary import problems
 from simulations.run import Result
 from sparcl_core.codec import Layout, SparseTensor
 

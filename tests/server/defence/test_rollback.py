@@ -16,7 +16,7 @@ from server.ledger import SERVER
 from server.rounds.registration import enrol
 from simulations.build import make_roster, make_strategy
 from simulations.results.devices import endings
-from simulations.results.write import problems
+from simulations.results.summary import problems
 from sparcl_core.codec import Sizes, SparseTensor
 
 MODES = {

@@ -17,7 +17,8 @@ from worlds import TINY, tiny
 
 from simulations.__main__ import app
 from simulations.build import choose_kernels
-from simulations.config.experiment import ConfigError, available, load
+from simulations.config.errors import ConfigError
+from simulations.config.loading import available, load
 from simulations.results.console import View
 
 

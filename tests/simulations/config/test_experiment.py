@@ -10,7 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from worlds import tiny
 
-from simulations.config.experiment import SECTIONS, ConfigError, Experiment, available, dense_twin, from_tree, left_on, load, to_tree
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import SECTIONS, Experiment, dense_twin, left_on
+from simulations.config.loading import available, from_tree, load, to_tree
 from sparcl_core.sparsity import ddr, tdm
 
 

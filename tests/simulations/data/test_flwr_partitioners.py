@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from client.streams.stream import SplitStreams
-from simulations.config.experiment import ConfigError, DataConfig, StreamConfig
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import DataConfig, StreamConfig
 from simulations.data import flwr_partitioners
 from simulations.data.partition import make_streams
 from simulations.data.sources import Dataset, Raw, load_data

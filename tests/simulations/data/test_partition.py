@@ -7,7 +7,8 @@ import pytest
 from effort import at_most
 
 from client.streams.stream import DrawnStreams, SplitStreams
-from simulations.config.experiment import ConfigError, StreamConfig
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import StreamConfig
 from simulations.data.partition import make_streams, task_classes
 from simulations.data.sources import Dataset, Raw
 from sparcl_core.inputs import InputSpec

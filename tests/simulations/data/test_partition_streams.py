@@ -7,7 +7,9 @@ import pytest
 
 from client.streams.stream import DrawnStreams, SplitStreams
 from client.streams.task_order import ArrangedStreams
-from simulations.config.experiment import ConfigError, DataConfig, StreamConfig, from_tree
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import DataConfig, StreamConfig
+from simulations.config.loading import from_tree
 from simulations.data.partition import make_streams, stream_classes
 from simulations.data.sources import Dataset, Raw, load_data
 from simulations.data.task_order import make_domains, task_sequences

@@ -15,7 +15,8 @@ from worlds import tiny
 
 from simulations import preflight
 from simulations.build import make_world
-from simulations.config.experiment import ConfigError, DataConfig
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import DataConfig
 from simulations.data.pictures import decode
 from simulations.data.sources import load_data
 from simulations.single_device import train_one

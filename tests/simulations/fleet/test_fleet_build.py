@@ -8,7 +8,7 @@ from server.fleet.local_time import HOUR, draw_offsets
 from server.fleet.stream_progress import Pace
 from server.selection.cohort import Cohorts
 from simulations.build import make_roster, make_strategy
-from simulations.config.experiment import ConfigError
+from simulations.config.errors import ConfigError
 from simulations.fleet.build import make_cohorts
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner

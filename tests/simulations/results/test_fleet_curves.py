@@ -10,7 +10,7 @@ from server.fleet.local_time import HOUR
 from simulations.results.console import final_table, footnote
 from simulations.results.curves import curve, fleet_figures
 from simulations.results.devices import device_table
-from simulations.results.write import accuracy_so_far, tasks_so_far
+from simulations.results.summary import accuracy_so_far, tasks_so_far
 from simulations.run import Result, run_world
 
 # rounds of an hour, two of four evaluated; the last device is far too slow for the deadline

@@ -27,7 +27,8 @@ from simulations import build
 from simulations.checkpoints import array_file, checkpoint
 from simulations.checkpoints.pointer import CheckpointError, CheckpointLost
 from simulations.cli.carrying_out import carry_out
-from simulations.config.experiment import ConfigError, Experiment
+from simulations.config.errors import ConfigError
+from simulations.config.experiment import Experiment
 from simulations.engine.adapter import EngineError
 from simulations.engine.files import StoreError
 from simulations.engine.grid import EngineGrid

@@ -13,10 +13,13 @@ from safetensors.numpy import load_file
 from worlds import assert_same_arrays, tiny, tiny_world
 
 from server.ledger import COLUMNS
-from simulations.config.experiment import ConfigError, load
-from simulations.results import write
+from simulations.config.errors import ConfigError
+from simulations.config.loading import load
+from simulations.results import folder
+from simulations.results.folder import new_folder
 from simulations.results.plot import draw_report
-from simulations.results.write import accuracy_so_far, new_folder, savings, summarise, write_run
+from simulations.results.summary import accuracy_so_far, savings, summarise
+from simulations.results.write import write_run
 from simulations.run import run_world
 
 REPEATABLE = (
@@ -24,7 +27,7 @@ REPEATABLE = (
     "summary.json",
 )  # fmt: skip
 FILES = {*REPEATABLE, "environment.json", "wall.parquet", "report.png"}
-assert set(write.FILES) == FILES
+assert set(folder.FILES) == FILES
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from worlds import TINY
 
 from simulations.__main__ import app
-from simulations.config.experiment import ConfigError
+from simulations.config.errors import ConfigError
 from simulations.tables.reproduce import available, load_claim
 
 OWN = """
