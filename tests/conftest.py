@@ -1,5 +1,7 @@
 """One torch thread, examples that are the same in every run, and what becomes of the suite when two processes share it."""
 
+import gc
+
 import pytest
 from hypothesis import settings
 
@@ -22,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was imported goes before the end: who collects garbage from now on need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
