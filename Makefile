@@ -2,21 +2,34 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+# Bytecode of the tests is kept, or each process would compile them again: with half of the time that `make test-fast` has.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest
+JOBS ?= auto
+# Files of tests are dealt out to as many processes as there are cores; what starts a Ray stays in one of them: see tests/conftest.py.
+SHARED := -n $(JOBS) --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test test-slow test-network test-sanitize bench bench-engine bench-scale bench-kernels bench-costs bench-scenarios lint clean
+.PHONY: demo test test-fast test-rare test-slow test-network test-sanitize bench bench-engine bench-scale bench-kernels bench-costs bench-scenarios lint clean
 
 demo: $(READY)
 	$(VENV)/bin/sparcl run
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m "not slow and not network"
+	$(PYTEST) $(SHARED) -m "not rare and not slow and not network"
+
+# Within a minute, something of every room: what tests/fast.txt lists.
+test-fast: $(READY)
+	$(PYTEST) $(SHARED) -m "not ray and not rare and not slow and not network" @tests/fast.txt
+
+# What seldom breaks and waits for minutes: clusters, killed drivers.
+test-rare: $(READY)
+	$(PYTEST) -m rare
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Needs root and iproute2: two network namespaces, one of which is cut off.
 test-network: $(READY)
-	$(VENV)/bin/python -m pytest -m network
+	$(PYTEST) -m network
 
 # The kernels' tests with bounds and undefined behaviour checked. libstdc++ comes along because AddressSanitizer looks for the throw of
 # PyTorch's exceptions when it starts; only Python's own output is captured, so that the report is seen when it ends the process.
@@ -29,7 +42,7 @@ test-sanitize: $(READY)
 	CC=cc SPARCL_KERNELS=sparse SPARCL_KERNEL_CACHE="$(CACHED)" SPARCL_KERNEL_FLAGS="$(SANITIZE)" \
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	$(VENV)/bin/python -m pytest --capture=sys -m "not slow" tests/sparcl_core/kernels
+	$(PYTEST) --capture=sys -m "not slow" tests/sparcl_core/kernels
 
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks.codec

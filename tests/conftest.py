@@ -1,8 +1,45 @@
-"""One torch thread, and examples that are the same in every run."""
+"""One torch thread, examples that are the same in every run, and what becomes of the suite when two processes share it."""
 
-import torch
+import gc
+
+import pytest
 from hypothesis import settings
 
-torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Not at the import of this file, which the process that only hands out tests imports as well."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a Ray comes first, since it takes longest, and stays in one process: two Rays at a time would want the same cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was imported goes before the end: who collects garbage from now on need not look at it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """All tests of a file go to one process, in order, since they share what is costly to make; those of a group as well."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class Files(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(nodeid).partition("::")[0]
+
+    config.option.loadscopereorder = False  # the order is that of the files, but for what comes first
+    return Files(config, log)

@@ -9,7 +9,7 @@ import time
 import pytest
 from worlds import TINY
 
-# a command that works until it is told to stop, and then cleans up for `seconds`
+# a command that works until it is told to stop, and then cleans up
 COMMAND = """
 import sys, time
 import typer
@@ -31,8 +31,7 @@ def work():
         except BaseException as error:
             {again}
             print("cleaning up", flush=True)
-            end = time.monotonic() + {seconds}
-            while time.monotonic() < end: time.sleep(0.05)
+            {clean_up}
             error.add_note("it can be resumed")
             raise
 app()
@@ -40,17 +39,24 @@ app()
 
 
 def stopped(
-    numbers: list[int], patience: float = 10.0, seconds: float = 0.4, again: str = "", ignored: tuple[int, ...] = ()
+    numbers: list[int],
+    patience: float = 60.0,
+    clean_up: str = "sys.stdin.read()",
+    again: str = "pass",
+    ignored: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess:
-    """The first signal comes while it works, the others, 0.1 s apart, while it cleans up. `ignored`: come first, and it is started so."""
+    """The first signal comes while it works, the others, 0.1 s apart, while it cleans up, which it does until it has got them all.
+
+    `clean_up`: what it does instead; `again`: what it does before that; `ignored`: come first of all, and it is started so.
+    """
 
     def before() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
 
-    text = COMMAND.format(patience=patience, seconds=seconds, again=again or "pass")
-    with subprocess.Popen([sys.executable, "-c", text], stdout=-1, stderr=-1, text=True, preexec_fn=before) as process:
+    text = COMMAND.format(patience=patience, clean_up=clean_up, again=again)
+    with subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1, stderr=-1, text=True, preexec_fn=before) as process:
         assert process.stdout.readline() == "working\n"
         for number in (*ignored, numbers[0]):
             process.send_signal(number)
@@ -58,7 +64,7 @@ def stopped(
         for number in numbers[1:]:
             time.sleep(0.1)
             process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
@@ -91,7 +97,7 @@ def test_a_handler_that_somebody_sets_meanwhile_is_taken_over_again():
     ],
 )
 def test_a_clean_up_that_hangs_can_be_ended(numbers, code):
-    assert stopped(numbers, patience=0.05, seconds=20).returncode == code
+    assert stopped(numbers, patience=0.05, clean_up="time.sleep(50)").returncode == code
 
 
 def test_the_third_signal_ends_what_does_not_listen():
@@ -105,7 +111,10 @@ def test_what_the_process_was_started_to_ignore_stays_ignored():
 
 @pytest.mark.skipif(not hasattr(os, "setsid"), reason="POSIX")
 def test_a_run_that_is_interrupted_three_times_can_be_resumed(tmp_path):
+    """So many rounds that the last one is far away, however late the signals come."""
     command = [sys.executable, "-m", "simulations", "run", str(TINY), "--engine", "inline", "--out", str(tmp_path)]
+    command += ["--set", "federation.rounds_per_task=400"]
+    folder = tmp_path / "tiny-rounds_per_task400-seed0"
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         while not process.stdout.readline().startswith("round 2/"):
             assert process.poll() is None
@@ -113,5 +122,5 @@ def test_a_run_that_is_interrupted_three_times_can_be_resumed(tmp_path):
             process.send_signal(signal.SIGINT)
             time.sleep(0.002)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and f"`sparcl resume {tmp_path}/tiny-seed0` goes on from there" in stderr
-    assert (tmp_path / "tiny-seed0" / "run.json").exists() and "Traceback" not in stderr
+    assert process.returncode == 130 and f"`sparcl resume {folder}` goes on from there" in stderr
+    assert (folder / "run.json").exists() and "Traceback" not in stderr

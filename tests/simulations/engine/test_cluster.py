@@ -23,6 +23,8 @@ from simulations.results.control_file import How
 from simulations.results.resumable import give_up, new_run, open_run
 from simulations.run import run_world
 
+pytestmark = [pytest.mark.ray, pytest.mark.rare]
+
 
 @pytest.fixture(scope="module")
 def two_nodes():

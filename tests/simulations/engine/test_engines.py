@@ -1,7 +1,7 @@
 """Inline, one, two or four workers: the same bits. Workers that die, hang or lack memory cost time and nothing else.
 
-All tests that need a Ray of their own are in this file and share one, since starting it takes about ten seconds; clusters are
-in test_cluster.py. Foreign Flower apps run unchanged.
+Most tests that need a Ray are in this file and share one, and two workers where they are not about how workers begin or end: both are
+slow to start. Clusters are in test_cluster.py. Foreign Flower apps run unchanged.
 """
 
 import contextlib
@@ -35,12 +35,14 @@ from simulations.engine.ray import RayGrid
 from simulations.engine.store import StateStore
 from simulations.run import run_world
 
+pytestmark = pytest.mark.ray
 LOG_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
-def four_cores(tmp_path_factory):
-    """Ray with four CPUs, started in a folder that has a `client` of its own, as many projects do: workers must not import that."""
+def six_cores(tmp_path_factory):
+    """Ray with six CPUs, four beside `pool`; started in a folder that has a `client` of its own, as many projects do: workers must not
+    import that."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "client").mkdir()
@@ -48,11 +50,19 @@ def four_cores(tmp_path_factory):
     ray.cloudpickle.register_pickle_by_value(hostile)
     os.environ["RAY_ROTATION_MAX_BYTES"] = str(LOG_BYTES)
     with contextlib.chdir(elsewhere):
-        cluster.start_ray(4)
+        cluster.start_ray(6)
         assert Path.cwd() == elsewhere
     yield
     del os.environ["RAY_ROTATION_MAX_BYTES"]
     cluster.stop_ray()
+
+
+@pytest.fixture(scope="module")
+def pool(six_cores):
+    """Two workers that go from test to test."""
+    opened = Pool(EngineOptions(workers=2))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +84,8 @@ def plain(record) -> dict:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_result_does_not_depend_on_the_engine(world, on_inline, four_cores, workers):
-    result = run_world(world, "ray", workers)
+def test_the_result_does_not_depend_on_the_engine(world, on_inline, pool, workers):
+    result = run_world(world, "ray", workers, pool=pool if workers == 2 else None)
     assert_same_arrays(result.strategy.weights, on_inline.strategy.weights)
     assert_same_arrays(result.strategy.masks, on_inline.strategy.masks)
     assert result.strategy.ledger.rows == on_inline.strategy.ledger.rows
@@ -85,7 +95,7 @@ def test_the_result_does_not_depend_on_the_engine(world, on_inline, four_cores, 
     assert (result.workers, result.engine) == (workers, "ray")
 
 
-def test_nor_on_how_a_script_starts_it(on_inline, four_cores):
+def test_nor_on_how_a_script_starts_it(on_inline, six_cores):
     """And the Ray that was there stays."""
     result = sparcl.run(str(TINY), workers=2)
     assert (result.engine, result.workers) == ("ray", 2) and ray.is_initialized()
@@ -97,10 +107,10 @@ def test_nor_on_how_a_script_starts_it(on_inline, four_cores):
     [("federation.mask=local", "server_optimizer.name=momentum"), ("wire.importance=votes", "wire.up_share=0.3")],
     ids=["local", "votes"],
 )
-def test_nor_does_it_with_masks_of_devices_or_votes(overrides, four_cores):
+def test_nor_does_it_with_masks_of_devices_or_votes(overrides, pool):
     """One task: the default wire rounds at random, and so must every engine, by address."""
     world = tiny_world("stream.tasks=1", *overrides)
-    inline, result = run_world(world, "inline"), run_world(world, "ray", 2)
+    inline, result = run_world(world, "inline"), run_world(world, "ray", pool=pool)
     assert_same_arrays(result.strategy.weights, inline.strategy.weights)
     assert_same_arrays(result.strategy.masks, inline.strategy.masks)
     assert result.strategy.ledger.rows == inline.strategy.ledger.rows
@@ -114,11 +124,11 @@ FLEETS = {
 
 
 @pytest.mark.parametrize("mode", FLEETS)
-def test_nor_does_it_with_an_unlike_fleet_on_the_clock(mode, four_cores, tmp_path):
+def test_nor_does_it_with_an_unlike_fleet_on_the_clock(mode, pool, tmp_path):
     """Stragglers, failures, batteries, jitter and a device of a sparser tier: what becomes of work depends on the virtual clock alone."""
     fleet = {"flops_per_s": [1e6, 3e6, 4e5], "memory_bytes": [1e6, 135_000, 1e6], "battery_j": [1e4] * 3, "jitter_s": [0.5] * 3}
     world = tiny_world("stream.tasks=1", "budget.memory=fit", *FLEETS[mode], *toy_fleet(tmp_path, **fleet))
-    inline, result = run_world(world, "inline"), run_world(world, "ray", 2)
+    inline, result = run_world(world, "inline"), run_world(world, "ray", pool=pool)
     assert_same_arrays(result.strategy.weights, inline.strategy.weights)
     assert_same_arrays(result.strategy.masks, inline.strategy.masks)
     assert_same_arrays(result.strategy.snapshot(), inline.strategy.snapshot())
@@ -140,7 +150,7 @@ def mortal_app(lives: str, config, streams) -> ClientApp:
     return make_client_app(config, stream_of)
 
 
-def test_a_worker_that_dies_in_a_round_changes_nothing(world, on_inline, four_cores, tmp_path, caplog):
+def test_a_worker_that_dies_in_a_round_changes_nothing(world, on_inline, six_cores, tmp_path, caplog):
     """With one worker only: nobody else can take over, the round must wait for a new process."""
     lives = tmp_path / "lives"
     lives.write_text("0")
@@ -211,14 +221,12 @@ def open_grid(request, make_app, *args, **kwargs):
     """Four devices on the engine that the fixture is run for."""
     if request.param == "inline":
         return InlineGrid(make_app, args, 4, **kwargs)
-    request.getfixturevalue("four_cores")
-    return RayGrid(make_app, args, 4, workers=2, **kwargs)
+    return RayGrid(make_app, args, 4, pool=request.getfixturevalue("pool"), **kwargs)
 
 
 @pytest.fixture(scope="class", params=["inline", "ray"])
 def grid(request):
-    """One for all tests of the class, since processes are slow to start: so they look at how counts change. Closed behind the
-    class, so that its two workers give their cores back before the next grid wants them."""
+    """One for all tests of the class: so they look at how counts change."""
     opened = open_grid(request, counting_app, on_reply=lambda device: opened.heard.append(device))
     opened.heard = []
     yield opened
@@ -288,7 +296,7 @@ class TestFaults:
     """One grid with two workers. Every fault costs one worker process, and no state."""
 
     @pytest.fixture(scope="class")
-    def grid(self, four_cores, tmp_path_factory):
+    def grid(self, six_cores, tmp_path_factory):
         options = EngineOptions(workers=2, device_timeout_s=4.0, tries=2)
         args = (str(tmp_path_factory.mktemp("marks")),)
         opened = RayGrid(counting_app, args, 4, options=options)
@@ -356,9 +364,9 @@ def is_running(process: Path) -> bool:
         return False
 
 
-def test_whatever_an_app_does_is_the_row_of_its_device_alone(four_cores, caplog):
+def test_whatever_an_app_does_is_the_row_of_its_device_alone(pool, caplog):
     settings = {"run_config": {"lr": 0.1}, "waits_for_commit": True, "reply_limit_bytes": hostile.LIMIT}
-    grid = RayGrid(hostile.hostile_app, (), hostile.DEVICES, workers=2, **settings)
+    grid = RayGrid(hostile.hostile_app, (), hostile.DEVICES, pool=pool, **settings)
     with caplog.at_level(logging.WARNING):
         hostile.expect_rows(grid)
     assert caplog.records == []  # nobody lost a worker
@@ -372,7 +380,7 @@ class Full(LocalFiles):
         raise OSError(28, "No space left on device")
 
 
-def test_a_pool_is_lent_again_after_a_grid_that_failed_and_one_that_hangs(four_cores, tmp_path):
+def test_a_pool_is_lent_again_after_a_grid_that_failed_and_one_that_hangs(six_cores, tmp_path):
     pool = Pool(EngineOptions(workers=1))
     full = RayGrid(counting_app, (), 4, store=StateStore(Full(str(tmp_path))), pool=pool)
     with pytest.raises(EngineError, match="a worker cannot go on with device 0: .*No space left on device"):
@@ -395,9 +403,8 @@ def test_what_ray_says_of_a_lost_worker_is_said_in_three_words():
 # -- states
 
 
-def test_states_live_in_the_store_and_a_round_that_was_not_committed_did_not_happen(four_cores, tmp_path):
+def test_states_live_in_the_store_and_a_round_that_was_not_committed_did_not_happen(pool, tmp_path):
     store = StateStore(LocalFiles(str(tmp_path)))
-    pool = Pool(EngineOptions(workers=2))
     grid = RayGrid(counting_app, (), 4, store=store, waits_for_commit=True, pool=pool)
     grid.send_and_receive(orders("", "", ""))
     history, exchange = [grid.changes()], grid.manifest.exchange
@@ -416,11 +423,10 @@ def test_states_live_in_the_store_and_a_round_that_was_not_committed_did_not_hap
     resumed.commit()
     assert len(store.files.keys()) == 4
     resumed.close()
-    pool.close()
 
 
-def test_a_grid_that_is_closed_leaves_no_state_behind(four_cores):
-    grid = RayGrid(counting_app, (), 4, workers=1)
+def test_a_grid_that_is_closed_leaves_no_state_behind(pool):
+    grid = RayGrid(counting_app, (), 4, pool=pool)
     folder = Path(grid.store.files.url)
     grid.send_and_receive(orders("", ""))
     assert len(grid.store.files.keys()) == 2
@@ -435,7 +441,7 @@ def broken_app() -> ClientApp:
     raise ModuleNotFoundError("No module named 'sensor'")
 
 
-def test_an_app_that_cannot_be_made_ends_the_run_at_once(four_cores):
+def test_an_app_that_cannot_be_made_ends_the_run_at_once(six_cores):
     identify_process()
     grid = RayGrid(broken_app, (), 4, workers=1)
     try:
@@ -461,7 +467,7 @@ def app_that_exits() -> ClientApp:
         (sys.exit, "a worker cannot start: RuntimeError: SystemExit:"),
     ],
 )
-def test_nor_does_one_whose_making_ends_its_process_or_cannot_be_told(four_cores, make_app, message):
+def test_nor_does_one_whose_making_ends_its_process_or_cannot_be_told(six_cores, make_app, message):
     grid = RayGrid(make_app, (), 4, workers=1)
     try:
         with pytest.raises(EngineError, match=f"^{message}$") as caught:
@@ -485,7 +491,8 @@ def test_options_that_cannot_be(setting, message):
         EngineOptions(**setting)
 
 
-def test_more_than_there_is(four_cores, monkeypatch):
+def test_more_than_there_is(pool, monkeypatch):
+    cluster.wait_for_cpus(4)  # workers of the test before give theirs back
     monkeypatch.setattr(cluster.wait_for_cpus, "__defaults__", (0.1,))
     with pytest.raises(EngineError, match="workers is 5, but Ray has only 4 free CPUs here; ask for fewer with --workers"):
         Pool(EngineOptions(workers=5))

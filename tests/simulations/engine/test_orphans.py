@@ -15,6 +15,7 @@ from worlds import TINY
 from simulations.engine import cluster
 
 MARK = "SPARCL_TEST_RUN"
+LONG = ("--set", "federation.rounds_per_task=16")  # so that rounds are left, however late a signal comes
 COMPARED = ("model.safetensors", "ledger.parquet", "rounds.parquet", "accuracy.parquet", "summary.json")
 
 
@@ -57,9 +58,12 @@ def sparcl(mark: str, *arguments, stop: tuple[int, int] | None = None) -> subpro
     return subprocess.CompletedProcess(run.args, run.wait(), "".join(said), run.stderr.read())
 
 
+@pytest.mark.ray
+@pytest.mark.rare  # Ray's agents may need two minutes until they notice that their driver was killed
 def test_a_run_that_is_killed_and_interrupted_is_resumed_to_the_same_bits(tmp_path):
-    mark, folder = secrets.token_hex(8), tmp_path / "ray" / "tiny-seed0"
-    done = sparcl(mark, "run", TINY, "--out", tmp_path / "ray", stop=(signal.SIGKILL, 2))
+    mark, name = secrets.token_hex(8), "tiny-rounds_per_task16-seed0"
+    folder, inline = tmp_path / "ray" / name, tmp_path / "inline" / name
+    done = sparcl(mark, "run", TINY, *LONG, "--out", tmp_path / "ray", stop=(signal.SIGKILL, 2))
     assert done.returncode == -signal.SIGKILL
     assert_nothing_stays(mark)
     assert (folder / "run.json").exists()
@@ -74,10 +78,10 @@ def test_a_run_that_is_killed_and_interrupted_is_resumed_to_the_same_bits(tmp_pa
     assert "going on after round" in done.stdout
     assert_nothing_stays(mark)
 
-    assert sparcl(mark, "run", TINY, "--engine", "inline", "--out", tmp_path / "inline").returncode == 0
-    for name in COMPARED:
-        assert (folder / name).read_bytes() == (tmp_path / "inline" / "tiny-seed0" / name).read_bytes(), name
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (tmp_path / "inline" / "tiny-seed0").iterdir())
+    assert sparcl(mark, "run", TINY, *LONG, "--engine", "inline", "--out", tmp_path / "inline").returncode == 0
+    for file in COMPARED:
+        assert (folder / file).read_bytes() == (inline / file).read_bytes(), file
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in inline.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def long_folder(parent: Path) -> Path:
     return folder
 
 
+@pytest.mark.ray
 def test_ray_starts_whatever_the_length_of_tmpdir(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(long_folder(tmp_path)))

@@ -110,7 +110,7 @@ def test_the_first_load_compiles_and_the_second_finds(fresh, tmp_path):
 def test_the_source_of_the_package_compiles_and_has_our_abi(tmp_path):
     found = quiet()
     assert found.library is not None and found.name in ("avx512", "avx2", "sse", "neon", "simd4")
-    assert 0 < found.seconds < 10
+    assert 0 < found.seconds < compiler.PATIENCE_S
 
 
 @needs_compiler
@@ -216,8 +216,10 @@ def test_the_source_is_installed_with_the_package():
 
 @needs_compiler
 def test_processes_that_build_at_once_do_not_disturb_each_other(fresh, tmp_path, monkeypatch):
-    slow = script(tmp_path / "slow", f'sleep 0.3; exec {compiler.find_compiler()[0]} "$@"')  # so that all of them build
-    code = f"from sparcl_core.kernels.build import load; b = load(source={SMALL!r}); print(b.library.sparcl_abi(), b.seconds > 0.3, b.path)"
+    """The compiler waits until all three have called it, so that all of them build."""
+    wait = f"touch {tmp_path}/called.$$; while [ $(ls {tmp_path} | grep -c called) -lt 3 ]; do sleep 0.02; done"
+    slow = script(tmp_path / "slow", f'[ "$1" = --version ] || {{ {wait}; }}; exec {compiler.find_compiler()[0]} "$@"')
+    code = f"from sparcl_core.kernels.build import load; b = load(source={SMALL!r}); print(b.library.sparcl_abi(), b.seconds > 0, b.path)"
     environment = {**os.environ, "CC": slow, "PYTHONWARNINGS": "error"}
     running = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
@@ -236,11 +238,11 @@ def test_a_compiler_whose_bytes_differ_each_time_does_no_harm(fresh, tmp_path, m
     monkeypatch.setenv(
         "CC", script(tmp_path / "stamps", f'{compiler.find_compiler()[0]} "$@" && if [ -f kernels.so ]; then date +%N >> kernels.so; fi')
     )
-    recipe = build.make_recipe(SMALL, time.monotonic() + 10)
+    recipe = build.make_recipe(SMALL, time.monotonic() + compiler.PATIENCE_S)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         fresh.mkdir(mode=0o700, exist_ok=True)
-        library.publish(recipe.compile(tmp_path / name, time.monotonic() + 10), fresh, recipe.key)
+        library.publish(recipe.compile(tmp_path / name, time.monotonic() + compiler.PATIENCE_S), fresh, recipe.key)
     assert len(files(fresh)) == 2
     assert quiet(source=SMALL).seconds == 0 and len(files(fresh)) == 2
 
@@ -501,12 +503,12 @@ def test_a_compiler_that_is_no_program(tmp_path, monkeypatch):
 
 def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "PATIENCE_S", 0.5)
-    monkeypatch.setenv("CC", script(tmp_path / "hangs", f"sleep 30 & echo $! > {tmp_path}/pid; wait"))
+    monkeypatch.setenv("CC", script(tmp_path / "hangs", f"sleep 120 & echo $! > {tmp_path}/pid; wait"))
     started = time.monotonic()
     with pytest.warns(RuntimeWarning, match="was not done after 0.5 s"):
         assert_dense(load(source=SMALL), "not done after 0.5 s")
-    assert time.monotonic() - started < 5
-    state, give_up = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat"), time.monotonic() + 10
+    assert time.monotonic() - started < 60
+    state, give_up = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat"), time.monotonic() + 60
 
     def is_running() -> bool:
         try:
