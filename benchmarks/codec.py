@@ -53,7 +53,7 @@ def print_positions() -> None:
     for density in DENSITIES:
         places = np.sort(rng.permutation(PLACES)[: round(density * PLACES)])
         limit = information(PLACES, places.size)
-        real = len(encode_places("drop", layout, {"w": places}, masks, (0, 0)))
+        real = len(encode_places("drop", layout, {"w": places}, masks, versions=(0, 0)))
         bitmap, indices = PLACES // 8, 4 * places.size
         print(
             f"{density:>8.1%} {limit:>9,.0f} {real:>9,} {real / limit:>6.3f} {bitmap:>9,} {bitmap / limit:>7.2f} "
@@ -99,8 +99,8 @@ def update() -> tuple[Layout, dict[str, SparseTensor]]:
 
 def coded(layout: Layout, tensors: dict[str, SparseTensor], form: str) -> Encoded:
     rng = np.random.Generator(np.random.Philox(SEED))
-    sent = {name: quantise(tensor, reference("delta", layout, name, {}), form, name, rng) for name, tensor in tensors.items()}
-    return encode("delta", layout, sent, 1, 1)
+    sent = {name: quantise(tensor, reference("delta", layout, name, {}), form, name, rng=rng) for name, tensor in tensors.items()}
+    return encode("delta", layout, sent, model_version=1, mask_version=1)
 
 
 def median_ms(action) -> float:

@@ -141,7 +141,7 @@ class _Trainer:
             device = load_own(saved["own"], None if surviving.nothing else self.versions.load(saved["model"]))
         else:
             device = new_device(self.learner, stream)
-        return bring(device, model, surviving, self.learner.layout, self.config)
+        return bring(device, model, surviving, whole=self.learner.layout, config=self.config)
 
     def _statistics_payload(self, own: State, device: DeviceState) -> bytes:
         layout, coded = self.learner.layout, {}
@@ -149,7 +149,7 @@ class _Trainer:
         for name, value in own.items():
             over = codec.reference("statistics", layout, name, {})
             coded[name] = codec.quantise(SparseTensor(np.arange(value.size), value.reshape(-1)), over, form, name)
-        return codec.encode("statistics", layout, coded, device.version, device.mask_version).data
+        return codec.encode("statistics", layout, coded, model_version=device.version, mask_version=device.mask_version).data
 
     def _measures(self, device: DeviceState, done: devices.Round) -> dict[str, int | float]:
         """What the simulator wants to know of the round; not part of the protocol, and not counted as bytes."""

@@ -135,9 +135,9 @@ def _adapt(
     start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
     if what == "adapt":
         importance, flops = learner.importance(start, device.masks, data, device.memory, device=number)
-    planned = tdm.plan_update(what, device.masks, start, importance, method.tdm, method.sparsity, instruction.round)
+    planned = tdm.plan_update(what, device.masks, start, importance, config=method.tdm, sparsity=method.sparsity, number=instruction.round)
     update = replace(planned, device=number)
-    masks = tdm.update_masks(device.masks, [start, residual], update, method.tdm, method.sparsity, config.seed)
+    masks = tdm.update_masks(device.masks, [start, residual], update, config=method.tdm, sparsity=method.sparsity, seed=config.seed)
     return replace(device, residual=residual), start, masks, update, flops
 
 
@@ -155,32 +155,34 @@ def report(
         after, before, residual = done.session.state[name], base[name], device.residual[name]
         if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
             after, before, residual = (packing.take(array, over.places) for array in (after, before, residual))
-            sent = code_active(after - before, residual, over, form, name, rng, wire.block, share)
+            sent = code_active(after - before, residual, over, form, name=name, rng=rng, block=wire.block, share=share)
             residuals[name] = packing.put(sent.residual, over.places, layout.shapes[name])
         else:
-            sent = code_update(after - before, residual, over, form, name, rng, wire.block, share)
+            sent = code_update(after - before, residual, over, form, name=name, rng=rng, block=wire.block, share=share)
             residuals[name] = sent.residual
         coded[name] = sent.coded
     versions = (device.version, device.mask_version)
-    delta = codec.encode("delta", layout, coded, *versions)
-    masks = _mask_payload(device, done, layout, config, versions)
+    delta = codec.encode("delta", layout, coded, model_version=device.version, mask_version=device.mask_version)
+    masks = _mask_payload(device, done, layout=layout, config=config, versions=versions)
     told = Report(device.version, done.session.samples, device.seen, delta.data, masks.data if masks else b"", done.has_changed)
     return replace(device, residual=residuals), told
 
 
-def _mask_payload(device: DeviceState, done: Round, layout: Layout, config: ClientConfig, versions: tuple[int, int]) -> Encoded | None:
+def _mask_payload(device: DeviceState, done: Round, *, layout: Layout, config: ClientConfig, versions: tuple[int, int]) -> Encoded | None:
     """The device's part in the next masks: how its own differ, or what it thinks of the shared ones."""
     if done.update is not None:
-        return codec.encode_places(done.update.what, layout, done.update.dropped, device.masks, versions)
+        return codec.encode_places(done.update.what, layout, done.update.dropped, device.masks, versions=versions)
     if done.importance is None:
         return None
     method, form = config.method, config.wire.importance
     if form == "votes":
-        plan = tdm.plan_update("adapt", device.masks, done.session.state, done.importance, method.tdm, method.sparsity, 0)
-        return codec.encode_places("votes", layout, plan.dropped, device.masks, versions)
+        plan = tdm.plan_update(
+            "adapt", device.masks, done.session.state, done.importance, config=method.tdm, sparsity=method.sparsity, number=0
+        )
+        return codec.encode_places("votes", layout, plan.dropped, device.masks, versions=versions)
     scores = {}
     for name in device.masks:
         over = device.model.references[name]
         values = done.importance[name].reshape(-1)[over.places]
         scores[name] = codec.quantise(SparseTensor(over.places, values), over, form, name)
-    return codec.encode("importance", layout, scores, *versions)
+    return codec.encode("importance", layout, scores, model_version=versions[0], mask_version=versions[1])

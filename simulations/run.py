@@ -125,9 +125,9 @@ def run_world(
             except BaseException:
                 grid.close()
                 raise
-        observe = _observe(strategy, grid, records, observer, keep)
+        observe = _observe(strategy, grid, records=records, observer=observer, keep=keep)
         workers = grid.num_workers
-        wall_s = _play(world, strategy, grid, observe, first_round=len(records))
+        wall_s = _play(world, strategy, grid, observe=observe, first_round=len(records))
     else:
         enrol(strategy.federation, make_roster(world.streams))  # nothing is played any more, but results speak of the fleet
     ensure_anyone_came(strategy.federation)
@@ -149,7 +149,7 @@ def accuracy_matrix(records: list[RoundRecord]) -> np.ndarray:
 
 
 def _observe(
-    strategy: SparCLStrategy, grid: EngineGrid, records: list[RoundRecord], observer: Observer, keep: Keep | None
+    strategy: SparCLStrategy, grid: EngineGrid, *, records: list[RoundRecord], observer: Observer, keep: Keep | None
 ) -> Callable[[RoundRecord], None]:
     """What is done at the end of a round: it is committed, and whoever watches is told."""
 
@@ -170,7 +170,7 @@ def _observe(
     return observe
 
 
-def _play(world: World, strategy: SparCLStrategy, grid: EngineGrid, observe: Callable[[RoundRecord], None], first_round: int) -> float:
+def _play(world: World, strategy: SparCLStrategy, grid: EngineGrid, *, observe: Callable[[RoundRecord], None], first_round: int) -> float:
     """The rounds from `first_round`; closes `grid`. Returns wall-clock seconds."""
     app = make_server_app(
         lambda: strategy,

@@ -81,8 +81,8 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     finally:
         torch.set_num_threads(threads)
     total, moved = sum(counted, Counted()), activation_bytes(learner.model, data.inputs.shape)
-    cost = compute_cost(profile, total.flops, method.is_sparse, moved, learner.layer_passes)
-    dense = compute_cost(profile, total.dense_flops, False, moved, learner.layer_passes)
+    cost = compute_cost(profile, total.flops, is_sparse=method.is_sparse, moved_per_sample=moved, layer_passes=learner.layer_passes)
+    dense = compute_cost(profile, total.dense_flops, is_sparse=False, moved_per_sample=moved, layer_passes=learner.layer_passes)
     return SoloResult(
         experiment=experiment, progress=progress, accuracy=np.stack(matrix, axis=1), untrained=fresh, cost=cost, dense_cost=dense
     )

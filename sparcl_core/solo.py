@@ -118,5 +118,7 @@ class _Alone:
             return
         method, self.updates = self.method, self.updates + 1
         self.state = {name: value.copy() for name, value in self.state.items()}  # the observer may have kept the old one
-        update = tdm.plan_update(what, self.masks, self.state, self.importance, method.tdm, method.sparsity, self.updates)
-        self.masks = tdm.update_masks(self.masks, [self.state], update, method.tdm, method.sparsity, self.learner.seed)
+        update = tdm.plan_update(
+            what, self.masks, self.state, self.importance, config=method.tdm, sparsity=method.sparsity, number=self.updates
+        )
+        self.masks = tdm.update_masks(self.masks, [self.state], update, config=method.tdm, sparsity=method.sparsity, seed=self.learner.seed)

@@ -362,11 +362,11 @@ def message(
             if form in ("u8", "u4") or kind == "importance":
                 values = np.abs(values)
             tensor = SparseTensor(places, values)
-            quantised[name] = quantise(tensor, over, form, name, rng if stochastic else None, block)
+            quantised[name] = quantise(tensor, over, form, name, rng=rng if stochastic else None, block=block)
     sent = {name: own for name, own in quantised.items() if own.places.size or kind != "delta"}
     empty = np.empty(0, np.float32)
     tensors = {name: SparseTensor(own.places, empty if kind in PLACES_ONLY else own.values) for name, own in sent.items()}
-    return encode(kind, SMALL, quantised, 7, 3), tensors
+    return encode(kind, SMALL, quantised, model_version=7, mask_version=3), tensors
 
 
 def checksummed(body: bytes) -> bytes:

@@ -65,9 +65,10 @@ class Lab:
             value += (moved * 0.01 * self.rng.standard_normal(value.shape)).astype(value.dtype)
         if what:
             importance = {name: self.rng.random(mask.shape) for name, mask in self.broadcast.masks.items()}
-            args = (self.method.tdm, self.method.sparsity)
-            update = tdm.plan_update(what, self.broadcast.masks, self.weights, importance, *args, self.broadcast.mask_version + 1)
-            self.broadcast.update_masks(self.weights, update, *args)
+            config, sparsity, number = self.method.tdm, self.method.sparsity, self.broadcast.mask_version + 1
+            masks = self.broadcast.masks
+            update = tdm.plan_update(what, masks, self.weights, importance, config=config, sparsity=sparsity, number=number)
+            self.broadcast.update_masks(self.weights, update, config, sparsity)
         self.broadcast.publish(self.weights)
 
     def receive(self, device: DeviceState, payloads: tuple[Encoded, ...] | None = None) -> DeviceState:

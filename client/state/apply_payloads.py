@@ -44,10 +44,11 @@ def receive(device: DeviceState, payloads: Iterable[bytes], whole: Layout, confi
     Raises:
         CodecError: if a payload is damaged or does not follow the version that the device holds.
     """
-    return bring(device, *follow(device.model, payloads, whole, config), whole, config)
+    model, surviving = follow(device.model, payloads, whole, config)
+    return bring(device, model, surviving, whole=whole, config=config)
 
 
-def bring(device: DeviceState, model: Model, surviving: Surviving, whole: Layout, config: ClientConfig) -> DeviceState:
+def bring(device: DeviceState, model: Model, surviving: Surviving, *, whole: Layout, config: ClientConfig) -> DeviceState:
     """The device with the model that its own was followed by; statistics that stay on it begin as an untrained network's."""
     layout = config.layout(whole)
     stays = {name: shape for name, shape in whole.shapes.items() if name not in layout.shapes}
@@ -120,7 +121,9 @@ class _Held:
         _expect(payload.mask_version, self.mask_version + 1, "mask")
         method = self.config.method
         update = tdm.MaskUpdate(payload.mask_version, payload.kind, _places(payload, self.masks))
-        self.masks = tdm.update_masks(self.masks, self._dropped_from(), update, method.tdm, method.sparsity, self.config.seed)
+        self.masks = tdm.update_masks(
+            self.masks, self._dropped_from(), update, config=method.tdm, sparsity=method.sparsity, seed=self.config.seed
+        )
         self.mask_version = payload.mask_version
 
     def _flip(self, payload: Payload) -> None:

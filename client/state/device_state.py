@@ -110,7 +110,7 @@ def load_own(own: bytes, model: Model | None) -> DeviceState:
     residual = {}
     if model is not None:
         for (name, value), form in zip(model.base.items(), head["residual"], strict=True):
-            residual[name] = packing.unpack(form, arrays, value.shape, value.dtype, model.references[name].places)
+            residual[name] = packing.unpack(form, arrays, shape=value.shape, dtype=value.dtype, places=model.references[name].places)
     return DeviceState(
         model=model or NO_MODEL, statistics=statistics, residual=residual, memory=memory, seen=seen, task=task, step=step, losses=losses
     )

@@ -62,7 +62,7 @@ def pack(tensor: np.ndarray, places: np.ndarray | None) -> tuple[str, list[np.nd
     return form[1], [np.packbits(where), values[where]]
 
 
-def unpack(form: str, arrays: Iterator[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, places: np.ndarray | None) -> np.ndarray:
+def unpack(form: str, arrays: Iterator[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype, places: np.ndarray | None) -> np.ndarray:
     """The tensor that `pack` stored: takes as many arrays as the form has. May be read-only."""
     if form == "0":
         return zeros(shape, dtype)

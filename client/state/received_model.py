@@ -81,7 +81,7 @@ def load_model(saved: bytes) -> Model:
     base = {}
     for (name, shape), form in zip(shapes.items(), head["forms"], strict=True):
         places = np.flatnonzero(masks[name]) if name in masks else None
-        base[name] = packing.unpack(form, arrays, shape, dtype, places)
+        base[name] = packing.unpack(form, arrays, shape=shape, dtype=dtype, places=places)
     model = Model(base, masks, *head["versions"])
     vars(model)["saved"] = saved
     return model

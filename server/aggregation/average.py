@@ -28,7 +28,7 @@ from sparcl_core.codec import Layout
 from sparcl_core.sparsity.masks import State
 
 
-def mean_update(updates: list[Update], weights: State, layout: Layout, classifier: tuple[str, ...], config: AggregationConfig) -> State:
+def mean_update(updates: list[Update], weights: State, layout: Layout, classifier: tuple[str, ...], *, config: AggregationConfig) -> State:
     """What is to be added to `weights`: u, float64 arrays in the layout's shapes.
 
     Args:

@@ -91,7 +91,12 @@ def make_availability(config: AvailabilityConfig, devices: int, seed: int) -> Av
         inner: Availability = Bernoulli(config.probability, float(round(config.slot_minutes * MINUTE)), seed)
     elif config.kind == "diurnal":
         inner = Diurnal(
-            config.from_hour, config.hours, config.jitter_hours, config.probability, draw_offsets(config.time_zones, devices, seed), seed
+            from_hour=config.from_hour,
+            hours=config.hours,
+            jitter_hours=config.jitter_hours,
+            probability=config.probability,
+            offsets=draw_offsets(config.time_zones, devices, seed),
+            seed=seed,
         )
     elif config.kind == "trace":
         inner = read_trace(config.trace, devices)

@@ -107,7 +107,7 @@ class Diurnal(Availability):
 
     REACH = np.arange(-2, 2)  # a window may begin 12 h before its day and end 60 h after it began: windows of these days can hold a time
 
-    def __init__(self, from_hour: float, hours: float, jitter_hours: float, probability: float, offsets: np.ndarray, seed: int):
+    def __init__(self, *, from_hour: float, hours: float, jitter_hours: float, probability: float, offsets: np.ndarray, seed: int):
         self.probability, self.offsets = probability, offsets
         self.from_s, self.length_s, self.jitter_s = (whole_seconds(h) for h in (from_hour, hours, jitter_hours))
         self._shows, self._jitter = Draws(seed, "availability", "shows"), Draws(seed, "availability", "jitter")

@@ -104,7 +104,7 @@ class Batteries:
         devices, start, seconds, joules, shape = self._work(device, start, seconds, joules)
         empty = np.full(len(devices), np.inf)
         level = self._rest(devices, start)
-        self._walk(devices, level, start, start + seconds, _power(joules, seconds), empty)
+        self._walk(devices, level, start, start + seconds, drain_w=_power(joules, seconds), empty=empty)
         empty[(seconds == 0) & (joules > level)] = start[(seconds == 0) & (joules > level)]
         return empty.reshape(shape)[()]
 
@@ -128,7 +128,7 @@ class Batteries:
         if len(np.unique(devices)) < len(devices):
             raise ValueError("a device stands twice in one call of spend: book its pieces of work one after the other")
         end = np.broadcast_to(np.asarray(end, np.float64), shape).reshape(-1)
-        level = self._walk(devices, self._rest(devices, start), start, end, _power(joules, seconds))
+        level = self._walk(devices, self._rest(devices, start), start, end, drain_w=_power(joules, seconds))
         level = np.where(seconds == 0, np.maximum(level - joules, 0), level)
 
         day = self._local_day(devices, end)
@@ -181,11 +181,11 @@ class Batteries:
         level = np.where(known, self._edge_level[devices], self.level_j[devices])
         _, edge, _ = self._piece(devices, time)
         stop = np.where(edge <= time, np.maximum(edge, now), now)  # rounding may put an edge above `time`: then nothing is kept
-        level = self._walk(devices, level, now, stop, self.idle_w[devices])
+        level = self._walk(devices, level, now, stop, drain_w=self.idle_w[devices])
         self._edge_level[devices], self._edge_time[devices] = level, stop
-        return self._walk(devices, level, stop, time, self.idle_w[devices])
+        return self._walk(devices, level, stop, time, drain_w=self.idle_w[devices])
 
-    def _walk(self, devices, level, now, end, drain_w, empty=None) -> np.ndarray:
+    def _walk(self, devices, level, now, end, *, drain_w, empty=None) -> np.ndarray:
         """[n] joules at `end`, from `level` at `now` with constant `drain_w`; writes into `empty` when a battery first cannot give it."""
         level, now = level.copy(), np.array(now)
         rows = np.flatnonzero(now < end)

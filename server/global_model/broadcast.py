@@ -61,7 +61,7 @@ class Broadcast:
     def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float) -> None:
         """Change the masks by an update that devices can redo; dropped places of `weights` and of the held model become 0, in place."""
         self._pending_mask.append(self._places(update.what, update.dropped, update.number))
-        self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config, sparsity, self.seed)
+        self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config=config, sparsity=sparsity, seed=self.seed)
         self.mask_version = update.number
 
     def replace_masks(self, masks: Masks, weights: State | None = None) -> None:
@@ -106,10 +106,10 @@ class Broadcast:
             form = statistics_form(wire.down) if is_statistics else wire.down
             rng = generator(self.seed, "rounding", "server", self.version, name) if wire.rounding == "stochastic" else None
             over = codec.reference("delta", self.layout, name, self.masks)
-            sent = code_update(weights[name] - self.held[name], None, over, form, name, rng, wire.block).coded
+            sent = code_update(weights[name] - self.held[name], None, over, form, name=name, rng=rng, block=wire.block).coded
             self.held[name].reshape(-1)[sent.places] += sent.values.astype(self.held[name].dtype)
             coded[name] = sent
-        return codec.encode("delta", self.layout, coded, self.version, self.mask_version)
+        return codec.encode("delta", self.layout, coded, model_version=self.version, mask_version=self.mask_version)
 
     def payloads(self, version: int) -> tuple[Encoded, ...]:
         """What a device that holds `version` (0: nothing) needs; one shared object for all devices of the same version."""
@@ -130,7 +130,7 @@ class Broadcast:
                 form = "f64" if value.dtype == np.float64 else "f32"
                 over = codec.reference("whole", self.layout, name, self.masks)
                 tensors[name] = codec.quantise(SparseTensor(places, flat[places]), over, form, name)
-            self._whole = codec.encode("whole", self.layout, tensors, self.version, self.mask_version)
+            self._whole = codec.encode("whole", self.layout, tensors, model_version=self.version, mask_version=self.mask_version)
         return self._whole
 
     def snapshot(self) -> Snapshot:
@@ -155,7 +155,7 @@ class Broadcast:
         self._whole = None
 
     def _places(self, kind: str, places: dict[str, np.ndarray], number: int) -> Encoded:
-        return codec.encode_places(kind, self.layout, places, self.masks, (self.version, number))
+        return codec.encode_places(kind, self.layout, places, self.masks, versions=(self.version, number))
 
     def _forget(self) -> None:
         total = 0

@@ -98,9 +98,11 @@ class SharedMasks:
             return {}
         number, method = broadcast.mask_version + 1, self.method
         if what == "adapt" and self.by_votes:
-            update = tdm.plan_by_votes(broadcast.masks, weights, self._reported, method.tdm, method.sparsity, number)
+            update = tdm.plan_by_votes(broadcast.masks, weights, self._reported, config=method.tdm, sparsity=method.sparsity, number=number)
         else:
-            update = tdm.plan_update(what, broadcast.masks, weights, self._reported, method.tdm, method.sparsity, number)
+            update = tdm.plan_update(
+                what, broadcast.masks, weights, self._reported, config=method.tdm, sparsity=method.sparsity, number=number
+            )
         surviving = tdm.surviving(broadcast.masks, update)
         broadcast.update_masks(weights, update, method.tdm, method.sparsity)
         return surviving
@@ -157,7 +159,7 @@ class LocalMasks:
             raise CodecError("a mask update that only grows drops weights: damaged")
         update = tdm.MaskUpdate(server_round, payload.kind, dropped, device)
         try:
-            return Reported(tdm.update_masks(base.masks, [], update, self.method.tdm, self.method.sparsity, self.seed))
+            return Reported(tdm.update_masks(base.masks, [], update, config=self.method.tdm, sparsity=self.method.sparsity, seed=self.seed))
         except ValueError as error:  # more dropped than there are to grow back
             raise CodecError(f"a mask update that cannot be redone: {error}") from error
 

@@ -34,11 +34,13 @@ class PhaseCosts:
 
     def download(self, request: Request, *, has_twin: bool = True) -> Phase:
         """`has_twin`: the dense twin, which averages its statistics, receives such a message, too."""
-        return self._transfer("download", download_cost, request, request.sizes.total, request.extra_s[0], has_twin)
+        return self._transfer(
+            "download", download_cost, request, num_bytes=request.sizes.total, extra_s=request.extra_s[0], has_twin=has_twin
+        )
 
     def upload(self, request: Request, num_bytes: int, *, has_twin: bool = True) -> Phase:
         """`num_bytes`: of the report; `has_twin`: as in `download`."""
-        return self._transfer("upload", upload_cost, request, num_bytes, request.extra_s[1], has_twin)
+        return self._transfer("upload", upload_cost, request, num_bytes=num_bytes, extra_s=request.extra_s[1], has_twin=has_twin)
 
     def training(self, request: Request, flops: Flops, dense_flops: Flops) -> Phase:
         return Phase("train", self._compute(request, flops, self.is_sparse), self._compute(request, dense_flops, False))
@@ -48,9 +50,11 @@ class PhaseCosts:
         return Phase("calibrate", self._compute(request, flops, self.is_sparse))
 
     def _compute(self, request: Request, flops: Flops, is_sparse: bool) -> Cost:
-        return compute_cost(self.conditions.profile(request.device), flops, is_sparse, self.moved, self.layer_passes)
+        return compute_cost(
+            self.conditions.profile(request.device), flops, is_sparse=is_sparse, moved_per_sample=self.moved, layer_passes=self.layer_passes
+        )
 
-    def _transfer(self, name: str, cost_of: Transfer, request: Request, num_bytes: int, extra_s: float, has_twin: bool) -> Phase:
+    def _transfer(self, name: str, cost_of: Transfer, request: Request, *, num_bytes: int, extra_s: float, has_twin: bool) -> Phase:
         profile = self.conditions.profile(request.device)
         dense = cost_of(profile, self.dense_message_bytes, extra_s) if has_twin else Cost()
         return Phase(name, cost_of(profile, num_bytes, extra_s), dense)

@@ -166,7 +166,7 @@ class Estimates:
         return self._latency[devices] + 8 * down / self._down[devices] + 0.95 * self.train_s(devices, samples, least=True)
 
     def joules(
-        self, devices: np.ndarray, samples: np.ndarray, down: np.ndarray | float, up: np.ndarray | float, level: np.ndarray | None = None
+        self, devices: np.ndarray, samples: np.ndarray, down: np.ndarray | float, up: np.ndarray | float, *, level: np.ndarray | None = None
     ) -> np.ndarray:
         """Joules of a round, [n]."""
         own = self.level_of[devices] if level is None else level

@@ -61,7 +61,7 @@ class Tiers:
         return tuple(level.sparsity for level in self.levels)
 
 
-def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, buffered: np.ndarray, samples: np.ndarray) -> Tiers:
+def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, *, buffered: np.ndarray, samples: np.ndarray) -> Tiers:
     """The tiers of a fleet.
 
     Args:
@@ -78,7 +78,7 @@ def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, buffere
     needs_of, joules_of = [], []
     for number, level in enumerate(levels):
         needs = workload.memory(level.sparsity, buffered, samples)
-        joules = estimates.joules(devices, samples, level.bytes, level.bytes, np.full(count, number))
+        joules = estimates.joules(devices, samples, level.bytes, level.bytes, level=np.full(count, number))
         needs_of.append(needs)
         joules_of.append(joules)
         fits = (needs <= memory) | (config.memory == "ignore")

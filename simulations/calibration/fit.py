@@ -97,7 +97,9 @@ def fit(measured: Sequence[Measured], flops_per_s: float) -> Fit:
 
 def predicted(profile: DeviceProfile, one: Measured) -> float:
     """Seconds of the session `one` by the cost model."""
-    return compute_cost(profile, one.flops, one.point.sparsity > 0, one.moved_per_sample, one.layer_passes).seconds
+    return compute_cost(
+        profile, one.flops, is_sparse=one.point.sparsity > 0, moved_per_sample=one.moved_per_sample, layer_passes=one.layer_passes
+    ).seconds
 
 
 def calibrate(

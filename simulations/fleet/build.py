@@ -38,7 +38,7 @@ def make_cohorts(experiment: Experiment, hardware: Hardware, streams: Streams, l
     )
     return Cohorts(
         conditions,
-        assign(e.budget, workload, hardware, buffered, most),
+        assign(e.budget, workload, hardware, buffered=buffered, samples=most),
         workload,
         e.selection,
         origin=e.clock.start_s,

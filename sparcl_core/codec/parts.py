@@ -155,6 +155,6 @@ def _read_raw_and_symbols(reader: Reader, coded: list[Expected], total: int, raw
         tables[0, row], tables[1, row] = np.repeat(table.freq, table.freq), np.repeat(table.cumulative, table.freq)
         lookup[row] = np.repeat(np.arange(table.freq.size) + table.first, table.freq)
     counts = [part.count for part in coded]
-    slots, seeds = rans.decode(reader, tables[0], tables[1], counts, lanes)
+    slots, seeds = rans.decode(reader, tables[0], starts=tables[1], counts=counts, lanes=lanes)
     symbols = [row[own] for row, own in zip(lookup, np.split(slots, np.cumsum(counts)[:-1]), strict=True)]
     return symbols, seeds[: carried // 2].astype("<u2").tobytes() + behind

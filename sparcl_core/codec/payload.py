@@ -88,7 +88,7 @@ def reference(kind: str, layout: Layout, name: str, masks: dict[str, np.ndarray]
 
 
 def encode_places(
-    kind: str, layout: Layout, places: dict[str, np.ndarray], masks: dict[str, np.ndarray], versions: tuple[int, int]
+    kind: str, layout: Layout, places: dict[str, np.ndarray], masks: dict[str, np.ndarray], *, versions: tuple[int, int]
 ) -> Encoded:
     """A payload of places only. `places`: sorted flat int64 per tensor; `versions`: of the model and of the masks."""
     empty = np.empty(0, dtype=np.int64)
@@ -96,10 +96,10 @@ def encode_places(
     for name, own in places.items():
         over = reference(kind, layout, name, masks)
         tensors[name] = Quantised(own, over.ranks(own, name), over.total, "f32", empty, empty, 0)
-    return encode(kind, layout, tensors, *versions)
+    return encode(kind, layout, tensors, model_version=versions[0], mask_version=versions[1])
 
 
-def encode(kind: str, layout: Layout, tensors: dict[str, Quantised], model_version: int, mask_version: int) -> Encoded:
+def encode(kind: str, layout: Layout, tensors: dict[str, Quantised], *, model_version: int, mask_version: int) -> Encoded:
     """Encode `tensors`, a subset of the layout, quantised against the references of `kind`. A `delta` leaves out what did not change."""
     order = {name: index for index, name in enumerate(layout.shapes)}
     head = _FIXED.pack(MAGIC, VERSION, KINDS.index(kind), layout.fingerprint)
@@ -152,7 +152,7 @@ def decode(payload: bytes, layout: Layout, masks: dict[str, np.ndarray]) -> Payl
         raise CodecError("payload was made for another model: names, shapes or sparse layers differ")
     reader = Reader(payload, _FIXED.size, len(payload) - 4)
     model_version, mask_version, count = reader.varint(), reader.varint(), reader.varint(len(layout.shapes))
-    sections = _read_sections(reader, KINDS[kind], count, layout, masks)
+    sections = _read_sections(reader, kind=KINDS[kind], count=count, layout=layout, masks=masks)
     head = reader.position + 4
     found = parts.read(reader, [part for section in sections for part in section.expected])[::-1]
     if reader.left:
@@ -195,15 +195,15 @@ class _Section:
             raise CodecError(f"{self.name} codes positions that are not {self.count} of its {self.over.total} places")
         if not self.has_values:
             return SparseTensor(self.over.at(ranks), np.empty(0, np.float32))
-        codes = values.joined(self.form, self.is_coded, self.count, numbers, self.name)
+        codes = values.joined(self.form, self.is_coded, self.count, numbers=numbers, name=self.name)
         numbers.clear()
-        found = values.dequantise(self.form, codes, self.scales, ranks, self.block)
+        found = values.dequantise(self.form, codes, self.scales, ranks=ranks, block=self.block)
         if found.size and not np.isfinite(found).all():
             raise CodecError(f"{self.name} holds a value that is NaN or infinite")
         return SparseTensor(self.over.at(ranks), found)
 
 
-def _read_sections(reader: Reader, kind: str, count: int, layout: Layout, masks: dict[str, np.ndarray]) -> list[_Section]:
+def _read_sections(reader: Reader, *, kind: str, count: int, layout: Layout, masks: dict[str, np.ndarray]) -> list[_Section]:
     names, last, sections = list(layout.shapes), -1, []
     for _ in range(count):
         index = last + 1 + reader.varint(len(names))

@@ -70,7 +70,7 @@ def _encode_native(native: ctypes.CDLL, freq: np.ndarray, start: np.ndarray, sta
     return words[:count].astype("<u2", copy=False).tobytes()
 
 
-def decode(reader: Reader, tables: np.ndarray, starts: np.ndarray, counts: list[int], lanes: int) -> tuple[np.ndarray, np.ndarray]:
+def decode(reader: Reader, tables: np.ndarray, *, starts: np.ndarray, counts: list[int], lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """The inverse of `encode`, up to looking the symbols up.
 
     Args:
@@ -87,9 +87,9 @@ def decode(reader: Reader, tables: np.ndarray, starts: np.ndarray, counts: list[
     words = np.frombuffer(reader.data, dtype="<u2", count=reader.left // 2, offset=reader.position)
     native = backend().library
     if native is None:
-        slots, used = _decode(words, tables, starts, counts, state)
+        slots, used = _decode(words, tables, starts=starts, counts=counts, state=state)
     else:
-        slots, used = _decode_native(native, words, tables, starts, counts, state)
+        slots, used = _decode_native(native, words, tables, starts=starts, counts=counts, state=state)
     reader.take(2 * used)
     seeds = state - _LOW
     if (seeds >= _LOW).any():
@@ -97,7 +97,7 @@ def decode(reader: Reader, tables: np.ndarray, starts: np.ndarray, counts: list[
     return slots, seeds.astype(np.uint16)
 
 
-def _decode(words: np.ndarray, tables: np.ndarray, starts: np.ndarray, counts: list[int], state: np.ndarray) -> tuple[np.ndarray, int]:
+def _decode(words: np.ndarray, tables: np.ndarray, *, starts: np.ndarray, counts: list[int], state: np.ndarray) -> tuple[np.ndarray, int]:
     """Slots, and how many words they took; `state` becomes the lanes' last states."""
     total, lanes = sum(counts), state.size
     frequency, start = tables.reshape(-1), starts.reshape(-1)
@@ -123,7 +123,7 @@ def _decode(words: np.ndarray, tables: np.ndarray, starts: np.ndarray, counts: l
 
 
 def _decode_native(
-    native: ctypes.CDLL, words: np.ndarray, tables: np.ndarray, starts: np.ndarray, counts: list[int], state: np.ndarray
+    native: ctypes.CDLL, words: np.ndarray, tables: np.ndarray, *, starts: np.ndarray, counts: list[int], state: np.ndarray
 ) -> tuple[np.ndarray, int]:
     contexts = [np.ascontiguousarray(array, dtype=np.uint16) for array in (tables, starts)]
     if any(array.shape != (len(counts), TOTAL) for array in contexts):

@@ -54,11 +54,11 @@ class Quantised:
     @property
     def values(self) -> np.ndarray:
         """What the receiver will get: float32 [k], float64 of f64."""
-        return dequantise(self.form, self.codes, self.scales, self.ranks, self.block)
+        return dequantise(self.form, self.codes, self.scales, ranks=self.ranks, block=self.block)
 
 
 def quantise(
-    tensor: SparseTensor, reference: Reference, form: Values, name: str, rng: np.random.Generator | None = None, block: int = 0
+    tensor: SparseTensor, reference: Reference, form: Values, name: str, *, rng: np.random.Generator | None = None, block: int = 0
 ) -> Quantised:
     """Codes of `tensor`. Of signed forms the places whose code is 0 drop out.
 
@@ -101,10 +101,10 @@ def quantise(
         return Quantised(places, ranks, reference.total, form, codes, np.array([exponent + 128], np.uint16), 0)
     if form not in SIGNED and values.size and values.min() < 0:
         raise ValueError(f"{name} holds a negative value: {form} is for importance, which has none")
-    return _to_integers(places, ranks, reference.total, values, form, name, rng, block)
+    return _to_integers(places=places, ranks=ranks, total=reference.total, values=values, form=form, name=name, rng=rng, block=block)
 
 
-def _to_integers(places, ranks, total, values, form, name, rng, block) -> Quantised:
+def _to_integers(*, places, ranks, total, values, form, name, rng, block) -> Quantised:
     limit = np.float32(LIMIT[form])
     sizes = np.abs(values)
     largest = np.zeros(num_scales(form, total, block), dtype=np.float32)
@@ -131,7 +131,7 @@ def _to_integers(places, ranks, total, values, form, name, rng, block) -> Quanti
     return Quantised(places, ranks, total, form, codes, upper, block)
 
 
-def dequantise(form: Values, codes: np.ndarray, scales: np.ndarray, ranks: np.ndarray, block: int) -> np.ndarray:
+def dequantise(form: Values, codes: np.ndarray, scales: np.ndarray, *, ranks: np.ndarray, block: int) -> np.ndarray:
     """Values of `codes`; float32 [k], float64 of f64. Of a damaged payload they may be NaN or infinite."""
     if not codes.size:
         return np.empty(0, np.float64 if form == "f64" else np.float32)
@@ -194,7 +194,7 @@ def expected(form: Values, is_coded: bool, count: int, table: Frequencies | None
     return [Expected(count, table=table, smooth=False), Expected(count * (octets - 1), 8)]
 
 
-def joined(form: Values, is_coded: bool, count: int, numbers: list[np.ndarray], name: str) -> np.ndarray:
+def joined(form: Values, is_coded: bool, count: int, *, numbers: list[np.ndarray], name: str) -> np.ndarray:
     """Codes from the numbers of their parts, in the form's own unsigned type; int16 of signed forms."""
     if not count:
         return np.empty(0, dtype=np.uint8)

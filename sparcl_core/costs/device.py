@@ -88,7 +88,7 @@ class Cost:
         )
 
 
-def compute_cost(profile: DeviceProfile, flops: Flops, is_sparse: bool = True, moved_per_sample: int = 0, layer_passes: int = 0) -> Cost:
+def compute_cost(profile: DeviceProfile, flops: Flops, *, is_sparse: bool = True, moved_per_sample: int = 0, layer_passes: int = 0) -> Cost:
     """Training cost.
 
     Args:

@@ -180,7 +180,7 @@ class LearningMethod:
         """Put what is wanted of a batch into the buffer, in place: by reservoir sampling. `rows`: of the task's data; `logits`: theirs."""
         buffer, data = running.memory.buffer, running.data
         if buffer.capacity:
-            rehearsal.offer_(buffer, data.x[rows], data.y[rows], logits.numpy(), rng)
+            rehearsal.offer_(buffer, data.x[rows], data.y[rows], logits.numpy(), rng=rng)
 
     def end_session(self, running: Running) -> Arrays:
         """The arrays to keep; `running.network` has been trained."""

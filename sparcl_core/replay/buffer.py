@@ -48,7 +48,7 @@ def copy(buffer: Buffer) -> Buffer:
     return Buffer(buffer.x.copy(), buffer.y.copy(), buffer.logits.copy(), buffer.offered)
 
 
-def offer_(buffer: Buffer, x: np.ndarray, y: np.ndarray, logits: np.ndarray, rng: np.random.Generator) -> None:
+def offer_(buffer: Buffer, x: np.ndarray, y: np.ndarray, logits: np.ndarray, *, rng: np.random.Generator) -> None:
     """Offer a batch, in place. x: [B, C, H, W] uint8, y: [B], logits: [B, classes]."""
     for row in range(len(y)):
         if buffer.offered < buffer.capacity:

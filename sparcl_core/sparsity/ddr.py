@@ -118,7 +118,7 @@ def is_due(state: DDRState, config: DDRConfig, epoch: int, epochs: int) -> bool:
     return epoch >= (state.stages + 1) * stage_length(config, epochs) and bool((state.passes[state.kept] > 0).all())
 
 
-def remove(state: DDRState, labels: np.ndarray, batch_size: int, config: DDRConfig, epochs: int, least: int = 1) -> DDRState:
+def remove(state: DDRState, labels: np.ndarray, batch_size: int, config: DDRConfig, *, epochs: int, least: int = 1) -> DDRState:
     """The state after one removal stage, statistics reset.
 
     Args:

@@ -173,7 +173,7 @@ class MaskUpdate:
 
 
 def plan_update(
-    what: Action, masks: Masks, state: State, importance: dict[str, np.ndarray], config: TDMConfig, sparsity: float, number: int
+    what: Action, masks: Masks, state: State, importance: dict[str, np.ndarray], *, config: TDMConfig, sparsity: float, number: int
 ) -> MaskUpdate:
     """Decide one update.
 
@@ -192,7 +192,9 @@ def plan_update(
     return MaskUpdate(number, what, _lowest(masks, scores, config, sparsity))
 
 
-def plan_by_votes(masks: Masks, state: State, votes: dict[str, np.ndarray], config: TDMConfig, sparsity: float, number: int) -> MaskUpdate:
+def plan_by_votes(
+    masks: Masks, state: State, votes: dict[str, np.ndarray], *, config: TDMConfig, sparsity: float, number: int
+) -> MaskUpdate:
     """Decide an `adapt` from votes: the places with the largest share of votes go; of equal shares the smaller |w|, then the higher index.
 
     Args:
@@ -235,7 +237,7 @@ def surviving(masks: Masks, update: MaskUpdate) -> Masks:
     return result
 
 
-def update_masks(masks: Masks, states: list[State], update: MaskUpdate, config: TDMConfig, sparsity: float, seed: int) -> Masks:
+def update_masks(masks: Masks, states: list[State], update: MaskUpdate, *, config: TDMConfig, sparsity: float, seed: int) -> Masks:
     """The masks after `update`; dropped places are set to 0 in every one of `states` (weights, residuals), in place.
 
     Dropped means after the drop and before the growth: a place that is dropped and grown back restarts at 0.

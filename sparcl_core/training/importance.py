@@ -43,7 +43,7 @@ def _mean_gradients(setup: Setup, running: Running, device: int) -> tuple[list[T
     samples = 0
     for rows in batches:
         drawn = step.draws(setup, running, len(rows), rng)
-        for part in step.loss_parts(setup, running, rows, drawn, rng):
+        for part in step.loss_parts(setup, running, rows, drawn, rng=rng):
             gradients = torch.autograd.grad(part.loss, parameters, retain_graph=part.shares_graph)
             if part.is_drawn and not of_draws:
                 of_draws = [torch.zeros_like(parameter) for parameter in parameters]

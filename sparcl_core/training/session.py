@@ -78,7 +78,7 @@ class SessionLoop:
         setup, memory, data = self.setup, self.running.memory, self.running.data
         if data_removal.is_due(memory.ddr, setup.ddr, memory.epochs, setup.task_epochs):
             size, epochs = setup.config.batch_size, setup.task_epochs
-            memory = replace(memory, ddr=data_removal.remove(memory.ddr, data.y, size, setup.ddr, epochs, setup.least))
+            memory = replace(memory, ddr=data_removal.remove(memory.ddr, data.y, size, setup.ddr, epochs=epochs, least=setup.least))
             self.running.memory = memory
         address = (self.device, data.task, memory.epochs)
         kept = np.flatnonzero(memory.ddr.kept)
@@ -100,7 +100,7 @@ class SessionLoop:
         ranks_both = draws_masks and setup.dgm.importance == "two-term"
         if draws_masks:
             setup.network.want_gradients(None)
-        parts = step.loss_parts(setup, running, rows, drawn, step_rng)
+        parts = step.loss_parts(setup, running, rows, drawn, rng=step_rng)
         current, of_draws, logits, right = self._backward(parts, rows, apart=ranks_both or method.apart)
         if ranks_both:
             self._draw_masks(current, of_draws)

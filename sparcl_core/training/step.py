@@ -49,7 +49,9 @@ def draws(setup: Setup, running: Running, batch: int, rng: np.random.Generator) 
     return setup.method.draw(buffer, size, rng) if size else []
 
 
-def loss_parts(setup: Setup, running: Running, rows: np.ndarray, drawn: list[np.ndarray], rng: np.random.Generator) -> Iterator[LossPart]:
+def loss_parts(
+    setup: Setup, running: Running, rows: np.ndarray, drawn: list[np.ndarray], *, rng: np.random.Generator
+) -> Iterator[LossPart]:
     """The parts of one step's loss, current data first; `rng` serves augmentation.
 
     Args:
@@ -65,14 +67,14 @@ def loss_parts(setup: Setup, running: Running, rows: np.ndarray, drawn: list[np.
         logits = model(x) if joint is None else joint[number]
         shares = joint is not None and number < len(drawn)
         if number == 0:
-            yield _current(setup, running, Samples(x, torch.from_numpy(data.y[rows]), rows, None), logits, shares)
+            yield _current(setup, running, Samples(x, torch.from_numpy(data.y[rows]), rows, None), logits=logits, shares=shares)
         else:
             draw = drawn[number - 1]
             samples = Samples(x, torch.from_numpy(buffer.y[draw]), draw, torch.from_numpy(buffer.logits[draw]))
             yield LossPart(setup.method.draw_term(running, number - 1, samples, logits), len(draw), True, shares)
 
 
-def _current(setup: Setup, running: Running, batch: Samples, logits: Tensor, shares: bool) -> LossPart:
+def _current(setup: Setup, running: Running, batch: Samples, *, logits: Tensor, shares: bool) -> LossPart:
     seen = single_head(logits, torch.tensor(running.data.classes)) if setup.config.single_head else logits
     loss = setup.method.current_term(running, batch, logits, seen)
     return LossPart(loss, len(batch.rows), False, shares, logits.detach(), seen.detach())

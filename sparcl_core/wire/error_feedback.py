@@ -61,6 +61,7 @@ def code_update(
     residual: np.ndarray | None,
     reference: Reference,
     form: Values,
+    *,
     name: str,
     rng: np.random.Generator | None = None,
     block: int = 0,
@@ -79,10 +80,10 @@ def code_update(
     """
     flat, before = delta.reshape(-1), None if residual is None else residual.reshape(-1)
     if reference.places is None:
-        sent = code_active(flat, before, reference, form, name, rng, block, share)
+        sent = code_active(flat, before, reference, form, name=name, rng=rng, block=block, share=share)
         return CodedUpdate(sent.coded, sent.residual.reshape(delta.shape))
     some = None if before is None else before[reference.places]
-    sent = code_active(flat[reference.places], some, reference, form, name, rng, block, share)
+    sent = code_active(flat[reference.places], some, reference, form, name=name, rng=rng, block=block, share=share)
     left = flat.copy() if before is None else flat + before
     left[reference.places] = sent.residual
     return CodedUpdate(sent.coded, left.reshape(delta.shape))
@@ -93,6 +94,7 @@ def code_active(
     residual: np.ndarray | None,
     reference: Reference,
     form: Values,
+    *,
     name: str,
     rng: np.random.Generator | None = None,
     block: int = 0,
@@ -105,7 +107,7 @@ def code_active(
     keep = max(1, int(np.ceil(share * reference.total)))
     if ranks.size > keep:
         ranks = ranks[highest(np.abs(changed[ranks]), keep)]
-    coded = quantise(SparseTensor(reference.at(ranks), wanted[ranks], ranks), reference, form, name, rng, block)
+    coded = quantise(SparseTensor(reference.at(ranks), wanted[ranks], ranks), reference, form, name, rng=rng, block=block)
     left = wanted.copy()
     left[coded.ranks] -= coded.values.astype(left.dtype)
     return CodedUpdate(coded, left)

@@ -109,7 +109,7 @@ def test_a_residual_goes_through_mask_updates_like_the_weights(whole):
         if what:
             dropped = decoded_places(lab, old)
             update = tdm.MaskUpdate(lab.broadcast.mask_version, what, dropped)
-            redone = tdm.update_masks(old, [wanted], update, lab.method.tdm, lab.method.sparsity, SEED)
+            redone = tdm.update_masks(old, [wanted], update, config=lab.method.tdm, sparsity=lab.method.sparsity, seed=SEED)
             assert_same_arrays(redone, lab.broadcast.masks)
     chain = tuple(payload for version in range(2, 6) for payload in lab.broadcast._steps[version])
     device = lab.receive(device, (lab.broadcast.whole,) if whole else chain)
@@ -159,7 +159,7 @@ def test_a_device_without_a_model_cannot_start_from_a_delta():
 def test_an_importance_report_is_no_instruction():
     lab = Lab()
     device = lab.receive(lab.new_device())
-    payload = codec.encode("importance", lab.learner.layout, {}, 1, 0)
+    payload = codec.encode("importance", lab.learner.layout, {}, model_version=1, mask_version=0)
     with pytest.raises(CodecError, match="not 'importance'"):
         lab.receive(device, (payload,))
 
@@ -169,7 +169,7 @@ def test_a_payload_that_leaves_tensors_out_is_refused(kind):
     """Well-formed, but not what the protocol says: a whole model has all tensors, a mask update all masked ones."""
     lab = Lab()
     device = lab.receive(lab.new_device())
-    payload = codec.encode(kind, lab.learner.layout, {}, 2, 1)
+    payload = codec.encode(kind, lab.learner.layout, {}, model_version=2, mask_version=1)
     with pytest.raises(CodecError):
         lab.receive(device, (payload,))
 
@@ -269,8 +269,8 @@ def test_a_vote_names_the_places_that_the_device_would_drop_itself():
     device, done = lab.train(lab.receive(lab.new_device()), importance=True)
     _, report = lab.report(device, done)
     arrived = codec.decode(report.masks, lab.learner.layout, device.masks)
-    args = (lab.method.tdm, lab.method.sparsity)
-    own = tdm.plan_update("adapt", device.masks, done.session.state, done.importance, *args, 1).dropped
+    settings = {"config": lab.method.tdm, "sparsity": lab.method.sparsity, "number": 1}
+    own = tdm.plan_update("adapt", device.masks, done.session.state, done.importance, **settings).dropped
     assert arrived.kind == "votes" and arrived.tensors.keys() == device.masks.keys() == own.keys()
     for name, tensor in arrived.tensors.items():
         assert np.array_equal(tensor.places, own[name]) and tensor.places.size == 26  # (0.6 - 0.5) of 256, to the nearest
@@ -295,7 +295,7 @@ def test_a_device_adapts_its_own_mask_by_its_own_clock():
             assert mask.sum() == shared[name].sum() + (26 if what[-1] == "grow" else 0)
         if done.update:
             assert done.update.device == 0 and done.update.number == server_round
-            redone = tdm.update_masks(shared, [], done.update, lab.method.tdm, lab.method.sparsity, SEED)
+            redone = tdm.update_masks(shared, [], done.update, config=lab.method.tdm, sparsity=lab.method.sparsity, seed=SEED)
             assert_same_arrays(done.masks, redone)
     assert what == ["rest", *["adapt"] * 8, "rest", "grow"]
 

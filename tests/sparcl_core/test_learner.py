@@ -43,7 +43,7 @@ def with_samples(memory, task: TaskData, rng_seed: int = 0):
     """`memory` whose buffer was offered all of `task`, with logits that no model wrote."""
     rng = np.random.default_rng(rng_seed)
     memory = frozen(memory)
-    offer_(memory.buffer, task.x, task.y, rng.normal(size=(len(task.y), INPUTS.num_classes)), rng)
+    offer_(memory.buffer, task.x, task.y, rng.normal(size=(len(task.y), INPUTS.num_classes)), rng=rng)
     return memory
 
 
@@ -65,8 +65,8 @@ def test_counts_are_exact_and_masked_weights_exactly_zero_through_a_long_run(mod
             if what != "rest":
                 number += 1
                 importance, _ = learner.importance(state, masks, task, memory, device=0)
-                update = tdm.plan_update(what, masks, state, importance, config.tdm, 0.75, number)
-                masks = tdm.update_masks(masks, [state], update, config.tdm, 0.75, 0)
+                update = tdm.plan_update(what, masks, state, importance, config=config.tdm, sparsity=0.75, number=number)
+                masks = tdm.update_masks(masks, [state], update, config=config.tdm, sparsity=0.75, seed=0)
                 counts = grown if what == "grow" else expected
             done = learner.train(state, masks, task, memory, epochs=int(rng.integers(1, 3)), device=0)
             assert count_active(masks) == counts

@@ -97,8 +97,8 @@ def test_updates_are_numbered_through_the_whole_run_so_that_they_can_be_redone()
         if what != "rest":
             number += 1
             importance, _ = learner.importance(before.state, before.masks, TASKS[before.task], before.memory, device=0)
-            update = tdm.plan_update(what, before.masks, before.state, importance, method.tdm, 0.75, number)
-            assert_same(after.masks, tdm.update_masks(before.masks, [], update, method.tdm, 0.75, SEED))
+            update = tdm.plan_update(what, before.masks, before.state, importance, config=method.tdm, sparsity=0.75, number=number)
+            assert_same(after.masks, tdm.update_masks(before.masks, [], update, config=method.tdm, sparsity=0.75, seed=SEED))
     assert number == 3 + 1 + 3
 
 

@@ -64,7 +64,7 @@ def test_what_is_shared_has_the_bits_of_what_each_would_make_for_itself(models, 
             payloads, saved = missing(lab, device.version), save_state(device)
             model, surviving = shared.follow(saved["model"], payloads)
             held = None if surviving.nothing else shared.load(saved["model"])
-            brought = bring(load_own(saved["own"], held), model, surviving, layout, config)
+            brought = bring(load_own(saved["own"], held), model, surviving, whole=layout, config=config)
             alone = lab.receive(device)
             assert_same_arrays(flat(brought), flat(alone))
             assert save_state(brought) == save_state(alone)

@@ -49,7 +49,7 @@ def holding(places: list[int], value: float, device: int, samples: int, **others
 
 
 def mean(updates, weights=ZERO, classifier=CLASSIFIER, **settings):
-    return mean_update(updates, weights, LAYOUT, classifier, AggregationConfig(**settings))
+    return mean_update(updates, weights, LAYOUT, classifier, config=AggregationConfig(**settings))
 
 
 def hidden(updates, weight: float = 0.0, **settings) -> list[float]:
@@ -215,7 +215,7 @@ configs = st.builds(
 def test_every_rule_is_the_reference(updates, config):
     rng = np.random.default_rng(len(updates))
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in LAYOUT.shapes.items()}
-    result = mean_update(updates, weights, LAYOUT, CLASSIFIER, config)
+    result = mean_update(updates, weights, LAYOUT, CLASSIFIER, config=config)
     votes = voted(updates, LAYOUT, CLASSIFIER, config)
     assert list(result) == list(votes) == list(LAYOUT.shapes)
     for name, shape in LAYOUT.shapes.items():
@@ -286,7 +286,7 @@ def test_without_masks_no_device_costs_an_array_of_the_models_size(rule):
     weights = {"w": np.ones((1000, 1000), dtype=np.float32)}
     updates = [update(k, 1, w=SparseTensor(np.array([k, 999_999]), np.ones(2, dtype=np.float32))) for k in range(20)]
     tracemalloc.start()
-    result = mean_update(updates, weights, layout, (), AggregationConfig(rule, unheld="zero"))
+    result = mean_update(updates, weights, layout, (), config=AggregationConfig(rule, unheld="zero"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert result["w"][0, 0] == 1 / 20 and result["w"][-1, -1] == 1

@@ -67,20 +67,20 @@ def rule(monkeypatch):
 def test_a_median_over_the_holders(rule):
     """Of 1, 2 and 100 the median is 2; where the third does not hold it, that of 1 and 2 is 1.5."""
     updates = [update(0, 1.0), update(1, 2.0), update(2, 100.0, holds=(1, 0, 1, 1))]
-    found = mean_update(updates, ZERO, LAYOUT, (), rule(Median()))
+    found = mean_update(updates, ZERO, LAYOUT, (), config=rule(Median()))
     assert found["hidden"].tolist() == [[2.0, 1.5], [2.0, 2.0]] and (found["rows"] == 2.0).all()
 
 
 def test_what_nobody_holds_stays_whatever_the_rule(rule):
     updates = [update(0, 1.0, holds=(1, 0, 0, 0)), update(1, 3.0, holds=(1, 0, 0, 0))]
-    assert mean_update(updates, ZERO, LAYOUT, (), rule(Median()))["hidden"].tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    assert mean_update(updates, ZERO, LAYOUT, (), config=rule(Median()))["hidden"].tolist() == [[2.0, 0.0], [0.0, 0.0]]
 
 
 def test_a_rule_that_leaves_devices_out_leaves_out_their_votes(rule):
     """Of 1, 2 and 100 the first two are nearest: their mean is 1.5, and what only the third holds is unheld."""
     updates = [update(0, 1.0, holds=(1, 1, 1, 0)), update(1, 2.0, holds=(1, 1, 1, 0)), update(2, 100.0)]
     config = rule(Nearest())
-    assert mean_update(updates, ZERO, LAYOUT, (), config)["hidden"].tolist() == [[1.5, 1.5], [1.5, 0.0]]
+    assert mean_update(updates, ZERO, LAYOUT, (), config=config)["hidden"].tolist() == [[1.5, 1.5], [1.5, 0.0]]
     assert voted(updates, LAYOUT, (), config)["hidden"].tolist() == [[True, True], [True, False]]
 
 

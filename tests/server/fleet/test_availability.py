@@ -230,14 +230,14 @@ def test_days_of_24_hours_without_jitter_are_one_period():
     rule = make_availability(whole, N, 0)
     assert rule.on(DEVICES, 22.1 * HOUR).all() and (rule.until(DEVICES, 0.0) == np.inf).all()
     # with nights left out a period is a run of days, and ends at 22:06
-    some = Diurnal(22.1, 24.0, 0.0, 0.7, np.zeros(N), 0)
+    some = Diurnal(from_hour=22.1, hours=24.0, jitter_hours=0.0, probability=0.7, offsets=np.zeros(N), seed=0)
     ends = some.until(DEVICES, some.next_on(DEVICES, 0.0))
     assert ((ends - 79560) % DAY == 0).all() and len(np.unique(ends)) > 1
 
 
 def test_a_device_shows_up_on_its_share_of_days_and_jitter_is_even():
     count = 4000
-    rule = Diurnal(12.0, 1.0, 2.0, 0.25, np.zeros(count), 5)
+    rule = Diurnal(from_hour=12.0, hours=1.0, jitter_hours=2.0, probability=0.25, offsets=np.zeros(count), seed=5)
     begins = rule.next_on(np.arange(count), 2 * DAY)
     today = begins < 3 * DAY
     assert today.mean() == pytest.approx(0.25, abs=0.03)  # standard error 0.007

@@ -64,7 +64,7 @@ def sent_statistics(mean: float, variance: float) -> bytes:
     for name, value in values.items():
         over = codec.reference("statistics", LAYOUT, name, {})
         coded[name] = codec.quantise(SparseTensor(np.arange(4), np.full(4, value)), over, "f64", name)
-    return codec.encode("statistics", LAYOUT, coded, 1, 0).data
+    return codec.encode("statistics", LAYOUT, coded, model_version=1, mask_version=0).data
 
 
 def test_statistics_that_no_batch_has_are_refused():

@@ -103,7 +103,7 @@ def test_the_cheaper_way_is_taken():
 def test_a_mask_update_zeroes_what_it_drops_on_both_sides():
     broadcast, weights = start()
     importance = {"w": np.random.default_rng(1).random((20, 10))}
-    update = tdm.plan_update("adapt", broadcast.masks, weights, importance, CONFIG, SPARSITY, 1)
+    update = tdm.plan_update("adapt", broadcast.masks, weights, importance, config=CONFIG, sparsity=SPARSITY, number=1)
     assert update.dropped["w"].size == 20  # from 100 active ones to (1 - 0.5 - 0.1) * 200 = 80
     broadcast.update_masks(weights, update, CONFIG, SPARSITY)
     broadcast.publish(weights)

@@ -76,14 +76,16 @@ def test_votes_by_hand():
     weights[[7, 9]] = 0.001
     weights[[1, 8]] = 50
     config = TDMConfig(p_intra=0.2)
-    update = tdm.plan_by_votes({"w": mask}, {"w": weights}, {"w": votes}, config, 0.5, 4)
+    update = tdm.plan_by_votes({"w": mask}, {"w": weights}, {"w": votes}, config=config, sparsity=0.5, number=4)
     assert update.dropped["w"].tolist() == [1, 3, 5, 8]
     assert (update.number, update.what, update.device) == (4, "adapt", None)
 
 
 def test_votes_that_tie_in_everything_drop_the_higher_index():
     """As everywhere: of equals the lower flat index stays. Nobody voted and all weights are equal: of six the last two go."""
-    update = tdm.plan_by_votes({"w": np.ones(6, bool)}, {"w": np.ones(6)}, {"w": np.zeros(6)}, TDMConfig(p_intra=0.33), 0.0, 1)
+    update = tdm.plan_by_votes(
+        {"w": np.ones(6, bool)}, {"w": np.ones(6)}, {"w": np.zeros(6)}, config=TDMConfig(p_intra=0.33), sparsity=0.0, number=1
+    )
     assert update.dropped["w"].tolist() == [4, 5]
 
 
@@ -244,7 +246,7 @@ def test_a_forged_mask_update_is_rejected(forged):
                 true = codec.decode(wire["masks"], strategy.model.layout, strategy.masks)
                 places = change({name: tensor.places for name, tensor in true.tensors.items()})
                 versions = (broadcast.version, broadcast.mask_version + ahead)
-                wire["masks"] = codec.encode_places(kind, strategy.model.layout, places, strategy.masks, versions).data
+                wire["masks"] = codec.encode_places(kind, strategy.model.layout, places, strategy.masks, versions=versions).data
         return replies
 
     def observe(record, strategy):
@@ -268,7 +270,7 @@ def test_a_mask_update_that_cannot_be_redone_is_rejected():
                 true = codec.decode(wire["masks"], strategy.model.layout, strategy.masks)
                 everything = {name: np.flatnonzero(strategy.masks[name]) for name in true.tensors}
                 versions = (strategy.model.broadcast.version, strategy.model.broadcast.mask_version)
-                wire["masks"] = codec.encode_places("grow", strategy.model.layout, everything, strategy.masks, versions).data
+                wire["masks"] = codec.encode_places("grow", strategy.model.layout, everything, strategy.masks, versions=versions).data
         return replies
 
     ledger = play(world, RecordingGrid(world, tamper), lambda record, strategy: seen.update(strategy=strategy)).ledger

@@ -30,9 +30,9 @@ class Watched:
         self.weights: dict[int, dict[int, float]] = {}
         self.records, now, true = [], [1], models.mean_update
 
-        def watched(updates, *args):
+        def watched(updates, *args, **settings):
             self.weights[now[0]] = {update.device: update.weight for update in updates}
-            return true(updates, *args)
+            return true(updates, *args, **settings)
 
         def observe(record, strategy):
             self.records.append(record)

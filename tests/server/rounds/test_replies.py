@@ -42,7 +42,9 @@ class Forger:
         own = SparseTensor(np.arange(len(values)), np.array(values))
         over = codec.reference(kind, layout, "classifier.bias", broadcast.masks)
         coded = {"classifier.bias": codec.quantise(own, over, form, "classifier.bias")}
-        return codec.encode(kind, layout, coded, broadcast.version + ahead, broadcast.mask_version + masks_ahead).data
+        return codec.encode(
+            kind, layout, coded, model_version=broadcast.version + ahead, mask_version=broadcast.mask_version + masks_ahead
+        ).data
 
 
 def with_delta(**settings):

@@ -119,8 +119,8 @@ def test_nothing_that_the_codec_writes_is_beyond_the_limit(rows, width, form, bl
             over = codec.reference(kind, layout, name, masks)
             ranks = np.flatnonzero(rng.random(over.total) < 0.7)
             values = np.abs(rng.normal(size=ranks.size) * 10.0 ** rng.integers(-20, 20, ranks.size))
-            coded[name] = codec.quantise(SparseTensor(over.at(ranks), values, ranks), over, form, name, None, block)
-        return codec.encode(kind, layout, coded, 2**32 - 1, 2**32 - 1).data
+            coded[name] = codec.quantise(SparseTensor(over.at(ranks), values, ranks), over, form, name, rng=None, block=block)
+        return codec.encode(kind, layout, coded, model_version=2**32 - 1, mask_version=2**32 - 1).data
 
     update, importance = payload("delta", ("w", "b", "running_mean"), form), payload("importance", ("w",), "f64")
     report = Report(2**32 - 1, 2**32 - 1, np.ones(2**15 - 1, bool), update, importance)

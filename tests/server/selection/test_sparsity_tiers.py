@@ -38,7 +38,7 @@ def needs(sparsity: float) -> int:
 
 def assigned(config: BudgetConfig, fleet: Hardware):
     count = len(fleet)
-    return assign(config, WORK, fleet, np.full(count, 6), np.full(count, 20))
+    return assign(config, WORK, fleet, buffered=np.full(count, 6), samples=np.full(count, 20))
 
 
 # -- who fits what
@@ -99,7 +99,7 @@ def test_an_energy_budget_refuses_or_fits_as_well():
 
 def test_a_dense_run_has_no_sparser_tiers():
     dense = replace(WORK, method=replace(METHOD, sparsity=0.0), masked={})
-    tiers = assign(BudgetConfig("fit"), dense, hardware(memory_bytes=[1e9, 10.0]), np.zeros(2, np.int64), np.full(2, 20))
+    tiers = assign(BudgetConfig("fit"), dense, hardware(memory_bytes=[1e9, 10.0]), buffered=np.zeros(2, np.int64), samples=np.full(2, 20))
     assert len(tiers.levels) == 1 and tiers.of.tolist() == [0, -1]
 
 

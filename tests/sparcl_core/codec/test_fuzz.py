@@ -150,7 +150,7 @@ def test_a_lying_encoder_is_found_out():
                     codes &= kind.type(np.iinfo(kind).max ^ 1 << slow.WIDTHS[form] - 2)
                 scales = np.array([rng.integers(0, 256)], np.uint16)[: form == "f16"]
             tensors[name] = Quantised(ranks, ranks, total, form, codes, scales, block)
-        data = encode("delta" if rng.random() < 0.5 else "whole", slow.SMALL, tensors, 1, 1).data
+        data = encode("delta" if rng.random() < 0.5 else "whole", slow.SMALL, tensors, model_version=1, mask_version=1).data
         with np.errstate(all="raise", under="ignore"):
             try:
                 slow.assert_fits(decode(data, slow.SMALL, {}), slow.SMALL, {})
@@ -227,7 +227,7 @@ def test_good_payloads_of_a_million_values_keep_the_bound_too(form, share):
     tensor = SparseTensor(places, np.abs(rng.laplace(size=places.size)) + 0.3)
     for masks in (ALL, {}):
         sent = quantise(tensor, reference("delta", BROAD, "w", masks), form, "w")
-        allocated, went = peak(encode("delta", BROAD, {"w": sent}, 0, 0).data, masks)
+        allocated, went = peak(encode("delta", BROAD, {"w": sent}, model_version=0, mask_version=0).data, masks)
         assert went and allocated < STATED
 
 
@@ -235,13 +235,13 @@ def test_the_dearest_payload_keeps_the_bound():
     """Bits behind every token, and a scale for every place."""
     values = np.where(np.arange(MILLION) % 2, 200.0, 255.0)
     tensor = SparseTensor(np.arange(MILLION), values)
-    data = encode("delta", BROAD, {"w": quantise(tensor, Reference(MILLION), "u8", "w", block=1)}, 0, 0).data
+    data = encode("delta", BROAD, {"w": quantise(tensor, Reference(MILLION), "u8", "w", block=1)}, model_version=0, mask_version=0).data
     allocated, went = peak(data, ALL)
     assert went and allocated < STATED
 
 
 def test_bytes_that_belong_to_nothing_are_not_copied():
     """100 MB behind a good payload: refused without a second copy."""
-    data = encode_places("adapt", BROAD, {"w": np.arange(10)}, ALL, (0, 0)).data
+    data = encode_places("adapt", BROAD, {"w": np.arange(10)}, ALL, versions=(0, 0)).data
     allocated, went = peak(slow.checksummed(data[:-4] + bytes(100_000_000)), ALL)
     assert not went and allocated < 20 * MILLION

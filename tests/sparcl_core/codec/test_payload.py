@@ -58,7 +58,7 @@ def test_mask_updates_carry_places_and_no_values(kind, where):
     for name in slow.MASKS:
         over = reference(kind, slow.SMALL, name, slow.MASKS)
         places[name] = slow.places_of(where, over.at(np.arange(over.total)), rng)
-    encoded = encode_places(kind, slow.SMALL, places, slow.MASKS, (7, 3))
+    encoded = encode_places(kind, slow.SMALL, places, slow.MASKS, versions=(7, 3))
     decoded = decode(encoded.data, slow.SMALL, slow.MASKS)
     slow.assert_same(decoded, {name: SparseTensor(own, NOTHING) for name, own in places.items()})
     assert decoded.sizes == encoded.sizes and encoded.sizes.masks == len(encoded)
@@ -111,8 +111,8 @@ def test_any_message_round_trips(form, data):
     masks, tensors = data.draw(messages(form))
     block, seed = data.draw(st.sampled_from((0, 1, 3, 10**6))), data.draw(st.sampled_from((None, 5)))
     rng = None if seed is None else np.random.default_rng(seed)
-    sent = {n: quantise(t, reference("delta", TINY, n, masks), form, n, rng, block) for n, t in tensors.items()}
-    encoded = encode("delta", TINY, sent, 2**32 - 1, 0)
+    sent = {n: quantise(t, reference("delta", TINY, n, masks), form, n, rng=rng, block=block) for n, t in tensors.items()}
+    encoded = encode("delta", TINY, sent, model_version=2**32 - 1, mask_version=0)
     decoded = decode(encoded.data, TINY, masks)
     slow.assert_same(decoded, {name: SparseTensor(own.places, own.values) for name, own in sent.items() if own.places.size})
     assert decoded.sizes == encoded.sizes and encoded.sizes.total == len(encoded) and decoded.model_version == 2**32 - 1
@@ -124,8 +124,8 @@ def test_a_delta_leaves_out_what_did_not_change_and_others_do_not():
     none = SparseTensor(np.arange(0), np.empty(0, np.float32))
     for form in VALUES:
         tensors = {n: quantise(none, reference("delta", TINY, n, {}), form, n) for n in TINY.shapes}
-        assert decode(encode("delta", TINY, tensors, 1, 1).data, TINY, {}).tensors == {}
-        assert decode(encode("whole", TINY, tensors, 1, 1).data, TINY, {}).tensors.keys() == TINY.shapes.keys()
+        assert decode(encode("delta", TINY, tensors, model_version=1, mask_version=1).data, TINY, {}).tensors == {}
+        assert decode(encode("whole", TINY, tensors, model_version=1, mask_version=1).data, TINY, {}).tensors.keys() == TINY.shapes.keys()
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -137,7 +137,9 @@ def test_payload_byte_by_byte():
     """20 places, active at 1, 4, 7, 9, 18; values 1.0 at 4 and -2.0 at 18: ranks 1 and 4 of 5 active places. `b` did not change."""
     mask = {"w": np.isin(np.arange(20), (1, 4, 7, 9, 18))}
     tensor = SparseTensor(np.array([4, 18]), np.array([1.0, -2.0], dtype=np.float32))
-    encoded = encode("delta", HAND, {"w": quantise(tensor, reference("delta", HAND, "w", mask), "f32", "w")}, 300, 2)
+    encoded = encode(
+        "delta", HAND, {"w": quantise(tensor, reference("delta", HAND, "w", mask), "f32", "w")}, model_version=300, mask_version=2
+    )
 
     head = b"SpC" + bytes([2, 0]) + struct.pack("<I", zlib.crc32(b"w[4, 5]TrueFalse;b[2]FalseFalse")) + b"\xac\x02" + bytes([2, 1])
     section = bytes([0, 2 | 1 << 3, 2])  # tensor 0, bitmap and f32, two values
@@ -150,7 +152,9 @@ def test_payload_byte_by_byte():
 def test_integers_byte_by_byte():
     """3.0 and -127.0 of 20 places with a scale of 1 = 0x3F80: signs 01, sizes less 1 as 7 bits 2 and 126, in one part each."""
     tensor = SparseTensor(np.array([0, 1]), np.array([3.0, -127.0], dtype=np.float32))
-    data = encode("delta", HAND, {"b": quantise(tensor, reference("delta", HAND, "b", {}), "int8", "b")}, 0, 0).data
+    data = encode(
+        "delta", HAND, {"b": quantise(tensor, reference("delta", HAND, "b", {}), "int8", "b")}, model_version=0, mask_version=0
+    ).data
     section = bytes([1, 1 | 4 << 3, 0]) + b"\x80\x3f"  # one tensor left out; all, int8; one scale for all
     assert data[12:-4] == section + bytes([0b01000000]) + bytes([0b00000101, 0b11111000])
 
@@ -165,7 +169,7 @@ def everything_golden() -> bytes:
         "v": quantise(SparseTensor(np.arange(1, 30), numbers[:29]), reference("delta", layout, "v", {}), "bf16", "v"),
         "b": quantise(SparseTensor(np.arange(3), numbers[:3]), reference("delta", layout, "b", {}), "f16", "b"),
     }
-    return encode("delta", layout, tensors, 5, 260).data
+    return encode("delta", layout, tensors, model_version=5, mask_version=260).data
 
 
 def test_golden_payload():
@@ -362,15 +366,17 @@ def test_what_a_forged_section_may_say():
 def test_what_the_receiver_could_not_place_is_not_encoded():
     for places in ([3], [1, 399], [-1]):
         with pytest.raises(ValueError, match="conv has values outside its mask"):
-            encode_places("grow", slow.SMALL, {"conv": np.array(places)}, {"conv": slow.MASKS["conv"] & (np.arange(400) < 399)}, (0, 0))
+            encode_places(
+                "grow", slow.SMALL, {"conv": np.array(places)}, {"conv": slow.MASKS["conv"] & (np.arange(400) < 399)}, versions=(0, 0)
+            )
     with pytest.raises(ValueError, match="outside its mask"):
-        encode_places("add", slow.SMALL, {"conv": np.array([4])}, slow.MASKS, (0, 0))
+        encode_places("add", slow.SMALL, {"conv": np.array([4])}, slow.MASKS, versions=(0, 0))
     for places in ([60], [-1, 3]):
         with pytest.raises(ValueError, match="fc has values outside its 60 places"):
             quantise(SparseTensor(np.array(places), np.ones(len(places))), reference("whole", slow.SMALL, "fc", {}), "f32", "fc")
     for places in ([8, 0], [2, 2]):
         with pytest.raises(ValueError, match="conv are not sorted"):
-            encode_places("grow", slow.SMALL, {"conv": np.array(places)}, slow.MASKS, (0, 0))
+            encode_places("grow", slow.SMALL, {"conv": np.array(places)}, slow.MASKS, versions=(0, 0))
 
 
 def test_values_are_not_written_for_kinds_of_places():

@@ -13,7 +13,7 @@ from sparcl_core.codec.parts import Coded, Plain
 def payload_bytes(places: np.ndarray, total: int) -> int:
     """Length of a whole payload of these places; they come back out of it."""
     layout, masks = Layout({"w": (total,)}, frozenset({"w"})), {"w": np.ones(total, bool)}
-    data = encode_places("drop", layout, {"w": places}, masks, (0, 0)).data
+    data = encode_places("drop", layout, {"w": places}, masks, versions=(0, 0)).data
     assert np.array_equal(decode(data, layout, masks).tensors["w"].places, places)
     return len(data)
 

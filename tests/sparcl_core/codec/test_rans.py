@@ -24,7 +24,7 @@ def decoded(data: bytes, freqs: list[np.ndarray], counts: list[int], lanes: int)
     tables = np.array([np.repeat(freq, freq) for freq in freqs], dtype=np.uint16)
     starts = np.array([np.repeat(np.cumsum(freq) - freq, freq) for freq in freqs], dtype=np.uint16)
     reader = Reader(data, 0, len(data))
-    slots, seeds = rans.decode(reader, tables, starts, counts, lanes)
+    slots, seeds = rans.decode(reader, tables, starts=starts, counts=counts, lanes=lanes)
     context = np.repeat(np.arange(len(counts)), counts)
     lookup = [np.repeat(np.arange(freq.size), freq) for freq in freqs]
     return [int(lookup[c][slot]) for c, slot in zip(context, slots, strict=True)], seeds.tolist(), reader.left

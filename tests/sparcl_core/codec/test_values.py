@@ -20,7 +20,7 @@ any_float64 = st.floats(allow_nan=False, allow_infinity=False)
 def sent(numbers, form: str, rng=None, block: int = 0) -> Quantised:
     """All places of a tensor."""
     array = np.asarray(numbers)
-    return quantise(SparseTensor(np.arange(array.size), array), Reference(array.size), form, "w", rng, block)
+    return quantise(SparseTensor(np.arange(array.size), array), Reference(array.size), form, "w", rng=rng, block=block)
 
 
 def received(numbers, form: str, rng=None, block: int = 0) -> np.ndarray:
@@ -211,7 +211,7 @@ def test_nothing_but_zeros():
 @pytest.mark.parametrize("form", VALUES)
 def test_nothing_at_all(form):
     for total in (0, 5):
-        own = quantise(SparseTensor(np.arange(0), np.empty(0)), Reference(total), form, "w", np.random.default_rng(0), 2)
+        own = quantise(SparseTensor(np.arange(0), np.empty(0)), Reference(total), form, "w", rng=np.random.default_rng(0), block=2)
         assert own.values.size == 0 and own.values.dtype == (np.float64 if form == "f64" else np.float32)
         assert own.scales.size == values.num_scales(form, total, own.block)
 

@@ -90,7 +90,7 @@ def with_method(method: type[LearningMethod], config: MethodConfig, **own) -> Me
 def filled(memory, task: TaskData):
     """`memory` whose buffer was offered all of `task`, with logits that no model wrote."""
     rng, memory = np.random.default_rng(0), frozen(memory)
-    rehearsal.offer_(memory.buffer, task.x, task.y, rng.normal(size=(len(task.y), INPUTS.num_classes)), rng)
+    rehearsal.offer_(memory.buffer, task.x, task.y, rng.normal(size=(len(task.y), INPUTS.num_classes)), rng=rng)
     return memory
 
 

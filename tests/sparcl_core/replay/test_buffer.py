@@ -13,7 +13,7 @@ def offer_numbers(buffer, numbers, rng):
     """Offer samples that can be told apart: number n is everywhere in its input, label and logits."""
     numbers = np.asarray(numbers)
     x = np.broadcast_to(numbers[:, None, None, None], (len(numbers), *SHAPE)).astype(np.uint8)
-    offer_(buffer, x, numbers, np.repeat(numbers[:, None] + 0.5, 3, axis=1), rng)
+    offer_(buffer, x, numbers, np.repeat(numbers[:, None] + 0.5, 3, axis=1), rng=rng)
 
 
 def filled(offers, capacity, seed=0, batch=1):

@@ -54,7 +54,7 @@ def test_what_is_removed_equals_the_slow_reference_stage_by_stage(criterion, cas
             score = [oracles.ddr_forgetting(b, column) for b, column in zip(before, columns, strict=True)]
         kept = oracles.ddr_kept(kept, score, labels.tolist(), case["batch_size"], case["share"], stage, stages)
         before = [column[-1] for column in columns]
-        state = remove(watch(state, history), labels, case["batch_size"], config, case["epochs"])
+        state = remove(watch(state, history), labels, case["batch_size"], config, epochs=case["epochs"])
         assert state.kept.tolist() == kept
 
 
@@ -65,7 +65,7 @@ def test_protected_samples_stay_and_removed_ones_never_come_back(criterion, case
     state = start(labels.size)
     for done, history in enumerate(case["histories"], 1):
         before = state.kept
-        state = remove(watch(state, history), labels, case["batch_size"], config, case["epochs"])
+        state = remove(watch(state, history), labels, case["batch_size"], config, epochs=case["epochs"])
         assert not (state.kept & ~before).any()
         assert state.kept.sum() >= min(case["batch_size"], labels.size / 4)
         assert set(labels[state.kept]) == set(labels)
@@ -90,7 +90,7 @@ def test_the_papers_removal_is_750_of_10000_samples_at_epochs_5_10_15_and_20():
     state, labels, gone, epochs_of_removal = start(size), np.arange(size) % 2, [], []
     for epoch in range(50):
         if is_due(state, config, epoch, 50):
-            state = remove(state, labels, 32, config, 50)
+            state = remove(state, labels, 32, config, epochs=50)
             gone.append(int((~state.kept).sum()))
             epochs_of_removal.append(epoch)
         observe_(state, np.flatnonzero(state.kept), np.ones(int(state.kept.sum()), dtype=bool))
@@ -103,7 +103,7 @@ def test_the_papers_removal_trains_on_a_share_of_0_775():
     config, state, labels, trained = DDRConfig(), start(1000), np.arange(1000) % 2, 0
     for epoch in range(50):
         if is_due(state, config, epoch, 50):
-            state = remove(state, labels, 32, config, 50)
+            state = remove(state, labels, 32, config, epochs=50)
         kept = np.flatnonzero(state.kept)
         observe_(state, kept, np.ones(kept.size, dtype=bool))
         trained += kept.size
@@ -132,7 +132,7 @@ def test_only_the_samples_of_a_batch_are_recorded():
 def test_statistics_are_reset_after_a_stage():
     rng, labels = np.random.default_rng(0), np.arange(20) % 2
     state = watch(start(20), rng.random((5, 20)) < 0.5)
-    after = remove(state, labels, 4, DDRConfig(), 10)
+    after = remove(state, labels, 4, DDRConfig(), epochs=10)
     for name in ("misses", "forgotten", "passes", "learned"):
         assert getattr(state, name).any() and not getattr(after, name).any(), name
 
@@ -140,7 +140,7 @@ def test_statistics_are_reset_after_a_stage():
 def test_misclassified_removes_what_was_missed_least():
     # misses 0, 2, 1, 0 over two passes; half of the four samples goes: the two that were always right
     history = np.array([[True, False, True, True], [True, False, False, True]])
-    after = remove(watch(start(4), history), np.array([0, 0, 1, 1]), 1, DDRConfig(remove=0.5, cut=0.1), 10)
+    after = remove(watch(start(4), history), np.array([0, 0, 1, 1]), 1, DDRConfig(remove=0.5, cut=0.1), epochs=10)
     assert after.kept.tolist() == [False, True, True, False]
 
 
@@ -148,29 +148,29 @@ def test_forgetting_counts_a_sample_that_was_never_right_as_the_maximum():
     # sample 0: never right. 1: right, wrong, right = one event. 2: wrong, right, right = none. 3: right, wrong, wrong = one.
     history = np.array([[0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 1, 0]], dtype=bool)
     config = DDRConfig(remove=0.75, cut=0.1, criterion="forgetting")
-    after = remove(watch(start(4), history), np.array([0, 0, 0, 0]), 1, config, 10)
+    after = remove(watch(start(4), history), np.array([0, 0, 0, 0]), 1, config, epochs=10)
     assert after.kept.tolist() == [True, False, False, False]
     config = DDRConfig(remove=0.25, cut=0.1, criterion="forgetting")
-    after = remove(watch(start(4), history), np.array([0, 0, 0, 0]), 1, config, 10)
+    after = remove(watch(start(4), history), np.array([0, 0, 0, 0]), 1, config, epochs=10)
     assert after.kept.tolist() == [True, True, False, True]
 
 
 def test_of_equal_scores_the_lower_index_goes_first():
-    after = remove(start(8), np.zeros(8), 1, DDRConfig(remove=0.5, cut=0.1), 10)
+    after = remove(start(8), np.zeros(8), 1, DDRConfig(remove=0.5, cut=0.1), epochs=10)
     assert after.kept.tolist() == [False] * 4 + [True] * 4
 
 
 def test_the_last_sample_of_a_class_stays_and_another_goes_instead():
     # samples 0 and 1 score lowest, but 0 is the only one of class 5
     history = np.array([[True, True, False, False]])
-    after = remove(watch(start(4), history), np.array([5, 0, 0, 0]), 1, DDRConfig(remove=0.5, cut=0.1), 10)
+    after = remove(watch(start(4), history), np.array([5, 0, 0, 0]), 1, DDRConfig(remove=0.5, cut=0.1), epochs=10)
     assert after.kept.tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(("batch_size", "left"), [(3, 3), (32, 5)])
 def test_one_batch_or_a_quarter_of_the_data_is_protected(batch_size, left):
     # rho = 0.95 would leave 1 of 20; the smaller of one batch and 20 / 4 stays
-    after = remove(start(20), np.zeros(20), batch_size, DDRConfig(remove=0.95, cut=0.1), 10)
+    after = remove(start(20), np.zeros(20), batch_size, DDRConfig(remove=0.95, cut=0.1), epochs=10)
     assert after.kept.sum() == left
 
 
@@ -185,7 +185,7 @@ def test_a_stage_without_one_whole_pass_since_the_last_is_postponed():
 
 def test_only_kept_samples_need_to_be_seen():
     config, labels = DDRConfig(remove=0.5), np.zeros(8)
-    state = remove(watch(start(8), np.ones((1, 8), dtype=bool)), labels, 1, config, 10)
+    state = remove(watch(start(8), np.ones((1, 8), dtype=bool)), labels, 1, config, epochs=10)
     assert 0 < state.kept.sum() < 8
     assert not is_due(state, config, 2, 10)
     observe_(state, np.flatnonzero(state.kept), np.ones(int(state.kept.sum()), dtype=bool))
@@ -196,7 +196,7 @@ def test_no_stage_is_due_before_its_epoch_or_after_the_last():
     config, state = DDRConfig(), watch(start(40), np.ones((1, 40), dtype=bool))
     assert [is_due(state, config, epoch, 50) for epoch in (0, 4, 5)] == [False, False, True]
     for _ in range(num_stages(config, 50)):
-        state = watch(remove(state, np.arange(40) % 2, 4, config, 50), np.ones((1, 40), dtype=bool))
+        state = watch(remove(state, np.arange(40) % 2, 4, config, epochs=50), np.ones((1, 40), dtype=bool))
     assert not is_due(state, config, 49, 50)
 
 

@@ -36,8 +36,8 @@ def fresh(seed: int = 0):
 
 
 def adapt(masks, state, importance, number=1, seed=0):
-    update = plan_update("adapt", masks, state, importance, CONFIG, SPARSITY, number)
-    return update, update_masks(masks, [state], update, CONFIG, SPARSITY, seed)
+    update = plan_update("adapt", masks, state, importance, config=CONFIG, sparsity=SPARSITY, number=number)
+    return update, update_masks(masks, [state], update, config=CONFIG, sparsity=SPARSITY, seed=seed)
 
 
 def counts(masks):
@@ -104,8 +104,8 @@ def test_an_adaptation_shrinks_to_s_plus_p_and_grows_back_to_s():
 def test_an_inter_task_growth_drops_nothing_and_reaches_s_minus_p():
     masks, state, _ = fresh()
     before = {name: value.copy() for name, value in state.items()}
-    update = plan_update("grow", masks, state, {}, CONFIG, SPARSITY, 1)
-    after = update_masks(masks, [state], update, CONFIG, SPARSITY, 0)
+    update = plan_update("grow", masks, state, {}, config=CONFIG, sparsity=SPARSITY, number=1)
+    after = update_masks(masks, [state], update, config=CONFIG, sparsity=SPARSITY, seed=0)
     assert counts(after) == [70, 70]  # (1 - 0.75 + 0.1) * 200
     assert all(after[name][mask].all() for name, mask in masks.items())
     assert all(np.array_equal(state[name], before[name]) for name in state)  # grown weights begin at 0
@@ -113,8 +113,8 @@ def test_an_inter_task_growth_drops_nothing_and_reaches_s_minus_p():
 
 def test_the_first_adaptation_undoes_the_inter_task_growth():
     masks, state, importance = fresh()
-    update = plan_update("grow", masks, state, {}, CONFIG, SPARSITY, 1)
-    grown = update_masks(masks, [state], update, CONFIG, SPARSITY, 0)
+    update = plan_update("grow", masks, state, {}, config=CONFIG, sparsity=SPARSITY, number=1)
+    grown = update_masks(masks, [state], update, config=CONFIG, sparsity=SPARSITY, seed=0)
     update, after = adapt(grown, state, importance, number=2)
     assert counts(surviving(grown, update)) == [40, 40]
     assert counts(after) == [50, 50]
@@ -135,9 +135,9 @@ def test_dropped_is_what_the_slow_reference_ranks_lowest(layer, twentieths, p_tw
         {"w": mask},
         {"w": np.array(weights) * mask},
         {"w": np.array(scores, dtype=float) * mask},
-        TDMConfig(p_intra=p_intra),
-        min(sparsity, 0.99 - p_intra),
-        1,
+        config=TDMConfig(p_intra=p_intra),
+        sparsity=min(sparsity, 0.99 - p_intra),
+        number=1,
     )
     wanted = oracles.tdm_survivors(active, weights, scores, min(sparsity, 0.99 - p_intra), p_intra)
     assert surviving({"w": mask}, update)["w"].tolist() == wanted
@@ -147,13 +147,15 @@ def test_importance_is_weight_magnitude_plus_gradient_term():
     # scores |w| + I: 3, 1 + 5, 2 + 0.5, 0 + 1 and an inactive one; two of the four go (0.4 -> 2 of 5 stay)
     mask = np.array([True, True, True, True, False])
     state, importance = {"w": np.array([-3.0, 1.0, 2.0, 0.0, 0.0])}, {"w": np.array([0.0, 5.0, 0.5, 1.0, 99.0])}
-    update = plan_update("adapt", {"w": mask}, state, importance, TDMConfig(p_intra=0.2), 0.4, 1)
+    update = plan_update("adapt", {"w": mask}, state, importance, config=TDMConfig(p_intra=0.2), sparsity=0.4, number=1)
     assert update.dropped["w"].tolist() == [2, 3]
 
 
 def test_of_equally_important_weights_the_lower_flat_index_stays():
     mask = np.ones(10, dtype=bool)
-    update = plan_update("adapt", {"w": mask}, {"w": np.ones(10)}, {"w": np.zeros(10)}, TDMConfig(p_intra=0.1), 0.5, 1)
+    update = plan_update(
+        "adapt", {"w": mask}, {"w": np.ones(10)}, {"w": np.zeros(10)}, config=TDMConfig(p_intra=0.1), sparsity=0.5, number=1
+    )
     assert update.dropped["w"].tolist() == [4, 5, 6, 7, 8, 9]
 
 
@@ -161,8 +163,8 @@ def test_weights_and_residuals_are_zero_at_dropped_places_and_kept_elsewhere():
     masks, state, importance = fresh()
     residual = {name: mask.astype(np.float32) for name, mask in masks.items()}
     before = {name: value.copy() for name, value in state.items()}
-    update = plan_update("adapt", masks, state, importance, CONFIG, SPARSITY, 1)
-    after = update_masks(masks, [state, residual], update, CONFIG, SPARSITY, 0)
+    update = plan_update("adapt", masks, state, importance, config=CONFIG, sparsity=SPARSITY, number=1)
+    after = update_masks(masks, [state, residual], update, config=CONFIG, sparsity=SPARSITY, seed=0)
     for name, kept in surviving(masks, update).items():
         assert (state[name][~kept] == 0).all() and np.array_equal(state[name][kept], before[name][kept])
         assert (residual[name] == kept).all()
@@ -174,8 +176,8 @@ def test_a_weight_that_is_dropped_and_grown_back_restarts_at_zero():
     # Everything but p_intra is active: growth can only take back what was just dropped.
     mask, state = np.ones(20, dtype=bool), {"w": np.arange(1.0, 21.0)}
     config = TDMConfig(p_intra=0.25)
-    update = plan_update("adapt", {"w": mask}, state, {"w": np.zeros(20)}, config, 0.0, 1)
-    after = update_masks({"w": mask}, [state], update, config, 0.0, 0)
+    update = plan_update("adapt", {"w": mask}, state, {"w": np.zeros(20)}, config=config, sparsity=0.0, number=1)
+    after = update_masks({"w": mask}, [state], update, config=config, sparsity=0.0, seed=0)
     assert after["w"].all()
     assert state["w"].tolist() == [0.0] * 5 + list(range(6, 21))
 
@@ -183,10 +185,10 @@ def test_a_weight_that_is_dropped_and_grown_back_restarts_at_zero():
 def test_whoever_holds_the_masks_the_number_and_the_seed_redraws_the_same_growth():
     masks, state, importance = fresh()
     update, after = adapt(masks, state, importance, number=3, seed=11)
-    redone = update_masks(masks, [], MaskUpdate(3, "adapt", update.dropped), CONFIG, SPARSITY, 11)
+    redone = update_masks(masks, [], MaskUpdate(3, "adapt", update.dropped), config=CONFIG, sparsity=SPARSITY, seed=11)
     assert all(np.array_equal(after[name], redone[name]) for name in masks)
     for number, seed in ((4, 11), (3, 12)):
-        other = update_masks(masks, [], replace(update, number=number), CONFIG, SPARSITY, seed)
+        other = update_masks(masks, [], replace(update, number=number), config=CONFIG, sparsity=SPARSITY, seed=seed)
         assert any(not np.array_equal(after[name], other[name]) for name in masks)
 
 
@@ -194,11 +196,11 @@ def test_growth_falls_on_every_inactive_place_alike_dropped_ones_included():
     # 160 places are inactive after the drop, 10 grow: over 800 updates each place is expected 50 times. The statistic has
     # 159 degrees of freedom and a mean of 160 * (1 - 1/16) = 150; 221 is the 99.9 % point of chi-square(159).
     masks, state, importance = fresh()
-    update = plan_update("adapt", masks, state, importance, CONFIG, SPARSITY, 1)
+    update = plan_update("adapt", masks, state, importance, config=CONFIG, sparsity=SPARSITY, number=1)
     kept = surviving(masks, update)["fc"]
     hits = np.zeros(kept.shape)
     for number in range(800):
-        hits += update_masks(masks, [], replace(update, number=number), CONFIG, SPARSITY, 0)["fc"] & ~kept
+        hits += update_masks(masks, [], replace(update, number=number), config=CONFIG, sparsity=SPARSITY, seed=0)["fc"] & ~kept
     assert ((hits[~kept] - 50) ** 2 / 50).sum() < 221
 
 
@@ -211,7 +213,7 @@ def test_an_update_leaves_the_old_masks_alone():
 
 def test_an_update_made_for_other_masks_is_refused():
     masks, state, importance = fresh()
-    update = plan_update("adapt", masks, state, importance, CONFIG, SPARSITY, 9)
+    update = plan_update("adapt", masks, state, importance, config=CONFIG, sparsity=SPARSITY, number=9)
     other, _, _ = fresh(seed=1)
     with pytest.raises(ValueError, match="update 9 drops inactive places of conv.*other masks"):
         surviving(other, update)
@@ -224,8 +226,8 @@ def test_counts_stay_exact_and_inactive_weights_zero_through_any_run_of_updates(
     for number in range(1, 9):
         what = "grow" if number % 4 == 1 else "adapt"
         importance = {name: rng.random(shape) for name, shape in SHAPES.items()}
-        update = plan_update(what, masks, state, importance, CONFIG, SPARSITY, number)
-        masks = update_masks(masks, [state], update, CONFIG, SPARSITY, seed)
+        update = plan_update(what, masks, state, importance, config=CONFIG, sparsity=SPARSITY, number=number)
+        masks = update_masks(masks, [state], update, config=CONFIG, sparsity=SPARSITY, seed=seed)
         assert counts(masks) == ([70, 70] if what == "grow" else [50, 50])
         for name, mask in masks.items():
             assert np.count_nonzero(state[name][~mask]) == 0
@@ -245,10 +247,10 @@ def test_the_default_shares_are_used_in_updates():
     # 1000 weights at s = 0.75: 250, of which 10 are exchanged; 10 more after an inter-task growth
     masks = initial_masks({"w": (1000,)}, 0.75, 0)
     state, importance = {"w": masks["w"].astype(float)}, {"w": np.zeros(1000)}
-    update = plan_update("adapt", masks, state, importance, TDMConfig(), 0.75, 1)
+    update = plan_update("adapt", masks, state, importance, config=TDMConfig(), sparsity=0.75, number=1)
     assert update.dropped["w"].size == 10
-    grown = plan_update("grow", masks, state, {}, TDMConfig(), 0.75, 2)
-    assert update_masks(masks, [], grown, TDMConfig(), 0.75, 0)["w"].sum() == 260
+    grown = plan_update("grow", masks, state, {}, config=TDMConfig(), sparsity=0.75, number=2)
+    assert update_masks(masks, [], grown, config=TDMConfig(), sparsity=0.75, seed=0)["w"].sum() == 260
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def deltas(over: Reference, count: int, dtype=np.float64):
 
 def code(delta, residual, over=WHOLE, form="f32", stochastic=False, block=0, share=1.0):
     rng = np.random.default_rng(9) if stochastic else None
-    return code_update(delta, residual, over, form, "w", rng, block, share)
+    return code_update(delta, residual, over, form, name="w", rng=rng, block=block, share=share)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
