@@ -88,7 +88,7 @@ def test_the_estimate_knows_of_the_teacher():
 
 
 def workload_of(method: str):
-    return make_strategy(tiny_world(method)).attendance.estimates.workload
+    return make_strategy(tiny_world(method)).federation.cohorts.workload
 
 
 def test_the_teacher_is_the_model_that_came_with_the_next_task():
