@@ -170,6 +170,7 @@ def test_a_run_with_it_goes_on_to_the_bit(tmp_path, monkeypatch):
     assert (config["method"], config["softmax_temp"]) == ("own_methods:Distilled", 3.0)
 
 
+@pytest.mark.ray
 def test_workers_train_with_it_too(tmp_path):
     """The command, on Ray: worker processes import the method themselves."""
     folders = []
