@@ -5,7 +5,7 @@ import numpy as np
 from server.snapshot import Snapshot
 
 
-class StageClock:
+class MaskSchedule:
     """Task and session of a round, both from 0.
 
     By number: a task has `rounds_per_task` rounds. By reports: a task begins behind the round in which at least half of the devices say

@@ -16,7 +16,7 @@ from server.errors import FleetError
 from server.global_model.batchnorm import Observed, bounded_statistics, pooled_statistics
 from server.global_model.broadcast import Broadcast, TieredBroadcast
 from server.global_model.contribution import Contribution, Judged, judge, judge_importance
-from server.global_model.mask_schedule import StageClock
+from server.global_model.mask_schedule import MaskSchedule
 from server.global_model.masks import Diversity, LocalMasks, SharedMasks, diversity
 from server.global_model.optimizer import ServerOptimizer
 from server.global_model.settings import ModelSettings, Start
@@ -48,7 +48,7 @@ class GlobalModel:
         schedule = tdm.Schedule(method.tdm, method.sparsity, federation.task_epochs, federation.local_epochs)
         is_shared = federation.mask == "shared"
         self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
-        self.stages = StageClock(federation.rounds_per_task, settings.follows_reports)
+        self.mask_schedule = MaskSchedule(federation.rounds_per_task, settings.follows_reports)
         self.diversity: Diversity | None = None
         self.seen, self.seen_statistics, self.rollback = Seen(), Seen(), Rollback()
 
@@ -77,7 +77,7 @@ class GlobalModel:
         Returns:
             Are devices to say what they think of the masks? And why the last update was taken back, see `publish`.
         """
-        task, session = self.stages.position(server_round)
+        task, session = self.mask_schedule.position(server_round)
         surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
         wants_report = self.masking.wants_report(task, session)
         self.optimizer.drop(surviving)
@@ -113,7 +113,7 @@ class GlobalModel:
         self._follow(used)
         shown = [Observed(one.device, one.update.samples, one.statistics) for one in used if one.statistics]
         unusual = self.set_statistics(shown) if shown else []  # these are never sent: they are what the model is evaluated with
-        self.stages.advance([one.has_changed for one in used])
+        self.mask_schedule.advance([one.has_changed for one in used])
         return replace(judged, unusual=[*judged.unusual, *unusual], taken_back=taken_back)
 
     def set_statistics(self, found: list[Observed]) -> list[Unusual]:
@@ -152,7 +152,7 @@ class GlobalModel:
             **under("broadcasts", self.broadcasts.snapshot()),
             **under("optimizer", self.optimizer.snapshot()),
             **under("masking", self.masking.snapshot()),
-            **under("stages", self.stages.snapshot()),
+            **under("mask_schedule", self.mask_schedule.snapshot()),
             **under("seen", self.seen.snapshot()),
             **under("seen_statistics", self.seen_statistics.snapshot()),
             **under("rollback", self.rollback.snapshot()),
@@ -164,7 +164,7 @@ class GlobalModel:
         self.broadcasts.restore(within("broadcasts", snapshot))
         self.optimizer.restore(within("optimizer", snapshot))
         self.masking.restore(within("masking", snapshot), self.broadcast)
-        self.stages.restore(within("stages", snapshot))
+        self.mask_schedule.restore(within("mask_schedule", snapshot))
         self.seen = Seen.restored(within("seen", snapshot))
         self.seen_statistics = Seen.restored(within("seen_statistics", snapshot))
         self.rollback.restore(within("rollback", snapshot), self.weights)

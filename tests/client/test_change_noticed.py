@@ -25,7 +25,7 @@ class Followed:
     def _observe(self, record, strategy) -> None:
         if record.round:
             self.tasks[record.round] = [self.grid.device(number).task for number in range(3)]
-            self.positions[record.round] = strategy.model.stages.position(record.round + 1)
+            self.positions[record.round] = strategy.model.mask_schedule.position(record.round + 1)
             reports = [m.content["report"] for m in sorted(self.grid.received[record.round], key=lambda m: m.metadata.src_node_id)]
             self.told[record.round] = [Report.from_wire(r["control"], r["delta"], r["masks"]).has_changed for r in reports]
 

@@ -135,7 +135,7 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         *(f".federation.cohorts.conditions.batteries.{name}" for name in ("level_j", "time", "spent_j", "day")),
         *(f".federation.model.{name}" for name in ("weights", "diversity", "seen", "rollback", "broadcasts._nested_at")),
         *(f".federation.model.broadcasts.by_tier.{name}" for name in PUBLISHED),
-        *(f".federation.model.{name}" for name in ("stages.task", "stages.session", "stages.reports")),
+        *(f".federation.model.{name}" for name in ("mask_schedule.task", "mask_schedule.session", "mask_schedule.reports")),
         *(f".federation.model.{name}" for name in ("masking._reported", "masking._is_owed", "optimizer.first", "optimizer.second")),
         ".rounds.flights", ".rounds.events",
     }  # fmt: skip
@@ -143,7 +143,7 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
 
 PUBLISHED = ("held", "_masks", "version", "mask_version", "_steps", "_pending_mask")
 # what a path belongs to: an attribute of one of the parts that a strategy is made of
-PARTS_OF = "federation|rounds|ledger|exchange|cohorts|conditions|batteries|history|model|masking|optimizer|stages|broadcasts|by_tier"
+PARTS_OF = "federation|rounds|ledger|exchange|cohorts|conditions|batteries|history|model|masking|optimizer|mask_schedule|broadcasts|by_tier"
 PART = rf"(\.({PARTS_OF})(\[\d\])?)*\.\w+"
 
 
@@ -271,7 +271,7 @@ PARTS = {
     "federation/clock": "clock", "federation/exchange/held": "held", "federation/history/known": "known", "federation/history/loss": "loss",
     "federation/model/diversity": "diversity", "federation/model/broadcasts/nested": "nested", f"{BROADCAST}/versions": "versions",
     f"{BROADCAST}/steps/made": "steps/made", f"{BROADCAST}/pending/data": "data", "federation/model/masking/owed": "owed",
-    "federation/model/stages/position": "position", "rounds/text": "text",
+    "federation/model/mask_schedule/position": "position", "rounds/text": "text",
 }  # fmt: skip
 
 

@@ -404,7 +404,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_rounds_are_dealt_to_tasks(world):
     strategy = make_strategy(world)
-    assert [strategy.model.stages.position(r) for r in (1, 4, 5, 8)] == [(0, 0), (0, 3), (1, 0), (1, 3)]
+    assert [strategy.model.mask_schedule.position(r) for r in (1, 4, 5, 8)] == [(0, 0), (0, 3), (1, 0), (1, 3)]
 
 
 def test_a_task_needs_four_stages():

@@ -89,7 +89,7 @@ def test_the_estimate_knows_of_the_teacher():
 
 
 def workload_of(method: str):
-    return make_strategy(tiny_world(method)).attendance.estimates.workload
+    return make_strategy(tiny_world(method)).federation.cohorts.workload
 
 
 def test_the_teacher_is_the_model_that_came_with_the_next_task():
@@ -170,6 +170,7 @@ def test_a_run_with_it_goes_on_to_the_bit(tmp_path, monkeypatch):
     assert (config["method"], config["softmax_temp"]) == ("own_methods:Distilled", 3.0)
 
 
+@pytest.mark.ray
 def test_workers_train_with_it_too(tmp_path):
     """The command, on Ray: worker processes import the method themselves."""
     folders = []
