@@ -121,7 +121,8 @@ def encode(kind: str, layout: Layout, tensors: dict[str, Quantised], *, model_ve
             scales = tensor.scales.astype("<u2" if tensor.form != "f16" else np.uint8).tobytes()
             head += (varint(tensor.block) if tensor.form in values.LIMIT else b"") + scales
         everything += own
-        tally.add(name, where.bits if where else 0, sum(part.bits for part in codes), sum(len(part.stated) for part in own), len(scales))
+        ideal = where.bits if where else 0, sum(part.bits for part in codes)
+        tally.add(name, *ideal, stated=sum(len(part.stated) for part in own), scales=len(scales))
         last = order[name]
     body = head + parts.write(everything)
     body += struct.pack("<I", zlib.crc32(body))
@@ -163,7 +164,8 @@ def decode(payload: bytes, layout: Layout, masks: dict[str, np.ndarray]) -> Payl
         bits = [bits for _, bits in own]
         tensors[section.name] = section.tensor([own.pop(0)[0] for _ in section.expected])
         stated = sum(len(part.table.data) for part in section.expected if part.table)
-        tally.add(section.name, sum(bits[: section.lists]), sum(bits[section.lists :]), stated, section.scale_bytes)
+        lists, values = sum(bits[: section.lists]), sum(bits[section.lists :])
+        tally.add(section.name, lists, values, stated=stated, scales=section.scale_bytes)
     return Payload(KINDS[kind], model_version, mask_version, tensors, tally.sizes(KINDS[kind], len(payload), head))
 
 
@@ -252,7 +254,7 @@ class _Tally:
         self.values = self.positions = self.rest = 0.0
         self.stated = 0
 
-    def add(self, name: str, positions: float, values: float, stated: int, scales: int) -> None:
+    def add(self, name: str, positions: float, values: float, *, stated: int, scales: int) -> None:
         """One section: ideal bits (tables included) of its parts, bytes of its tables, bytes of its scales."""
         self.stated += stated + scales
         if name in self.layout.masked:
