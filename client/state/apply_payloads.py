@@ -1,4 +1,9 @@
-"""The payloads of an instruction, applied: `follow` to a model, which many devices share, `bring` to what a device has of its own."""
+"""What a device does with the payloads of an instruction, in two halves.
+
+`follow` applies them to the model that the device held, and gives the new model: the same for all devices that held the same one, so it is
+done once for all of them (`client.state.model_cache`). `bring` then changes what belongs to one device alone: what encoding has lost so far
+is forgotten where a mask update dropped the weight.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

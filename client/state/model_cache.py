@@ -1,4 +1,8 @@
-"""What every device of a process goes through alike, done once: a model loaded, an instruction's payloads decoded and applied."""
+"""A worker process simulates many devices, and most of them hold the same model and receive the same payloads.
+
+So a model is loaded from its bytes once per process, and payloads are decoded and applied to it once; every further device that comes with
+the same bytes gets the result from here.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""What happens to a device while it works: how long a round takes it, what it costs, and what may cut it short."""
+"""The physical side of a device's round: how long its work takes, and what may end it early.
+
+Work is cut short when the device goes offline, when it fails, or when its battery is empty, whichever comes first.
+"""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,8 @@
-"""Where in a task the fleet is, for the schedule of shared masks: by the number of the round, or by what devices say."""
+"""When shared masks change depends on how far the fleet is in its task; here is how the server knows that.
+
+Either from the number of the round, as tasks have a fixed number of rounds, or, where devices find out by themselves that their task has
+changed, from their reports.
+"""
 
 import numpy as np
 
@@ -8,8 +12,9 @@ from server.snapshot import Snapshot
 class MaskSchedule:
     """Task and session of a round, both from 0.
 
-    By number: a task has `rounds_per_task` rounds. By reports: a task begins behind the round in which at least half of the devices say
-    that theirs has changed, or with which, where changes come one by one, as many have said so since the last one as a round has devices.
+    By number: a task has `rounds_per_task` rounds. By reports: a new task begins after a round in which at least half of the devices say
+    that theirs has changed. Where changes come one device at a time, it begins when as many reports have come in since the last task
+    began as a round has devices.
     The stages of a task whose end nobody noticed go on, and behind the last one the masks rest.
     """
 

@@ -1,4 +1,7 @@
-"""Devices at work: what they were sent, what they will report and what becomes of them; as arrays for a checkpoint between two rounds."""
+"""Devices at work: what each was sent, what it will report, and what becomes of it on the virtual clock.
+
+In the buffered modes devices work across the ends of rounds, so a checkpoint has them, as arrays.
+"""
 
 import json
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""What the server has seen of each device, and what it goes by when it chooses."""
+"""What the server remembers of each device from earlier rounds; policies and estimates go by it."""
 
 import numpy as np
 

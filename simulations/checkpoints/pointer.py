@@ -1,4 +1,7 @@
-"""What says which checkpoint counts: a small JSON file that vouches for all others, and for whose they are."""
+"""The small JSON file that says which checkpoint of a run counts.
+
+It has size and checksum of every file that the checkpoint is made of, and says to which run they belong.
+"""
 
 import hashlib
 import json
