@@ -4,9 +4,9 @@ Virtual time is in seconds, a float from 0 = Monday 00:00 UTC. A device in the t
 begins at d * DAY - o. Hours of settings are rounded to whole seconds, so that the edges of windows are exact in float64.
 
 Draws: u(key, device, index), uniform in [0, 1). They are a hash of these three, because a generator for each device and day would cost a
-fleet of 100,000 devices as many digests a call. The hash is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014):
-every device has a stream of its own, whose state is mix(key + (device + 1) G), and the draw is the upper 53 bits of
-mix(state + (index + 1) G). The key is 64 bits of `generator(seed, *address)`. So a draw is a function of (seed, address, device, index)
+fleet of 100,000 devices as many digests a call. The hash is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014): every device has a stream of its own, whose state is mix(key + (device + 1) G), and the draw is the upper 53 bits
+of mix(state + (index + 1) G). The key is 64 bits of `generator(seed, *address)`. So a draw is a function of (seed, address, device, index)
 and of nothing else: not of the other devices of a call, nor of their order.
 """
 
