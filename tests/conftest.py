@@ -1,12 +1,14 @@
 """One torch thread, examples that are the same in every run, and what becomes of the suite when two processes share it."""
 
 import gc
+import signal
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("fixed")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: jobs in the background of a script ignore it
 
 
 @pytest.fixture(scope="session", autouse=True)

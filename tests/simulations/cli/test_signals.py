@@ -51,9 +51,8 @@ def stopped(
     """
 
     def before() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever those ignore who run the tests
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
     text = COMMAND.format(patience=patience, clean_up=clean_up, again=again)
     with subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1, stderr=-1, text=True, preexec_fn=before) as process:
