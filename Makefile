@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest
 JOBS ?= auto
 # Files of tests are dealt out to as many processes as there are cores; what starts a Ray stays in one of them: see tests/conftest.py.
-SHARED := -n $(JOBS) --maxprocesses 4 --dist loadgroup
+SHARED := -n $(JOBS) --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-fast test-rare test-slow test-network test-sanitize bench bench-engine bench-scale bench-kernels bench-costs bench-scenarios lint clean
 

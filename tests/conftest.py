@@ -2,6 +2,8 @@
 
 import gc
 import signal
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -19,13 +21,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
+@cache
+def starts_ray(file: Path) -> bool:
+    """Is a test in it marked so?"""
+    return "pytest.mark.ray" in file.read_text()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a Ray comes first, since it takes longest, and stays in one process: two Rays at a time would want the same cores."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """What starts a Ray comes first, since it takes longest."""
+    items.sort(key=lambda item: not starts_ray(item.path))
 
 
 def pytest_collection_finish() -> None:
@@ -36,12 +40,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """All tests of a file go to one process, in order, since they share what is costly to make; those of a group as well."""
-    from xdist.scheduler import LoadGroupScheduling
+    """All tests of a file go to one process, in order, since they share what is costly to make. Files that start a Ray go to the same one:
+    two Rays at a time would want the same cores."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    class Files(LoadGroupScheduling):
+    class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return super()._split_scope(nodeid).partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "ray" if starts_ray(config.rootpath / file) else file
 
     config.option.loadscopereorder = False  # the order is that of the files, but for what comes first
     return Files(config, log)
