@@ -51,3 +51,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
     config.option.loadscopereorder = False  # the order is that of the files, but for what comes first
     return Files(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Tests hand around text with lone surrogates. Where one fails, its report must still reach the process that shows it."""
+    report = yield
+    if report.longrepr is not None and not str(report.longrepr).isascii():
+        report.longrepr = str(report.longrepr).encode(errors="backslashreplace").decode()
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
