@@ -16,7 +16,8 @@ from server.rounds.federation import Federation
 from server.strategy import SparCLStrategy
 from simulations.config.experiment import Experiment
 from simulations.data.partition import make_streams
-from simulations.data.sources import Dataset, load_data
+from simulations.data.raw import Dataset
+from simulations.data.sources import load_data
 from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.build import make_cohorts

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from server.app import Evaluation
-from simulations.data.sources import Raw
+from simulations.data.raw import Raw
 from sparcl_core.domains import Domains
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner

@@ -10,7 +10,8 @@ from client.streams.stream import Streams
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
 from simulations.data.partition import make_streams
-from simulations.data.sources import Dataset, load_data
+from simulations.data.raw import Dataset
+from simulations.data.sources import load_data
 from simulations.data.task_order import check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.profiles import load_profile

@@ -116,8 +116,10 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
             model = MLP(input_shape, num_classes, config.width)
         elif config.name == "cnn":
             model = CNN(input_shape, num_classes, config.width, config.hidden)
-        else:
+        elif config.name == "resnet18":
             model = _resnet18(input_shape, num_classes, config.width)
+        else:
+            raise NotImplementedError(f"model.name {config.name!r} is a name without a network: build_model needs a branch for it")
     return model.to(DTYPES[config.dtype], memory_format=torch.channels_last)
 
 

@@ -60,3 +60,10 @@ def test_modules_that_are_named_in_code_quotes_exist(source):
         if not re.search(rf"\b{last}\b", file.read_text()):
             missing.append(dotted)
     assert not missing, f"{name(source)} names {sorted(missing)}"
+
+
+@pytest.mark.parametrize("page", TODAY, ids=name)
+def test_make_has_the_targets_that_a_page_names(page):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^    )make ([\w-]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets, f"{name(page)} names {sorted(named - targets)}"

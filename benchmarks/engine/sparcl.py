@@ -14,7 +14,7 @@ from simulations.build import World, choose_kernels, make_roster, make_strategy
 from simulations.client_app import client_app
 from simulations.config.loading import from_tree
 from simulations.data.partition import make_streams
-from simulations.data.sources import Dataset, Raw
+from simulations.data.raw import Dataset, Raw
 from sparcl_core.inputs import InputSpec
 from sparcl_core.models import ModelConfig
 

@@ -25,7 +25,7 @@ from server.fleet.local_time import HOUR, MINUTE, check_daily_window, check_time
 from sparcl_core.seeding import generator
 
 KINDS = ("always", "bernoulli", "diurnal", "trace")
-LEAST = 0.001  # a device that is there less often than one time in a thousand would seldom be found within `presence.FAR`
+LEAST = 0.001  # a device that is there less often than one time in a thousand would seldom be found within `.availability_rules.FAR`
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ def make_availability(config: AvailabilityConfig, devices: int, seed: int) -> Av
         )
     elif config.kind == "trace":
         inner = read_trace(config.trace, devices)
-    else:
+    elif config.kind == "always":
         inner = Always()
+    else:
+        raise NotImplementedError(f"availability.kind {config.kind!r} is a name without a rule: make_availability needs a branch for it")
     if config.join_hours == 0 and config.leave_share == 0:
         return inner
     join = generator(seed, "availability", "join").random(devices) * config.join_hours * HOUR

@@ -142,7 +142,9 @@ def choose(
     noise = rng.standard_exponential(len(candidates))
     if config.policy == "energy":
         return np.sort(_draw(able, candidates.charge, noise, size))
-    return _oort(config, candidates, size, noise, server_round=server_round, deadline_s=deadline_s)
+    if config.policy == "oort":
+        return _oort(config, candidates, size, noise, server_round=server_round, deadline_s=deadline_s)
+    raise NotImplementedError(f"selection.policy {config.policy!r} is a name without a draw: choose needs a branch for it")
 
 
 def utility(config: SelectionConfig, candidates: Candidates, server_round: int, deadline_s: float = math.inf) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch
 from simulations.build import choose_kernels
 from simulations.config.experiment import Experiment
 from simulations.config.sections import StreamConfig
-from simulations.data.sources import Dataset, Raw
+from simulations.data.raw import Dataset, Raw
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Flops
 from sparcl_core.costs.memory import activation_bytes

@@ -36,7 +36,7 @@ class DataConfig:
     def __post_init__(self):
         if self.name == "parquet" and not self.path:
             raise ValueError("name is 'parquet', but path is empty: set data.path to a folder with train.parquet and test.parquet")
-        if self.name == "digits" and self.id_column:
+        if self.name != "parquet" and self.id_column:
             raise ValueError(
                 f"id_column is {self.id_column!r}: the built-in digits do not say who wrote them; leave it empty, or set data.name=parquet"
             )

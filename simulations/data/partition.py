@@ -10,7 +10,7 @@ from client.streams.stream import DrawnStreams, SplitStreams, Streams
 from simulations.config.errors import ConfigError
 from simulations.config.sections import StreamConfig
 from simulations.data.flwr_partitioners import natural_owners, owners
-from simulations.data.sources import Dataset
+from simulations.data.raw import Dataset
 from simulations.data.task_order import arranged, check_data
 from sparcl_core.seeding import generator
 

@@ -1,12 +1,12 @@
 """Raw data to arrays. `digits` is built in, `parquet` reads a local folder.
 
-A further source is one function from (config, seed) to `Raw`, entered in SOURCES and in `DataConfig.name`. Its labels may be any integers.
+A further source is one function from (config, seed) to `Raw`, entered in SOURCES and in `DataConfig.name`; see docs/extending.md.
 """
 
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +14,9 @@ import numpy as np
 from simulations.config.errors import ConfigError
 from simulations.config.sections import DataConfig
 from simulations.data.classes import number_classes, tell_missing
+from simulations.data.raw import Dataset, Raw
 from sparcl_core.inputs import InputSpec
 from sparcl_core.seeding import generator
-
-
-@dataclass(frozen=True)
-class Raw:
-    """x: [N, C, H, W] uint8, y: [N] int64, ids: [N] int64, whose sample it is; None if the source does not say."""
-
-    train_x: np.ndarray
-    train_y: np.ndarray
-    test_x: np.ndarray
-    test_y: np.ndarray
-    train_ids: np.ndarray | None = None
-
-    def training(self, rows: np.ndarray) -> "Raw":
-        """With these training samples only; `rows`: [n] int64."""
-        ids = None if self.train_ids is None else self.train_ids[rows]
-        return replace(self, train_x=self.train_x[rows], train_y=self.train_y[rows], train_ids=ids)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Arrays ready for use, and what a model must know of them.
-
-    Attributes:
-        raw: y in 0 .. classes - 1.
-        inputs: normalisation from the training part.
-        labels: of each class, as the source has it; empty: the same numbers.
-    """
-
-    raw: Raw
-    inputs: InputSpec
-    labels: tuple[int, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return self.inputs.num_classes
 
 
 @functools.lru_cache(1)  # the start of a run asks for the shape of its inputs, then for the data

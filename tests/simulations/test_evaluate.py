@@ -6,7 +6,7 @@ from tiny_learning import start, tiny_method
 
 from server.app import Evaluation
 from simulations import evaluate
-from simulations.data.sources import Raw
+from simulations.data.raw import Raw
 from simulations.evaluate import Evaluator
 
 LABELS = np.array([0, 1, 1, 1, 2, 3, 3])

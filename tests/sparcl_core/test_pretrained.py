@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny_learning
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
@@ -12,7 +13,7 @@ from tiny_learning import assert_same, start, tiny_method
 from sparcl_core.pretrained import MOST_NAMED, digest
 from sparcl_core.sparsity.masks import apply_masks_
 
-MODELS = ["mlp", "cnn", "resnet18"]
+MODELS = list(tiny_learning.MODELS)
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 

@@ -16,7 +16,8 @@ from simulations.config.errors import ConfigError
 from simulations.config.experiment import DataConfig, StreamConfig
 from simulations.data import flwr_partitioners
 from simulations.data.partition import make_streams
-from simulations.data.sources import Dataset, Raw, load_data
+from simulations.data.raw import Dataset, Raw
+from simulations.data.sources import load_data
 from sparcl_core.inputs import InputSpec
 from sparcl_core.seeding import generator
 

@@ -10,7 +10,7 @@ from client.streams.stream import DrawnStreams, SplitStreams
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import StreamConfig
 from simulations.data.partition import make_streams, task_classes
-from simulations.data.sources import Dataset, Raw
+from simulations.data.raw import Dataset, Raw
 from sparcl_core.inputs import InputSpec
 
 

@@ -11,7 +11,8 @@ from simulations.config.errors import ConfigError
 from simulations.config.experiment import DataConfig, StreamConfig
 from simulations.config.loading import from_tree
 from simulations.data.partition import make_streams, stream_classes
-from simulations.data.sources import Dataset, Raw, load_data
+from simulations.data.raw import Dataset, Raw
+from simulations.data.sources import load_data
 from simulations.data.task_order import make_domains, task_sequences
 from sparcl_core.inputs import InputSpec
 from sparcl_core.seeding import generator
