@@ -1,6 +1,6 @@
-"""Averaging sparse updates: what holds whatever the rule. Pure functions, sums over devices in the order given, in float64.
+"""Averaging sparse updates by a rule, and what is done around every rule. Pure functions, sums over devices in the order given, in float64.
 
-The rule says what becomes of a coordinate that devices hold (`rule`, with the notation used here). Beside it:
+The rule says what becomes of a coordinate that devices hold (`rule`, with the notation used here). What it is given:
 
 An update that is old has a weight s_k < 1 (asynchronous rounds). With `stale = "shrink"` d_kj counts as s_k d_kj and all else stays: a
 round of old updates moves the model less, as FedBuff's sum of s_k d_k over K (Nguyen et al., AISTATS 2022, Algorithm 1; its K updates
@@ -22,7 +22,7 @@ all means (`count-mean` without the weights), at the cost of the values sent and
 import numpy as np
 
 from server.aggregation.config import RULES, AggregationConfig
-from server.aggregation.rule import Changes, Support
+from server.aggregation.rule import Changes, Rule, Support
 from server.aggregation.update import Update
 from sparcl_core.codec import Layout
 from sparcl_core.sparsity.masks import State
@@ -40,10 +40,10 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, classifie
     Raises:
         ValueError: if there is no update, they are out of order, all samples are 0, or a device sent a value where its mask is off.
     """
-    rule = RULES[config.rule]
+    rule = RULES[config.rule](config)
     updates = rule.chosen(_in_order(updates))
-    counts = _counts(updates, config)
-    steps = counts if config.stale == "normalise" else [count * update.weight for count, update in zip(counts, updates, strict=True)]
+    counts = _counts(rule, updates, config)
+    scales = [1.0 if config.stale == "normalise" else update.weight for update in updates]
     tau = config.shrinkage * sum(counts)
     result = {}
     for name, shape in layout.shapes.items():
@@ -51,7 +51,10 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, classifie
         rows = support.electorate.shape[0]
         extent = (rows, layout.size(name) // rows)
         old = weights[name].reshape(extent)
-        u = rule.combine(Changes(name, extent, updates, steps, support, old, tau, layout))
+        changes = Changes(
+            name=name, shape=extent, updates=updates, counts=counts, scales=scales, support=support, old=old, tau=tau, layout=layout
+        )
+        u = rule.combine(changes)
         unheld = support.holders < config.min_votes
         np.copyto(u, 0.0, where=unheld)
         if config.unheld == "zero" and name in layout.masked - layout.statistics:
@@ -64,8 +67,9 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, classifie
 
 def voted(updates: list[Update], layout: Layout, classifier: tuple[str, ...], config: AggregationConfig) -> dict[str, np.ndarray]:
     """Which coordinates at least `min_votes` devices count for: bool arrays in the layout's shapes. Arguments as in `mean_update`."""
-    updates = RULES[config.rule].chosen(_in_order(updates))
-    counts = _counts(updates, config)
+    rule = RULES[config.rule](config)
+    updates = rule.chosen(_in_order(updates))
+    counts = _counts(rule, updates, config)
     result = {}
     for name, shape in layout.shapes.items():
         support = Support.of(name, updates, counts, layout, row_voting=config.row_voting and name in classifier)
@@ -84,9 +88,9 @@ def _in_order(updates: list[Update]) -> list[Update]:
     return updates
 
 
-def _counts(updates: list[Update], config: AggregationConfig) -> list[float]:
+def _counts(rule: Rule, updates: list[Update], config: AggregationConfig) -> list[float]:
     """n_k by device, by the rule; times s_k where weights are normalised."""
-    counts = [RULES[config.rule].count(update) for update in updates]
+    counts = [rule.count(update) for update in updates]
     if config.stale == "normalise":
         return [count * update.weight for count, update in zip(counts, updates, strict=True)]
     return counts

@@ -9,12 +9,12 @@ from server.aggregation.masked_mean import MaskedMean
 from server.aggregation.rule import Rule
 from server.aggregation.zero_filled import ZeroFilled
 
-RULES: dict[str, Rule] = {"masked-mean": MaskedMean(), "zero-filled": ZeroFilled(), "count-mean": CountMean()}
+RULES: dict[str, type[Rule]] = {"masked-mean": MaskedMean, "zero-filled": ZeroFilled, "count-mean": CountMean}
 
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """Settings of the average; the formulas stand with the rules, what holds for all of them in `server.aggregation.average`.
+    """Settings of the average; the formulas stand with the rules, what is done around them in `server.aggregation.average`.
 
     Attributes:
         rule: `masked-mean`, `zero-filled` or `count-mean`.

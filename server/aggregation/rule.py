@@ -5,13 +5,15 @@ holds j and, in a classifier with row voting, it has seen the class of j's row; 
 old has a weight s_k < 1 (asynchronous rounds, `AggregationConfig.stale`).
 
 A rule sees a whole round in `chosen`, where one that compares devices (Krum) leaves some out, and each tensor in `combine`, where one
-that compares coordinates (a median) looks at every device's values. What holds for all rules stands in `average`: coordinates that too
-few devices hold, and the server's own value as one more holder.
+that compares coordinates (a median) looks at every device's values. What is done around every rule stands in `average`: coordinates that
+too few devices hold. Old updates, the server's own value as one more holder, and who holds what are the rule's to heed; the methods of
+`Changes` have them worked out.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +67,8 @@ class Changes:
     Attributes:
         name: of the tensor; shape: [rows, width], as `support` sees it.
         updates: in device order.
-        steps: what each change counts: n_k s_k, or n_k alone where s_k is in it already.
+        counts: n_k of each, or n_k s_k where weights are normalised.
+        scales: what becomes of each change before it counts: s_k, or 1 where s_k is in n_k already.
         support: who holds what.
         old: [rows, width], the server's tensor w, any float dtype.
         tau: the weight of the server's own value, as one more holder.
@@ -75,14 +78,15 @@ class Changes:
     name: str
     shape: tuple[int, int]
     updates: list[Update]
-    steps: list[float]
+    counts: list[float]
+    scales: list[float]
     support: Support
     old: np.ndarray
     tau: float
     layout: Layout
 
     def each(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Per update what of it counts: flat places and values; none where it did not change the tensor.
+        """Per update what it sent that counts: flat places, and values d_kj as they came; none where it did not change the tensor.
 
         Raises:
             ValueError: if a device sent a value where its mask is off.
@@ -102,16 +106,37 @@ class Changes:
             yield places, values
 
     def total(self) -> np.ndarray:
-        """sum_k steps_k v_kj d_kj, [rows, width] float64, at the cost of the values sent."""
+        """sum_k n_k s_k v_kj d_kj, [rows, width] float64, at the cost of the values sent."""
         sums = np.zeros(self.shape)
         flat = sums.reshape(-1)
-        for (places, values), step in zip(self.each(), self.steps, strict=True):
-            flat[places] += np.multiply(values, step, dtype=np.float64)  # float32 values would be multiplied in float32
+        for (places, values), count, scale in zip(self.each(), self.counts, self.scales, strict=True):
+            flat[places] += np.multiply(values, count * scale, dtype=np.float64)  # float32 values would be multiplied in float32
         return sums
+
+    def held(self) -> np.ndarray:
+        """s_k d_kj of every device, [K, rows, width] float64: NaN where v_kj = 0, and 0 where a holder sent nothing.
+
+        For rules that look at coordinates device by device; takes K times the memory of the tensor.
+        """
+        found = np.zeros((len(self.updates), *self.shape))
+        for own, update, scale, (places, values) in zip(found, self.updates, self.scales, self.each(), strict=True):
+            own.reshape(-1)[places] = np.multiply(values, scale, dtype=np.float64)
+            if (mask := mask_of(update, self.name, self.layout)) is not None:
+                own[~mask.reshape(self.shape)] = np.nan
+            if self.support.row_voting:
+                own[~update.seen] = np.nan
+        return found
 
 
 class Rule(ABC):
-    """An averaging rule. It has no state: a round is combined as if there had been none before."""
+    """An averaging rule. It has no state: a round is combined as if there had been none before.
+
+    Attributes:
+        settings: the `AggregationConfig`, for rules that read more of it than their name.
+    """
+
+    def __init__(self, settings: Any):
+        self.settings = settings
 
     def count(self, update: Update) -> float:
         """n_k: what a device counts beside the others."""

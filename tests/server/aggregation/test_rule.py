@@ -21,14 +21,10 @@ class Median(Rule):
     """Coordinate-wise median over the holders (Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018)."""
 
     def combine(self, changes: Changes) -> np.ndarray:
-        values = np.full((len(changes.updates), *changes.shape), np.nan)
-        for own, update, (places, changed) in zip(values, changes.updates, changes.each(), strict=True):
-            mask = None if update.masks is None else update.masks.get(changes.name)
-            own.reshape(-1)[:] = 0.0 if mask is None else np.where(mask.reshape(-1), 0.0, np.nan)
-            own.reshape(-1)[places] = changed
-        held = ~np.isnan(values).all(0)
+        held = changes.held()
+        some = ~np.isnan(held).all(0)
         result = np.zeros(changes.shape)
-        result[held] = np.nanmedian(values[:, held], axis=0)
+        result[some] = np.nanmedian(held[:, some], axis=0)
         return result
 
 
@@ -47,19 +43,19 @@ class Nearest(MaskedMean):
         return list(min(combinations(updates, 2), key=lambda pair: apart(*pair)))
 
 
-def update(device: int, value: float, holds=(1, 1, 1, 1)) -> Update:
+def update(device: int, value: float, holds=(1, 1, 1, 1), seen=(1, 1), weight: float = 1.0) -> Update:
     mask = np.array(holds, bool)
     places = np.flatnonzero(mask)
     hidden = SparseTensor(places, np.full(places.size, value, np.float32))
     rows = SparseTensor(np.arange(4), np.full(4, value, np.float32))
-    return Update(device, 10, np.ones(2, bool), {"hidden": hidden, "rows": rows}, {"hidden": mask.reshape(2, 2)})
+    return Update(device, 10, np.array(seen, bool), {"hidden": hidden, "rows": rows}, {"hidden": mask.reshape(2, 2)}, weight)
 
 
 @pytest.fixture
 def rule(monkeypatch):
-    def use(own: Rule) -> AggregationConfig:
+    def use(own: type[Rule], **settings) -> AggregationConfig:
         monkeypatch.setitem(RULES, "own", own)
-        return AggregationConfig(rule="own")
+        return AggregationConfig(rule="own", **settings)
 
     return use
 
@@ -67,26 +63,47 @@ def rule(monkeypatch):
 def test_a_median_over_the_holders(rule):
     """Of 1, 2 and 100 the median is 2; where the third does not hold it, that of 1 and 2 is 1.5."""
     updates = [update(0, 1.0), update(1, 2.0), update(2, 100.0, holds=(1, 0, 1, 1))]
-    found = mean_update(updates, ZERO, LAYOUT, (), config=rule(Median()))
+    found = mean_update(updates, ZERO, LAYOUT, (), config=rule(Median))
     assert found["hidden"].tolist() == [[2.0, 1.5], [2.0, 2.0]] and (found["rows"] == 2.0).all()
+
+
+def test_who_has_not_seen_a_class_is_no_holder_of_its_row(rule):
+    """Only the third has seen class 1: its 9 is the median there, and 3 that of 1, 3 and 9 elsewhere."""
+    updates = [update(0, 1.0, seen=(1, 0)), update(1, 3.0, seen=(1, 0)), update(2, 9.0)]
+    assert mean_update(updates, ZERO, LAYOUT, ("rows",), config=rule(Median))["rows"].tolist() == [[3.0, 3.0], [9.0, 9.0]]
+
+
+@pytest.mark.parametrize(("stale", "median"), [("shrink", 2.0), ("normalise", 4.0)])
+def test_old_updates_are_scaled_before_a_rule_sees_them(rule, stale, median):
+    """2, and twice 4 of weight 1/2: shrunk they are 2, 2 and 2; where weights are normalised a median, which has none, sees 2, 4 and 4."""
+    updates = [update(0, 2.0), update(1, 4.0, weight=0.5), update(2, 4.0, weight=0.5)]
+    assert (mean_update(updates, ZERO, LAYOUT, (), config=rule(Median, stale=stale))["hidden"] == median).all()
+
+
+def test_a_rule_reads_its_settings(rule):
+    class Scaled(MaskedMean):
+        def combine(self, changes: Changes) -> np.ndarray:
+            return super().combine(changes) * self.settings.clip
+
+    assert (mean_update([update(0, 2.0)], ZERO, LAYOUT, (), config=rule(Scaled, clip=3.0))["hidden"] == 6.0).all()
 
 
 def test_what_nobody_holds_stays_whatever_the_rule(rule):
     updates = [update(0, 1.0, holds=(1, 0, 0, 0)), update(1, 3.0, holds=(1, 0, 0, 0))]
-    assert mean_update(updates, ZERO, LAYOUT, (), config=rule(Median()))["hidden"].tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    assert mean_update(updates, ZERO, LAYOUT, (), config=rule(Median))["hidden"].tolist() == [[2.0, 0.0], [0.0, 0.0]]
 
 
 def test_a_rule_that_leaves_devices_out_leaves_out_their_votes(rule):
     """Of 1, 2 and 100 the first two are nearest: their mean is 1.5, and what only the third holds is unheld."""
     updates = [update(0, 1.0, holds=(1, 1, 1, 0)), update(1, 2.0, holds=(1, 1, 1, 0)), update(2, 100.0)]
-    config = rule(Nearest())
+    config = rule(Nearest)
     assert mean_update(updates, ZERO, LAYOUT, (), config=config)["hidden"].tolist() == [[1.5, 1.5], [1.5, 0.0]]
     assert voted(updates, LAYOUT, (), config)["hidden"].tolist() == [[True, True], [True, False]]
 
 
 def test_a_fleet_is_trained_with_it(monkeypatch):
     """With local masks, so that supports differ: all weights are finite, and they are not those of the mean."""
-    monkeypatch.setitem(RULES, "masked-mean", Median())
+    monkeypatch.setitem(RULES, "masked-mean", Median)
     median = play(tiny_world("federation.mask=local")).weights
     monkeypatch.undo()
     mean = play(tiny_world("federation.mask=local")).weights
