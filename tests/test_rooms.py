@@ -89,3 +89,32 @@ def test_every_room_says_what_lives_there():
         if path.name == "__init__.py":
             told = ast.get_docstring(ast.parse(path.read_text()))
             assert told and len(told.splitlines()[0]) <= 140, f"{module} needs a docstring that begins with one line on what lives there"
+
+
+GUESTS = {  # what of others may be known where; a folder ends with a slash
+    "flwr": (
+        "client/app.py", "server/app.py", "server/strategy.py", "server/rounds/", "simulations/engine/", "simulations/client_app.py",
+        "simulations/flower_apps.py", "simulations/run.py",
+    ),
+    "flwr_datasets": ("simulations/data/flwr_partitioners.py",),
+    "ray": ("simulations/engine/",),
+    "torch": ("sparcl_core/", "client/app.py", "simulations/"),
+    "matplotlib": ("simulations/results/plot.py",),
+    "pyarrow": ("simulations/results/", "simulations/data/parquet.py"),
+    "rich": ("simulations/cli/", "simulations/results/console.py"),
+    "typer": ("simulations/cli/",),
+    "pydantic": ("simulations/config/", "simulations/tables/reproduce.py"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_other_packages_are_known_where_they_belong(guest):
+    wrong = []
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            where = str(path.relative_to(ROOT))
+            if any(one.partition(".")[0] == guest for one in named) and not where.startswith(GUESTS[guest]):
+                wrong.append(where)
+    assert not wrong, f"{guest} is imported by {sorted(set(wrong))}"
