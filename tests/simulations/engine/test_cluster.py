@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,25 +143,30 @@ def test_a_node_is_lost_and_another_joins(world, on_inline, two_nodes, pool, cap
     grid.close()
 
 
-def gpu_app() -> ClientApp:
+def gpu_app(folder: str) -> ClientApp:
+    """It answers when two processes are at work, or after a minute: a fast one would else answer all before the other has started."""
     app = ClientApp()
 
     @app.query()
     def which(message: Message, context: Context) -> Message:
+        Path(folder, str(os.getpid())).touch()
+        late = time.monotonic() + 60
+        while len(os.listdir(folder)) < 2 and time.monotonic() < late:
+            time.sleep(0.05)
         seen = {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "process": os.getpid()}
         return Message(RecordDict({"seen": ConfigRecord(seen)}), reply_to=message)
 
     return app
 
 
-def test_workers_share_a_gpu(two_nodes, pool):
+def test_workers_share_a_gpu(two_nodes, pool, tmp_path):
     """The GPU is one in Ray's books only; as many workers as have room on it, whatever CPUs there are."""
     pool.close()
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     two_nodes.add_node(num_cpus=3, num_gpus=1)
     two_nodes.wait_for_nodes()
     sharing = Pool(EngineOptions(address=two_nodes.address, gpus_per_worker=0.5))
-    grid = RayGrid(gpu_app, (), 6, pool=sharing)
+    grid = RayGrid(gpu_app, (str(tmp_path),), 6, pool=sharing)
     seen = [reply.content["seen"] for reply in grid.send_and_receive([Message(RecordDict(), node, "query") for node in range(1, 7)])]
     assert grid.num_workers == 2
     assert {one["gpu"] for one in seen} == {"0"} and len({one["process"] for one in seen}) == 2
