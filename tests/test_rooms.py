@@ -32,11 +32,12 @@ MODULES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
 
 
 def imports(module: str) -> Iterator[str]:
     """Modules of ours that `module` names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -87,7 +88,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_every_room_says_what_lives_there():
     for module, path in MODULES.items():
         if path.name == "__init__.py":
-            told = ast.get_docstring(ast.parse(path.read_text()))
+            told = ast.get_docstring(TREES[module])
             assert told and len(told.splitlines()[0]) <= 140, f"{module} needs a docstring that begins with one line on what lives there"
 
 
@@ -110,11 +111,11 @@ GUESTS = {  # what of others may be known where; a folder ends with a slash
 @pytest.mark.parametrize("guest", GUESTS)
 def test_other_packages_are_known_where_they_belong(guest):
     wrong = []
-    for path in MODULES.values():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module, path in MODULES.items():
+        where = str(path.relative_to(ROOT))
+        for node in ast.walk(TREES[module]):
             named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            where = str(path.relative_to(ROOT))
             if any(one.partition(".")[0] == guest for one in named) and not where.startswith(GUESTS[guest]):
                 wrong.append(where)
     assert not wrong, f"{guest} is imported by {sorted(set(wrong))}"
