@@ -10,6 +10,7 @@ from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("fixed")
+gc.disable()  # while tests are collected: nothing of what is imported goes
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: jobs in the background of a script ignore it
 
 
@@ -33,9 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Nothing that was imported goes before the end: who collects garbage from now on need not look at it each time."""
+    """Whoever collects garbage from now on need not look at what was imported."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

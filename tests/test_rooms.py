@@ -6,6 +6,7 @@ further down; never one that stands beside or above it. Imports that only serve 
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,16 @@ MODULES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
 
 
 def imports(module: str) -> Iterator[str]:
     """Modules of ours that `module` names in an import, wherever it stands."""
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -49,7 +54,9 @@ def room(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-IMPORTS = {module: sorted(set(imports(module)) - {module}) for module in MODULES}
+@cache
+def all_imports() -> dict[str, list[str]]:
+    return {module: sorted(set(imports(module)) - {module}) for module in MODULES}
 
 
 def test_every_module_stands_in_a_room_of_the_plan():
@@ -58,7 +65,7 @@ def test_every_module_stands_in_a_room_of_the_plan():
 
 def test_no_arrow_runs_up():
     wrong = []
-    for module, others in IMPORTS.items():
+    for module, others in all_imports().items():
         for other in others:
             package, its = module.partition(".")[0], other.partition(".")[0]
             if package != its:
@@ -77,7 +84,7 @@ def test_no_modules_import_each_other_in_a_circle():
         if module in trail:
             pytest.fail("a circle: " + " -> ".join((*trail[trail.index(module) :], module)))
         if module not in done:
-            for other in IMPORTS[module]:
+            for other in all_imports()[module]:
                 visit(other, (*trail, module))
             done.add(module)
 
@@ -88,7 +95,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_every_room_says_what_lives_there():
     for module, path in MODULES.items():
         if path.name == "__init__.py":
-            told = ast.get_docstring(TREES[module])
+            told = ast.get_docstring(tree(module))
             assert told and len(told.splitlines()[0]) <= 140, f"{module} needs a docstring that begins with one line on what lives there"
 
 
@@ -113,7 +120,7 @@ def test_other_packages_are_known_where_they_belong(guest):
     wrong = []
     for module, path in MODULES.items():
         where = str(path.relative_to(ROOT))
-        for node in ast.walk(TREES[module]):
+        for node in ast.walk(tree(module)):
             named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(one.partition(".")[0] == guest for one in named) and not where.startswith(GUESTS[guest]):
