@@ -32,7 +32,7 @@ SPARSE_BY_DEFAULT = {
 
 
 def activate(norm: nn.Module, x: Tensor) -> Tensor:
-    """relu(norm(x)), in one go where the norm knows how (those of `kernels.modules` do)."""
+    """relu(norm(x)), in one go where the norm knows how (those of `kernels.between` do)."""
     return norm.activate(x) if hasattr(norm, "activate") else torch.relu(norm(x))
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparcl_core.kernels import modules
+from sparcl_core.kernels import between, modules
 from sparcl_core.kernels.modules import Sparse
+from sparcl_core.kernels.operations import supported
 
 Choice = Literal["sparse", "dense", "bf16"]
 PREFIX_OF_WEIGHT = len(".weight")
 
-_RETYPED = {nn.BatchNorm2d: modules.BatchNorm, nn.GroupNorm: modules.GroupNorm, nn.LayerNorm: modules.LayerNorm}
+_RETYPED = {nn.BatchNorm2d: between.BatchNorm, nn.GroupNorm: between.GroupNorm, nn.LayerNorm: between.LayerNorm}
 
 
 def convert(model: nn.Module, masks: Mapping[str, np.ndarray], choices: Mapping[str, Choice]) -> nn.Module:
@@ -66,8 +67,8 @@ def make_layer(layer: nn.Conv2d | nn.Linear, mask: np.ndarray, choice: Choice) -
 
 def revert(model: nn.Module) -> nn.Module:
     """The inverse of `convert`, in place."""
-    plain = {after: before for before, after in _RETYPED.items()} | {modules.MaxPool2d: nn.MaxPool2d, modules.DenseConv2d: nn.Conv2d}
-    plain[modules.GlobalAvgPool2d] = nn.AdaptiveAvgPool2d
+    plain = {after: before for before, after in _RETYPED.items()} | {between.MaxPool2d: nn.MaxPool2d, between.DenseConv2d: nn.Conv2d}
+    plain[between.GlobalAvgPool2d] = nn.AdaptiveAvgPool2d
     for name, module in list(model.named_modules()):
         if isinstance(module, Sparse):
             model.set_submodule(name, _dense(module))
@@ -126,15 +127,15 @@ def _retype(module: nn.Module) -> None:
         if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1:
             module.__class__ = kind
     elif type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
-        module.__class__ = modules.GlobalAvgPool2d
+        module.__class__ = between.GlobalAvgPool2d
     elif type(module) is nn.MaxPool2d and _is_plain_pool(module):
-        module.__class__ = modules.MaxPool2d
+        module.__class__ = between.MaxPool2d
     elif type(module) is nn.Conv2d:
         try:
-            modules._supported(module)
+            supported(module)
         except ValueError:
             return
-        module.__class__ = modules.DenseConv2d
+        module.__class__ = between.DenseConv2d
     elif type(module).__name__ == "BasicBlock" and type(module).__module__ == "torchvision.models.resnet":
         module.__class__ = _fused_block(type(module))
 
@@ -142,7 +143,7 @@ def _retype(module: nn.Module) -> None:
 def _fuse_stem(module: nn.Module) -> None:
     """Let the first normalisation of a ResNet do the ReLU behind it."""
     is_resnet = {"conv1", "bn1", "relu", "maxpool", "layer1"} <= module._modules.keys()
-    if is_resnet and isinstance(module.bn1, modules.BatchNorm) and isinstance(module.relu, nn.ReLU):
+    if is_resnet and isinstance(module.bn1, between.BatchNorm) and isinstance(module.relu, nn.ReLU):
         module.__dict__["stem_relu"], module.bn1.is_active = module.relu, True
         module.relu = nn.Identity()
 
@@ -159,8 +160,8 @@ def _fused_block(block: type) -> type:
         """torchvision's BasicBlock without the tensor between the first normalisation and the second convolution."""
 
         def forward(self, x: Tensor) -> Tensor:
-            can_fuse = self.training and isinstance(self.conv2, modules.SparseConv2d) and isinstance(self.bn1, modules.BatchNorm)
-            if not can_fuse or not isinstance(self.bn2, modules.BatchNorm):
+            can_fuse = self.training and isinstance(self.conv2, modules.SparseConv2d) and isinstance(self.bn1, between.BatchNorm)
+            if not can_fuse or not isinstance(self.bn2, between.BatchNorm):
                 return super().forward(x)
             if isinstance(self.conv1, modules.SparseConv2d) and x.requires_grad:
                 y, x = self.conv1.fork(x)

@@ -1,4 +1,4 @@
-"""Layers whose weights are a vector over their active places, and the layers between them, batch-last in memory.
+"""Layers whose weights are a vector over their active places, batch-last in memory; those between them are in `between`.
 
 A tensor between layers has its usual shape [B, C, H, W] or [B, F]; only its strides say that samples lie innermost. So the forward
 code of a model stays as it is: sums, ReLU and flatten keep the layout, and a layer that does not know it (softmax, a dense classifier)
@@ -15,21 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparcl_core.kernels import native
+from sparcl_core.kernels.between import BatchNorm
 from sparcl_core.kernels.connections import Connections
-from sparcl_core.kernels.operations import (
-    Convolve,
-    ForkConvolve,
-    GroupNormalise,
-    Layer,
-    MaxPool,
-    Normalise,
-    NormConvolve,
-    Pointwise,
-    Statistics,
-    batch_first,
-    batch_last,
-    statistics,
-)
+from sparcl_core.kernels.operations import Convolve, ForkConvolve, Layer, NormConvolve, batch_first, batch_last, supported
 
 
 class Sparse(nn.Module):
@@ -159,7 +147,7 @@ class SparseConv2d(KernelMixin, Sparse):
     """[B, C, H, W] -> [B, O, H', W'], batch-last in memory."""
 
     def __init__(self, dense: nn.Conv2d, mask: np.ndarray):
-        self.stride, self.pad = _supported(dense)
+        self.stride, self.pad = supported(dense)
         super().__init__(dense, mask)
 
     def __setattr__(self, name, value):  # stride and padding are known before Module.__init__, which connects
@@ -173,7 +161,7 @@ class SparseConv2d(KernelMixin, Sparse):
         out, same = ForkConvolve.apply(batch_last(x), self.values, self.bias, self.layer)
         return batch_first(out), batch_first(same)
 
-    def behind(self, norm: "BatchNorm", x: Tensor) -> Tensor:
+    def behind(self, norm: BatchNorm, x: Tensor) -> Tensor:
         """self(relu(norm(x))), where what lies in between is not stored."""
         inner = batch_last(x)
         found = norm.observe(inner)
@@ -216,111 +204,3 @@ class MaskedLinear(Sparse):
             return F.linear(x, self.dense(), self.bias)
         bias = None if self.bias is None else self.bias.bfloat16()
         return F.linear(x.bfloat16(), self.dense().bfloat16(), bias).to(x.dtype)
-
-
-class DenseConv2d(nn.Conv2d):
-    """A convolution whose weights are all active, on the kernels: between sparse layers it saves two changes of layout."""
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "layer"}  # made again for the machine where a copy arrives
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1) and self.padding == (0, 0):
-            return batch_first(Pointwise.apply(batch_last(x), self.weight.flatten(1), self.bias, self.stride))
-        if not hasattr(self, "layer"):
-            self.layer = Layer(Connections(tuple(self.weight.shape), None, native.vector_floats()), *_supported(self))
-        return batch_first(Convolve.apply(batch_last(x), self.weight.contiguous().view(-1), self.bias, self.layer))
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of batch-last tensors. `is_active`: a ReLU follows, so apply it here."""
-
-    is_active = False
-
-    def observe(self, x: Tensor) -> Statistics:
-        """Statistics of x [C, H, W, B] that the running ones have learnt of (training only)."""
-        count = x[0].numel()
-        if count < 2:
-            raise ValueError(f"batch normalisation needs more than one value per channel in training, got {tuple(x.shape)}")
-        found = statistics(x, self.weight, self.bias, self.eps)
-        if self.track_running_stats:
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(found.mean, share)
-            self.running_var.lerp_(found.variance * (count / (count - 1)), share)
-        return found
-
-    def activate(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """relu(norm(x) (+ other))."""
-        return self._apply_to(x, other, True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._apply_to(x, None, self.is_active)
-
-    def _apply_to(self, x: Tensor, other: Tensor | None, is_active: bool) -> Tensor:
-        if not self.training and not torch.is_grad_enabled() and self.track_running_stats:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            added = None if other is None else batch_last(other)
-            return batch_first(native.affine(batch_last(x), scale, self.bias - self.running_mean * scale, added, is_active))
-        if not self.training:
-            out = super().forward(x)
-            out = out if other is None else out + other
-            return torch.relu(out) if is_active else out
-        inner = batch_last(x)
-        added = None if other is None else batch_last(other)
-        return batch_first(Normalise.apply(inner, self.weight, self.bias, added, self.observe(inner), is_active))
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation of batch-last tensors."""
-
-    def activate(self, x: Tensor) -> Tensor:
-        """relu(norm(x))."""
-        if x.dim() != 4:
-            return torch.relu(super().forward(x))
-        return batch_first(GroupNormalise.apply(batch_last(x), self.weight, self.bias, self.num_groups, self.eps, True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4:
-            return super().forward(x)
-        return batch_first(GroupNormalise.apply(batch_last(x), self.weight, self.bias, self.num_groups, self.eps, False))
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation of [B, F], batch-last in memory: a group normalisation with one group."""
-
-    def activate(self, x: Tensor) -> Tensor:
-        """relu(norm(x))."""
-        if x.dim() != 2:
-            return torch.relu(super().forward(x))
-        return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, True).flatten(1).t()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2:
-            return super().forward(x)
-        return GroupNormalise.apply(batch_last(x), self.weight, self.bias, 1, self.eps, False).flatten(1).t()
-
-
-class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
-    """The mean of each channel and sample, [B, C, 1, 1], contiguous: what comes behind is no longer batch-last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return batch_last(x).mean((1, 2)).t().contiguous()[:, :, None, None]
-
-
-class MaxPool2d(nn.MaxPool2d):
-    """Maximum of square windows that do not overlap, of batch-last tensors."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return batch_first(MaxPool.apply(batch_last(x), self.kernel_size))
-
-
-def _supported(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Stride and padding of a convolution that the kernels can do.
-
-    Raises:
-        ValueError: for groups, dilation, or another padding than zeros of a given number.
-    """
-    if conv.groups != 1 or tuple(conv.dilation) != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ValueError(f"{conv}: the kernels do convolutions with groups=1, dilation=1 and a number of zeros as padding")
-    return tuple(conv.stride), tuple(conv.padding)

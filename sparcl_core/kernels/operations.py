@@ -7,10 +7,10 @@ a convolution behind one (`NormConvolve`) keeps that same input, so their produc
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
-from sparcl_core.kernels import native
+from sparcl_core.kernels import native, native_norms
 from sparcl_core.kernels.connections import Connections
 from sparcl_core.kernels.geometry import Shape
 
@@ -126,7 +126,7 @@ class Statistics:
 
 def statistics(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Statistics:
     """Of x [C, H, W, B]; the variance is the biased one."""
-    mean, variance = native.moments(x.detach())
+    mean, variance = native_norms.moments(x.detach())
     inverse = torch.rsqrt(variance + epsilon)
     scale = gamma.detach() * inverse
     return Statistics(mean, variance, inverse, scale, beta.detach() - mean * scale)
@@ -137,7 +137,7 @@ class Normalise(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, other: Tensor | None, found: Statistics, is_active: bool) -> Tensor:
-        out = native.affine(x, found.scale, found.shift, other, is_active)
+        out = native_norms.affine(x, found.scale, found.shift, other, is_active)
         ctx.save_for_backward(x, out if other is not None and is_active else None)
         ctx.found, ctx.is_active, ctx.has_other = found, is_active, other is not None
         return out
@@ -147,7 +147,7 @@ class Normalise(Function):
         x, out = ctx.saved_tensors
         grad = grad.contiguous()
         into, other = torch.empty_like(x), torch.empty_like(x) if ctx.has_other and ctx.is_active else None
-        gamma, beta = native.norm_backward(grad, x, out, ctx.found.numbers, ctx.is_active, into, other)
+        gamma, beta = native_norms.norm_backward(grad, x, out, ctx.found.numbers, ctx.is_active, into, other)
         return into, gamma, beta, (grad if other is None else other) if ctx.has_other else None, None, None
 
 
@@ -168,7 +168,7 @@ class NormConvolve(Function):
         connections, shape, grad, found = ctx.layer.connections, ctx.layer.shape(x), grad.contiguous(), ctx.found
         grad_weights = native.weight_gradient(connections, shape, x, grad, (found.scale, found.shift))
         inner = native.input_gradient(connections, shape, grad, weights)
-        gamma, beta = native.norm_backward(inner, x, None, found.numbers, True, inner, None)
+        gamma, beta = native_norms.norm_backward(inner, x, None, found.numbers, True, inner, None)
         return inner, gamma, beta, grad_weights, grad.sum((1, 2, 3)) if ctx.has_bias else None, None, None
 
 
@@ -177,7 +177,7 @@ class GroupNormalise(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, groups: int, epsilon: float, is_active: bool) -> Tensor:
-        out, mean, inverse = native.group_norm(x, groups, gamma.detach(), beta.detach(), epsilon, is_active)
+        out, mean, inverse = native_norms.group_norm(x, groups, gamma.detach(), beta.detach(), epsilon, is_active)
         ctx.save_for_backward(x, gamma, beta)
         ctx.numbers, ctx.is_active = (mean, inverse), is_active
         return out
@@ -185,7 +185,7 @@ class GroupNormalise(Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, gamma, beta = ctx.saved_tensors
-        found = native.group_norm_backward(grad.contiguous(), x, gamma.detach(), beta.detach(), ctx.is_active, *ctx.numbers)
+        found = native_norms.group_norm_backward(grad.contiguous(), x, gamma.detach(), beta.detach(), ctx.is_active, *ctx.numbers)
         return *found, None, None, None
 
 
@@ -194,11 +194,22 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, size: int) -> Tensor:
-        out, which = native.max_pool(x, size)
+        out, which = native_norms.max_pool(x, size)
         ctx.save_for_backward(which)
         ctx.shape, ctx.size = x.shape, size
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return native.max_pool_backward(grad.contiguous(), *ctx.saved_tensors, tuple(ctx.shape), ctx.size), None
+        return native_norms.max_pool_backward(grad.contiguous(), *ctx.saved_tensors, tuple(ctx.shape), ctx.size), None
+
+
+def supported(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Stride and padding of a convolution that the kernels can do.
+
+    Raises:
+        ValueError: for groups, dilation, or another padding than zeros of a given number.
+    """
+    if conv.groups != 1 or tuple(conv.dilation) != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(f"{conv}: the kernels do convolutions with groups=1, dilation=1 and a number of zeros as padding")
+    return tuple(conv.stride), tuple(conv.padding)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from sparcl_core.kernels import modules, native
+from sparcl_core.kernels import between, modules, native
 from sparcl_core.kernels.convert import convert, revert, sparse_layers, trainable
 from sparcl_core.models import ModelConfig, build_model, has_batch_statistics, initial_weights, load_state_, read_state, sparse_names
 
@@ -245,7 +245,7 @@ def test_tensors_stay_batch_last_through_a_resnet():
 def test_which_layers_between_follow():
     model, masks = start("resnet18")
     kinds = {type(m) for m in converted(model, masks, "sparse").modules()}
-    assert modules.BatchNorm in kinds and modules.DenseConv2d in kinds and not kinds & {nn.BatchNorm2d, nn.Conv2d}
+    assert between.BatchNorm in kinds and between.DenseConv2d in kinds and not kinds & {nn.BatchNorm2d, nn.Conv2d}
     pools = [nn.MaxPool2d(2, stride=1), nn.MaxPool2d((2, 1)), nn.MaxPool2d(3, padding=1), nn.MaxPool2d(12), nn.MaxPool2d(2, ceil_mode=True)]
     norms = [nn.BatchNorm2d(4, affine=False), nn.GroupNorm(2, 4, affine=False), nn.LayerNorm((3, 4)), nn.LayerNorm(4, bias=False)]
     left = nn.Sequential(nn.Conv2d(3, 4, 3), *pools, *norms, nn.Conv2d(4, 4, 1, groups=2))
@@ -254,7 +254,7 @@ def test_which_layers_between_follow():
     assert [type(m) for m in left][1:] == before[1:]
     all_dense = converted(model, masks, "dense")
     assert {nn.BatchNorm2d, nn.Conv2d, modules.MaskedConv2d} < {type(m) for m in all_dense.modules()}
-    assert not any(isinstance(m, modules.BatchNorm | modules.DenseConv2d) for m in all_dense.modules())
+    assert not any(isinstance(m, between.BatchNorm | between.DenseConv2d) for m in all_dense.modules())
 
 
 @needs_kernels

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparcl_core.kernels import modules, native
-from sparcl_core.kernels.modules import DenseConv2d, MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
+from sparcl_core.kernels import between, native
+from sparcl_core.kernels.between import DenseConv2d
+from sparcl_core.kernels.modules import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
 
 needs_kernels = pytest.mark.skipif(not native.has_kernels(), reason="no C compiler here")
 KINDS = [
@@ -344,10 +345,10 @@ def test_what_lies_between_sparse_layers_is_batch_last():
 def retyped(layer: nn.Module) -> nn.Module:
     """The same layer as `kernels.modules` has it."""
     kinds = {
-        nn.BatchNorm2d: modules.BatchNorm,
-        nn.GroupNorm: modules.GroupNorm,
-        nn.LayerNorm: modules.LayerNorm,
-        nn.MaxPool2d: modules.MaxPool2d,
+        nn.BatchNorm2d: between.BatchNorm,
+        nn.GroupNorm: between.GroupNorm,
+        nn.LayerNorm: between.LayerNorm,
+        nn.MaxPool2d: between.MaxPool2d,
         nn.Conv2d: DenseConv2d,
     }
     layer = copy.deepcopy(layer)
