@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sparcl_core.codec import Encoded, Layout, SparseTensor, decode, encode, encode_places, quantise, reference
-from sparcl_core.models import ModelConfig, build_model, sparse_names
+from sparcl_core.networks.models import ModelConfig, build_model, sparse_names
 
 PLACES = 1_000_000
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3)

@@ -17,7 +17,7 @@ from simulations.calibration.timed_sessions import BACKBONES, Measured, Point, g
 from simulations.fleet.profiles import load_profile
 from sparcl_core.costs.device import DeviceProfile
 from sparcl_core.kernels.build import backend
-from sparcl_core.models import ModelConfig
+from sparcl_core.networks.models import ModelConfig
 
 HELD_OUT = (0.75, 0.90, 0.95)
 METHODS = ("sgd", "derpp")

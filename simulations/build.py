@@ -25,7 +25,7 @@ from simulations.fleet.mix import Fleet, make_hardware
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
-from sparcl_core.models import build_model, has_batch_statistics, smallest_batch, sparse_names
+from sparcl_core.networks.models import build_model, has_batch_statistics, smallest_batch, sparse_names
 from sparcl_core.solo import start_model
 
 

@@ -9,7 +9,7 @@ from sparcl_core.domains import Domains
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
 from sparcl_core.metrics.continual import accuracy_by_class, accuracy_by_task, count_correct, count_task
-from sparcl_core.models import load_state_
+from sparcl_core.networks.models import load_state_
 from sparcl_core.sparsity.masks import State
 
 EVALUATION_BATCH = 512

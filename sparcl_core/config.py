@@ -29,7 +29,7 @@ class ModelConfig:
         rescale: multiply the kept weights by 1/sqrt(density) at initialisation. It keeps the scale of activations, which
             a normalisation behind the layer does anyway; there it only makes every step smaller relative to its weight.
         dtype: float32, or float64 for parity checks.
-        weights: a safetensors file of weights to start from, of this model's names and shapes (see `sparcl_core.pretrained`); empty: drawn.
+        weights: a safetensors file of weights to start from, of this model's names and shapes (see `.networks.pretrained`); empty: drawn.
         classifier: the last layer, where there is such a file: `read` from it, or `drawn`, whether it is in there or not.
         weights_sha256: of that file, as the run has found it; empty: not looked at yet.
     """

@@ -13,8 +13,8 @@ from sparcl_core.config import MethodConfig
 from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
-from sparcl_core.models import initial_weights
-from sparcl_core.pretrained import read_weights
+from sparcl_core.networks.models import initial_weights
+from sparcl_core.networks.pretrained import read_weights
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_, initial_masks, rescale_
@@ -39,7 +39,7 @@ def start_model(learner: Learner, method: MethodConfig, seed: int) -> tuple[Stat
     """The weights and masks of a new run: He-normal or from a file, masked, kept weights rescaled by 1/sqrt(density) if the model asks.
 
     Raises:
-        ValueError: if `model.weights` does not fit the model, see `sparcl_core.pretrained`.
+        ValueError: if `model.weights` does not fit the model, see `sparcl_core.networks.pretrained`.
     """
     state = initial_weights(learner.model, seed)
     if method.model.weights:

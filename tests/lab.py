@@ -14,7 +14,7 @@ from sparcl_core.codec import Encoded
 from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
-from sparcl_core.models import ModelConfig
+from sparcl_core.networks.models import ModelConfig
 from sparcl_core.solo import start_model
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.ddr import DDRConfig

@@ -12,7 +12,7 @@ from simulations.config.largest import least_weights
 from simulations.config.sections import DataConfig
 from simulations.data.sources import SOURCES
 from sparcl_core.config import ModelConfig
-from sparcl_core.models import SPARSE_BY_DEFAULT, build_model
+from sparcl_core.networks.models import SPARSE_BY_DEFAULT, build_model
 
 
 def choices(config: type, key: str) -> set[str]:

@@ -60,6 +60,6 @@ def _model(kind: str) -> nn.Module:
     if kind == "dense":
         return work.build()
     from benchmarks.engine.sparcl import MODEL
-    from sparcl_core.models import build_model
+    from sparcl_core.networks.models import build_model
 
     return build_model(MODEL, work.SHAPE, work.CLASSES)

@@ -16,7 +16,7 @@ from simulations.config.loading import from_tree
 from simulations.data.partition import make_streams
 from simulations.data.raw import Dataset, Raw
 from sparcl_core.inputs import InputSpec
-from sparcl_core.models import ModelConfig
+from sparcl_core.networks.models import ModelConfig
 
 MODEL = ModelConfig("cnn", width=32, hidden=263)
 DERPP = {"method": "derpp", "lr": work.LR, "batch_size": work.BATCH, "buffer_size": work.SAMPLES}

@@ -13,7 +13,7 @@ from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import KernelConfig
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import METHODS
-from sparcl_core.models import ModelConfig, build_model
+from sparcl_core.networks.models import ModelConfig, build_model
 from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model

@@ -16,7 +16,7 @@ from client.state.device_state import DeviceState
 from client.state.received_model import Model
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Layout, Payload, SparseTensor
-from sparcl_core.models import fresh_statistics
+from sparcl_core.networks.models import fresh_statistics
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_
 

@@ -24,7 +24,7 @@ from sparcl_core.costs.flops import Flops
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
-from sparcl_core.models import ModelConfig
+from sparcl_core.networks.models import ModelConfig
 from sparcl_core.seeding import generator
 from sparcl_core.solo import start_model
 from sparcl_core.sparsity.ddr import DDRConfig

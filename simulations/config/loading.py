@@ -18,7 +18,7 @@ from simulations.config.toml_file import check_depth, read_toml
 from sparcl_core.config import LearnerConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import find_method
-from sparcl_core.pretrained import changed, digest
+from sparcl_core.networks.pretrained import changed, digest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparcl_core.probe import look_through
+from sparcl_core.costs.probe import look_through
 from sparcl_core.sparsity.masks import Masks
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from sparcl_core.task_data import TaskData
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparcl_core.network import Network
+    from sparcl_core.networks.masked import Network
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparcl_core.costs.flops import Flops, LayerShape, per_sample
-from sparcl_core.network import Network
+from sparcl_core.networks.masked import Network
 from sparcl_core.sparsity.masks import Masks, State, count_active
 
 

@@ -9,8 +9,8 @@ from sparcl_core.costs.memory import Held
 from sparcl_core.inputs import InputSpec
 from sparcl_core.methods.base import Running
 from sparcl_core.methods.registry import make_method
-from sparcl_core.models import has_batch_statistics, smallest_batch
-from sparcl_core.network import Network
+from sparcl_core.networks.masked import Network
+from sparcl_core.networks.models import has_batch_statistics, smallest_batch
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity import dgm as gradient_masking
 from sparcl_core.sparsity.masks import Masks, State, count_active

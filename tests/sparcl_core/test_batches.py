@@ -11,7 +11,7 @@ from tiny_learning import INPUTS, MODELS, SEED, assert_same, new_memory, start, 
 
 from sparcl_core.batches import batch_sizes, cut, largest_batch
 from sparcl_core.learner import Learner
-from sparcl_core.models import ModelConfig, build_model, smallest_batch
+from sparcl_core.networks.models import ModelConfig, build_model, smallest_batch
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.task_data import TaskData
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Flops, dense_forward, layer_shapes, per_sample
 from sparcl_core.methods.registry import make_method
-from sparcl_core.models import build_model, load_state_
+from sparcl_core.networks.models import build_model, load_state_
 from sparcl_core.replay.buffer import offer_
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.ddr import DDRConfig

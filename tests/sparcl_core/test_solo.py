@@ -9,7 +9,7 @@ from tiny_learning import INPUTS, SEED, assert_same, frozen, start, tiny_method,
 from sparcl_core.costs.flops import Flops
 from sparcl_core.learner import Learner
 from sparcl_core.metrics.continual import correct_by_task
-from sparcl_core.models import load_state_
+from sparcl_core.networks.models import load_state_
 from sparcl_core.solo import start_model, train_stream
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.ddr import DDRConfig

@@ -21,7 +21,7 @@ from sparcl_core.codec import CodecError, Layout, Sizes, SparseTensor
 from sparcl_core.costs.flops import per_sample
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
-from sparcl_core.models import load_state_
+from sparcl_core.networks.models import load_state_
 from sparcl_core.sparsity.masks import count_active
 from sparcl_core.wire.protocol import Report
 

@@ -24,7 +24,7 @@ from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.costs.device import DeviceProfile
 from sparcl_core.costs.flops import LayerShape
 from sparcl_core.costs.memory import Held
-from sparcl_core.models import ModelConfig
+from sparcl_core.networks.models import ModelConfig
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig

@@ -20,7 +20,7 @@ from simulations.fleet.profiles import load_profile, new_profile
 from sparcl_core.costs.device import Cost, DeviceProfile, compute_cost
 from sparcl_core.costs.flops import Flops
 from sparcl_core.kernels import build
-from sparcl_core.models import ModelConfig
+from sparcl_core.networks.models import ModelConfig
 
 RATE = 2e10
 TINY = (ModelConfig("cnn", width=8, hidden=16), (1, 8, 8))

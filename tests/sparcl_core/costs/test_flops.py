@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Flops, LayerShape, Passes, dense_forward, layer_shapes, per_sample, sizes
 from sparcl_core.methods.registry import METHODS, make_method
-from sparcl_core.models import ModelConfig, build_model, sparse_names
+from sparcl_core.networks.models import ModelConfig, build_model, sparse_names
 from sparcl_core.sparsity.masks import initial_masks, num_active
 
 CIFAR = (3, 32, 32)

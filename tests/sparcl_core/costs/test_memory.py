@@ -7,7 +7,7 @@ from tiny_learning import assert_same
 from torch import nn
 
 from sparcl_core.costs.memory import Footprint, Held, activation_bytes, buffered_bytes, footprint, kept_bytes
-from sparcl_core.models import ModelConfig, build_model, initial_weights, sparse_names
+from sparcl_core.networks.models import ModelConfig, build_model, initial_weights, sparse_names
 from sparcl_core.replay.memory import Memory, empty
 from sparcl_core.sparsity.masks import apply_masks_, count_active
 from sparcl_core.sparsity.packed import pack, unpack

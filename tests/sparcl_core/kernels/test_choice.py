@@ -12,7 +12,7 @@ from sparcl_core.kernels import choice
 from sparcl_core.kernels.build import KernelError, backend
 from sparcl_core.kernels.choice import KernelConfig, choices, measure, resolve
 from sparcl_core.kernels.convert import make_layer
-from sparcl_core.models import ModelConfig, build_model
+from sparcl_core.networks.models import ModelConfig, build_model
 
 SHAPE, MASKED = (3, 8, 8), ("conv2.weight", "fc.weight")
 needs_kernels = pytest.mark.skipif(backend().library is None, reason=backend().reason)

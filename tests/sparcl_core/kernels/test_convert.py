@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from sparcl_core.kernels import between, modules, native
 from sparcl_core.kernels.convert import convert, revert, sparse_layers, trainable
-from sparcl_core.models import ModelConfig, build_model, has_batch_statistics, initial_weights, load_state_, read_state, sparse_names
+from sparcl_core.networks.models import (
+    ModelConfig,
+    build_model,
+    has_batch_statistics,
+    initial_weights,
+    load_state_,
+    read_state,
+    sparse_names,
+)
 
 needs_kernels = pytest.mark.skipif(not native.has_kernels(), reason="no C compiler here")
 ROOT = Path(__file__).parents[3]
@@ -401,7 +409,7 @@ STEP = """
 import numpy as np, torch, torch.nn.functional as F
 from sparcl_core.kernels import native
 from sparcl_core.kernels.convert import convert, revert, sparse_layers, trainable
-from sparcl_core.models import ModelConfig, build_model, sparse_names
+from sparcl_core.networks.models import ModelConfig, build_model, sparse_names
 config = ModelConfig("cnn", width=16, hidden=20)
 def masked():
     model = build_model(config, (3, 8, 8), 5)

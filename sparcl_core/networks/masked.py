@@ -9,7 +9,7 @@ from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import choices
 from sparcl_core.kernels.convert import convert, sparse_layers, trainable
 from sparcl_core.kernels.modules import Sparse
-from sparcl_core.models import DTYPES, build_model, load_state_, make_layout, read_state
+from sparcl_core.networks.models import DTYPES, build_model, load_state_, make_layout, read_state
 from sparcl_core.sparsity.masks import Masks, State
 
 

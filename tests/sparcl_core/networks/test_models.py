@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_learning import MODELS, SEED, global_generators
 
-from sparcl_core.models import (
+from sparcl_core.networks.models import (
     ModelConfig,
     build_model,
     has_batch_statistics,

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sparcl_core.codec import Layout
 from sparcl_core.config import MethodConfig, ModelConfig
+from sparcl_core.costs.probe import look_through
 from sparcl_core.kernels.convert import sparse_layers
-from sparcl_core.probe import look_through
 from sparcl_core.seeding import generator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

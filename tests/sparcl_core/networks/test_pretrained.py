@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 from tiny_learning import assert_same, start, tiny_method
 
-from sparcl_core.pretrained import MOST_NAMED, digest
+from sparcl_core.networks.pretrained import MOST_NAMED, digest
 from sparcl_core.sparsity.masks import apply_masks_
 
 MODELS = list(tiny_learning.MODELS)

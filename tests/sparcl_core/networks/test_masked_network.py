@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_learning import INPUTS, MODELS, SEED, assert_same, tiny_method
 
-from sparcl_core.models import initial_weights
-from sparcl_core.network import Network
+from sparcl_core.networks.masked import Network
+from sparcl_core.networks.models import initial_weights
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_, initial_masks
 
 
