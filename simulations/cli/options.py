@@ -14,7 +14,10 @@ import typer
 
 from simulations.engine.address import cluster_address
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+# Click suggests the nearest command by itself, and Typer would do it once more.
+app = typer.Typer(
+    suggest_commands=False, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
 
 
 class Engine(StrEnum):

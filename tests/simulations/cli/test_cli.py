@@ -372,3 +372,8 @@ def test_a_run_that_chose_other_kernels_is_refused(tmp_path):
     result = run_tiny(tmp_path, "kernels.backend=avx1024", "kernels.sparse=['conv2.weight']")
     assert_one_message(result, "chosen for the avx1024 kernels", "kernels.mode=dense")
     assert left_behind(tmp_path) == []
+
+
+def test_the_nearest_command_is_suggested_once():
+    told = CliRunner().invoke(app, ["rnu"])
+    assert told.exit_code == 2 and told.output.count("Did you mean 'run'?") == 1
