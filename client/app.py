@@ -14,11 +14,11 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import local_round as devices
+from client import local_round
 from client.config import ClientConfig
 from client.state.apply_payloads import bring
 from client.state.device_state import DeviceState, load_own, new_device, save_state
-from client.state.model_cache import Versions
+from client.state.model_cache import ModelCache
 from client.state.received_model import writable
 from client.streams.stream import Stream
 from sparcl_core import codec
@@ -69,7 +69,7 @@ class _Trainer:
     def __init__(self, config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner]):
         self.config, self.stream_of, self.make_learner = config, stream_of, make_learner
         self._learner: Learner | None = None
-        self._versions: Versions | None = None
+        self._versions: ModelCache | None = None
         self._activations = 0
 
     @property
@@ -81,9 +81,9 @@ class _Trainer:
         return self._learner
 
     @property
-    def versions(self) -> Versions:
+    def versions(self) -> ModelCache:
         if self._versions is None:
-            self._versions = Versions(self.learner.layout, self.config)
+            self._versions = ModelCache(self.learner.layout, self.config)
         return self._versions
 
     def train(self, content: RecordDict, context: Context) -> RecordDict:
@@ -93,11 +93,11 @@ class _Trainer:
         instruction, device, stream, where = self._receive(content, context)
         with _stage(where, "train"):
             before = time.thread_time()  # a worker that waits for a core does not train
-            device, done = devices.train(device, instruction, self.learner, stream, number=number, config=config)
+            device, done = local_round.train(device, instruction, self.learner, stream, number=number, config=config)
             compute = time.thread_time() - before
         with _stage(where, "report"):
             layout, server_round = self.learner.layout, instruction.round
-            device, report = devices.report(device, done, layout, number=number, config=config, server_round=server_round)
+            device, report = local_round.report(device, done, layout, number=number, config=config, server_round=server_round)
             saved = save_state(device)
         context.state["device"] = ConfigRecord(saved)
         measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started, "compute-seconds": compute}
@@ -134,7 +134,7 @@ class _Trainer:
         return instruction, device, stream, where
 
     def _brought(self, context: Context, stream: Stream, payloads: tuple[bytes, ...]) -> DeviceState:
-        """What `client.state.apply_payloads.receive` makes of the device, the work that devices share done once."""
+        """The device after `payloads` (`client.state.apply_payloads`), the work that devices share done once."""
         saved = context.state.get("device", {"model": b""})
         model, surviving = self.versions.follow(saved["model"], payloads)
         if "own" in saved:
@@ -151,7 +151,7 @@ class _Trainer:
             coded[name] = codec.quantise(SparseTensor(np.arange(value.size), value.reshape(-1)), over, form, name)
         return codec.encode("statistics", layout, coded, model_version=device.version, mask_version=device.mask_version).data
 
-    def _measures(self, device: DeviceState, done: devices.Round) -> dict[str, int | float]:
+    def _measures(self, device: DeviceState, done: local_round.Round) -> dict[str, int | float]:
         """What the simulator wants to know of the round; not part of the protocol, and not counted as bytes."""
         learner, session, flops = self.learner, done.session, done.flops
         active = device.model.active if done.update is None else count_active(done.masks)

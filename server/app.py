@@ -90,7 +90,7 @@ def run_rounds(
         ends_task = is_last or federation.usual_task(server_round + 1) > max(task, 0)
         is_due = ends_task or (evaluate_every > 0 and server_round % evaluate_every == 0)
         if is_due:
-            recalibrate(federation, server_round, talk)
+            recalibrate(federation, server_round, talk, counts.reached)
         found = evaluate(strategy.weights) if is_due else None
         observe(finished(federation, server_round, task, counts, ends_task=ends_task, found=found))
 

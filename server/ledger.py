@@ -48,7 +48,7 @@ Row = make_dataclass(
     ],
     frozen=True,
     slots=True,
-    namespace={"__doc__": """One row. All that a phase cost (`sparcl_core.costs.device.Cost.columns`), and what else is known of it.
+    namespace={"__module__": __name__, "__doc__": """One row. All that a phase cost (`Cost.columns`), and what else is known of it.
 
     Bytes are payload bytes; `message_bytes` is the serialised Flower message. dense_*: the dense twin's.
     values_bytes to unread_bytes: the row's down_bytes or up_bytes by what they are for, see `sparcl_core.codec.Sizes`.

@@ -23,8 +23,10 @@ from server.rounds.absence import ensure_anyone_came
 from simulations.build import World, make_evaluator, make_strategy, make_world
 from simulations.client_app import client_app as make_client_app
 from simulations.config.loading import load
+from simulations.config.sections import StreamConfig
 from simulations.engine.adapter import APP_RAISED
 from simulations.engine.boundary import reason_of
+from simulations.results.summary import SCENARIOS, accuracy_so_far, tasks_so_far
 from simulations.run import accuracy_matrix
 from sparcl_core.metrics.continual import scores
 
@@ -65,7 +67,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def observe(record: RoundRecord) -> None:
         records.append(record)
-        log.info(_line(record))
+        log.info(_line(record, experiment.stream))
 
     rounds = {"rounds": experiment.rounds, "evaluate_every": experiment.evaluate_every}
     run_rounds(grid, strategy, **rounds, evaluate=make_evaluator(world), observe=observe)
@@ -123,12 +125,12 @@ def _client(experiment: str, settings: str) -> ClientApp:
     return make_client_app(*_world(experiment, settings, finds_weights=False).app_args)
 
 
-def _line(record: RoundRecord) -> str:
+def _line(record: RoundRecord, stream: StreamConfig) -> str:
     """One round as it is logged; accuracy over the tasks seen so far."""
     line = f"round {record.round}, task {record.task}: {record.num_devices} devices, {record.num_samples} samples"
     if record.accuracy is None:
         return line
-    class_il, task_il = record.accuracy[:, : record.task + 1].mean(1) if record.task >= 0 else record.accuracy.mean(1)
+    class_il, task_il = accuracy_so_far(record, tasks_so_far(stream, record.task) or stream.tasks)
     return f"{line}, Class-IL {class_il:.1%}, Task-IL {task_il:.1%}"
 
 
@@ -136,7 +138,7 @@ def _figures(records: list[RoundRecord]) -> dict:
     """Accuracy matrices and their figures, per scenario."""
     accuracy = accuracy_matrix(records)
     figures = {}
-    for row, name in enumerate(("class-il", "task-il")):
+    for row, name in enumerate(SCENARIOS):
         found = scores(accuracy[row], records[0].accuracy[row])
         figures[name] = {key: None if np.isnan(value) else value for key, value in vars(found).items()}
     return {"accuracy": figures, "matrices": {name: accuracy[row].tolist() for row, name in enumerate(figures)}}

@@ -98,10 +98,15 @@ def command(name: str, path: Path) -> str:
     return f"`sparcl {name} {shlex.quote(str(path))}`"
 
 
+def control_of(folder: Path) -> Path:
+    """run.json, or what it became when all results were written."""
+    return folder / WHOLE if (folder / WHOLE).exists() else folder / "run.json"
+
+
 def engine_of(folder: Path) -> tuple[str, str]:
     """Engine and cluster address of an unfinished run; ("ray", "") where they cannot be read, which whoever opens it says."""
     try:
-        how = json.loads(disk.read(folder / "run.json"))
+        how = json.loads(disk.read(control_of(folder)))
         return str(how["engine"]), str(how["address"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "ray", ""

@@ -3,9 +3,9 @@
 import numpy as np
 from worlds import assert_same_arrays
 
-from client import local_round as devices
+from client import local_round
 from client.config import ClientConfig
-from client.state.apply_payloads import receive
+from client.state.apply_payloads import bring, follow
 from client.state.device_state import DeviceState, new_device
 from client.streams.stream import Stream
 from server.global_model.broadcast import Broadcast
@@ -74,14 +74,16 @@ class Lab:
     def receive(self, device: DeviceState, payloads: tuple[Encoded, ...] | None = None) -> DeviceState:
         """`device` after an instruction with `payloads`, by default those that its version needs."""
         payloads = self.broadcast.payloads(device.version) if payloads is None else payloads
-        return receive(device, [payload.data for payload in payloads], self.learner.layout, self.config)
+        whole, data = self.learner.layout, [payload.data for payload in payloads]
+        model, surviving = follow(device.model, data, whole, self.config)
+        return bring(device, model, surviving, whole=whole, config=self.config)
 
     def train(self, device: DeviceState, task: int = 0, importance: bool = False, server_round: int = 1):
         instruction = Instruction(server_round, task, 1, importance, ())
-        return devices.train(device, instruction, self.learner, self.stream, number=0, config=self.config)
+        return local_round.train(device, instruction, self.learner, self.stream, number=0, config=self.config)
 
-    def report(self, device: DeviceState, done: devices.Round, server_round: int = 1):
-        return devices.report(device, done, self.learner.layout, number=0, config=self.config, server_round=server_round)
+    def report(self, device: DeviceState, done: local_round.Round, server_round: int = 1):
+        return local_round.report(device, done, self.learner.layout, number=0, config=self.config, server_round=server_round)
 
     def sent(self, report) -> dict[str, codec.SparseTensor]:
         """What arrives at the server."""

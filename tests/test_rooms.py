@@ -24,7 +24,7 @@ FLOORS = {  # from the ground up
     ),
     "simulations": (
         "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app doctor", "build", "single_device",
-        "checkpoints calibration", "run", "results flower_apps", "tables", "cli", "__main__",
+        "checkpoints calibration", "run", "results", "tables flower_apps", "cli", "__main__",
     ),
 }  # fmt: skip
 FLOOR = {f"{package}.{room}": floor for package, floors in FLOORS.items() for floor, rooms in enumerate(floors) for room in rooms.split()}

@@ -40,19 +40,6 @@ class Surviving:
         return residual | {name: packing.only(residual[name], mask) for name, mask in self.masks.items()}
 
 
-def receive(device: DeviceState, payloads: Iterable[bytes], whole: Layout, config: ClientConfig) -> DeviceState:
-    """The device after applying `payloads` in sequence.
-
-    Args:
-        whole: layout of the whole model, statistics included.
-
-    Raises:
-        CodecError: if a payload is damaged or does not follow the version that the device holds.
-    """
-    model, surviving = follow(device.model, payloads, whole, config)
-    return bring(device, model, surviving, whole=whole, config=config)
-
-
 def bring(device: DeviceState, model: Model, surviving: Surviving, *, whole: Layout, config: ClientConfig) -> DeviceState:
     """The device with the model that its own was followed by; statistics that stay on it begin as an untrained network's."""
     layout = config.layout(whole)
@@ -67,7 +54,14 @@ def begins_anew(payloads: tuple[bytes, ...]) -> bool:
 
 
 def follow(model: Model, payloads: Iterable[bytes], whole: Layout, config: ClientConfig) -> tuple[Model, Surviving]:
-    """The model after `payloads`, and what of a residual survives them. Arguments and errors: see `receive`."""
+    """The model after `payloads`, applied in sequence, and what of a residual survives them.
+
+    Args:
+        whole: layout of the whole model, statistics included.
+
+    Raises:
+        CodecError: if a payload is damaged or does not follow the version that is held.
+    """
     held = _Held(model, whole, config)
     for raw in payloads:
         held.apply(codec.decode(raw, held.layout, held.masks))

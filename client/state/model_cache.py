@@ -16,7 +16,7 @@ from sparcl_core.codec import Layout
 Key, Value = TypeVar("Key"), TypeVar("Value")
 
 
-class Versions:
+class ModelCache:
     """Models by their bytes, and what payloads make of them. Only speeds up: `follow` and `load_model` give the same bits.
 
     Bytes are looked up by content. Python hashes a bytes object once, so it pays to hand the same objects to all devices.
@@ -47,7 +47,7 @@ class Versions:
         """The model that `payloads` make of the one that `saved` is, and what of a device's residual survives.
 
         Raises:
-            CodecError: see `client.state.apply_payloads.receive`; nothing is kept of an attempt that failed.
+            CodecError: see `client.state.apply_payloads.follow`; nothing is kept of an attempt that failed.
         """
         key = (b"" if begins_anew(payloads) else saved, payloads)
         step = self._steps.get(key)

@@ -16,7 +16,7 @@ this round is kept (absence of data says nothing about a weight), and so is a mo
 tensors and BatchNorm statistics are always kept: no mask speaks against them.
 
 With shared masks every device holds every active coordinate and no update has masks of its own: FedAvg on the active set under
-all means (`count-mean` without the weights), at the cost of the values sent and one pass over the model.
+the rules here (`count-mean` without the weights), at the cost of the values sent and one pass over the model.
 """
 
 import numpy as np
@@ -28,26 +28,30 @@ from sparcl_core.codec import Layout
 from sparcl_core.sparsity.masks import State
 
 
-def mean_update(updates: list[Update], weights: State, layout: Layout, classifier: tuple[str, ...], *, config: AggregationConfig) -> State:
+def chosen(updates: list[Update], config: AggregationConfig) -> list[Update]:
+    """Those of a round that count at all, by the rule: in the average, in the votes, and in all else that follows from them."""
+    return RULES[config.rule](config).chosen(updates)
+
+
+def mean_update(updates: list[Update], weights: State, layout: Layout, voting_rows: tuple[str, ...], *, config: AggregationConfig) -> State:
     """What is to be added to `weights`: u, float64 arrays in the layout's shapes.
 
     Args:
-        updates: sorted by device.
+        updates: sorted by device; see `chosen`.
         weights: the server's w, any float dtype; read by `zero-filled` and `unheld = "zero"` only.
-        classifier: names of the tensors whose first axis is the class; read under `row_voting` only. What a device sends for
-            rows of classes that it has not seen is left out, not refused: a dense softmax moves every row.
+        voting_rows: names of the tensors whose first axis is the class, and of whose rows only those devices count that have seen it.
+            What a device sends for rows of other classes is left out, not refused: a dense softmax moves every row.
 
     Raises:
         ValueError: if there is no update, they are out of order, all samples are 0, or a device sent a value where its mask is off.
     """
     rule = RULES[config.rule](config)
-    updates = rule.chosen(_in_order(updates))
-    counts = _counts(rule, updates, config)
+    counts = _counts(rule, _in_order(updates), config)
     scales = [1.0 if config.stale == "normalise" else update.weight for update in updates]
     tau = config.shrinkage * sum(counts)
     result = {}
     for name, shape in layout.shapes.items():
-        support = Support.of(name, updates, counts, layout, row_voting=config.row_voting and name in classifier)
+        support = Support.of(name, updates, counts, layout, row_voting=name in voting_rows)
         rows = support.electorate.shape[0]
         extent = (rows, layout.size(name) // rows)
         old = weights[name].reshape(extent)
@@ -65,14 +69,12 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, classifie
     return result
 
 
-def voted(updates: list[Update], layout: Layout, classifier: tuple[str, ...], config: AggregationConfig) -> dict[str, np.ndarray]:
+def voted(updates: list[Update], layout: Layout, voting_rows: tuple[str, ...], config: AggregationConfig) -> dict[str, np.ndarray]:
     """Which coordinates at least `min_votes` devices count for: bool arrays in the layout's shapes. Arguments as in `mean_update`."""
-    rule = RULES[config.rule](config)
-    updates = rule.chosen(_in_order(updates))
-    counts = _counts(rule, updates, config)
+    counts = _counts(RULES[config.rule](config), _in_order(updates), config)
     result = {}
     for name, shape in layout.shapes.items():
-        support = Support.of(name, updates, counts, layout, row_voting=config.row_voting and name in classifier)
+        support = Support.of(name, updates, counts, layout, row_voting=name in voting_rows)
         enough = support.holders >= config.min_votes
         result[name] = np.broadcast_to(enough, (enough.shape[0], layout.size(name) // enough.shape[0])).copy().reshape(shape)
     return result

@@ -11,13 +11,12 @@ from itertools import islice
 
 import numpy as np
 
-from server.selection.sparsity_tiers import nested
 from server.snapshot import Snapshot, pack, same_model, under, unpack, within
 from sparcl_core import codec
 from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity import tdm
-from sparcl_core.sparsity.masks import Masks, State, apply_masks_
+from sparcl_core.sparsity.masks import Masks, State, apply_masks_, num_active, shrink
 from sparcl_core.wire.error_feedback import WireConfig, code_update, statistics_form
 
 
@@ -218,3 +217,11 @@ class TieredBroadcast:
         for tier, broadcast in enumerate(self.by_tier):
             broadcast.restore(within(f"{tier}", snapshot))
         self._nested_at = int(snapshot["nested"])
+
+
+def nested(masks: Masks, weights: State, sparsity: float) -> Masks:
+    """The masks of a sparser tier: within `masks`, the largest weights of each tensor; of equal ones those with the lower index."""
+    return {
+        name: shrink(mask, np.abs(weights[name]), min(num_active(mask.size, sparsity), int(np.count_nonzero(mask))))
+        for name, mask in masks.items()
+    }

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from server.aggregation.average import chosen
 from server.aggregation.config import AggregationConfig
 from server.aggregation.update import Update
 from server.defence.clipping import Bounded, Seen, Unusual, bounded
@@ -69,9 +70,11 @@ def judge(
     ruins = {one.device for one in refused}
     kept = [one for one in contributions if one.device not in ruins]
     found, seen = bounded([one.update for one in kept], seen, layout, config)
-    updates = {update.device: update for update in found.updates}
+    updates = {update.device: update for update in chosen(found.updates, config)}
     used = [replace(one, update=updates[one.device]) for one in kept if one.device in updates]
-    return Judged(used, [*refused, *found.unusual], found, max((one.base_version for one in kept), default=0)), seen
+    reason = f"aggregation.rule={config.rule} has left its update out"
+    out = [Unusual(update.device, True, reason) for update in found.updates if update.device not in updates]
+    return Judged(used, [*refused, *found.unusual, *out], found, max((one.base_version for one in kept), default=0)), seen
 
 
 def judge_importance(judged: Judged, clip: float) -> Judged:

@@ -181,8 +181,8 @@ class GlobalModel:
     def _move(self, server_round: int, updates: list[Update]) -> str:
         """The server's step. Returns why it was taken back, empty if it was not."""
         config = self.settings.aggregation
-        mean = mean_update(updates, self.weights, self.layout, self.classifier, config=config)
-        votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.classifier, config)
+        mean = mean_update(updates, self.weights, self.layout, self.voting_rows, config=config)
+        votes = {} if self.optimizer.is_plain else voted(updates, self.layout, self.voting_rows, config)
         for name, change in self.optimizer.step(mean, votes).items():
             with np.errstate(over="ignore"):  # looked at below
                 self.weights[name] += change.astype(self.weights[name].dtype)

@@ -76,6 +76,7 @@ class _Round:
 
     Attributes:
         pending: who was asked, and has not been trained for real yet.
+        earliest: a bound on the next thing that their work may lead to.
         asked: devices that were, or that have reported, in this round.
         arrived: what is averaged when it is over.
         problems: device -> what was wrong with it; `returned` counts these, and all that came in.
@@ -86,6 +87,7 @@ class _Round:
         self.number, self.draws, self.returned = server_round, 0, 0
         self.wants_report = False
         self.pending: list[Request] = []
+        self.earliest = float("inf")
         self.asked: set[int] = set()
         self.arrived: list[Contribution] = []
         self.problems: dict[int, str] = {}
@@ -109,7 +111,7 @@ class _Round:
         """One event after the other, until the round is over."""
         while not self._is_full:
             next_time = self.rounds.events.next_time
-            if self.pending and self._earliest() <= min(next_time, end):
+            if self.pending and self.earliest <= min(next_time, end):
                 self._train()
             elif min(next_time, end) == float("inf"):
                 if not self._await_somebody(end):
@@ -138,7 +140,9 @@ class _Round:
         among = {"draw": self.draws, "busy": at_work | self.asked}
         chosen = federation.cohorts.choose(self.number, federation.now, room if wanted else 0, float("inf"), **among)
         self.asked |= {one.member.device for one in chosen}
-        self.pending += federation.ask(self.number, federation.willing(self.number, chosen), self.wants_report)
+        new = federation.ask(self.number, federation.willing(self.number, chosen), self.wants_report)
+        self.pending += new
+        self.earliest = min([self.earliest, *map(self._least_end, new)])
 
     def _await_somebody(self, end: float) -> bool:
         """Nobody is at work: move the clock to when somebody can be asked. False if that is not before the round, or the run, ends."""
@@ -152,10 +156,6 @@ class _Round:
         self._ask()
         return len(self.asked) > before  # the policy may admit none of them
 
-    def _earliest(self) -> float:
-        """A bound on the next thing that pending work may lead to."""
-        return min(map(self._least_end, self.pending))
-
     def _least_end(self, request: Request) -> float:
         conditions, where = self.federation.conditions, request.where
         if conditions.may_fail(where.device):
@@ -167,7 +167,7 @@ class _Round:
         """Let everybody who was asked train, and look up on the clock what becomes of them."""
         if not self.pending:
             return
-        federation, pending, self.pending = self.federation, self.pending, []
+        federation, pending, self.pending, self.earliest = self.federation, self.pending, [], float("inf")
         replies = {request.device: Reply(missing=f"{request}: no reply") for request in pending}
         for request, message in answered(pending, self.talk([request.message for request in pending])):
             replies[request.device] = federation.exchange.read(request, message)

@@ -11,8 +11,7 @@ from server.global_model.model import GlobalModel
 from server.ledger import Where
 from server.rounds import replies
 from server.rounds.messages import Reply, Request, Verdict, message_bytes, metadata_bytes
-from server.rounds.replies import Limits
-from server.rounds.reply_limits import Workbook, most_reply_bytes
+from server.rounds.reply_limits import Bounds, Workbook
 from server.selection.cohort import Chosen
 from server.selection.estimate import Workload
 from server.selection.sparsity_tiers import Tiers
@@ -31,7 +30,8 @@ class Exchange:
 
     def __init__(self, model: GlobalModel, tiers: Tiers, conditions: Conditions, workload: Workload):
         self.model, self.tiers, self.conditions = model, tiers, conditions
-        self.workbook, self.most_bytes = Workbook(workload), most_reply_bytes(model.whole)
+        self.workbook = Workbook(workload, model.whole)
+        self.most_bytes = self.workbook.reply_bytes
         self.local_epochs = model.settings.federation.local_epochs
         self.shown = model.whole if model.settings.federation.batchnorm == "local" and model.whole.statistics else None
         self.held: dict[int, int] = {}
@@ -70,11 +70,11 @@ class Exchange:
 
     def read(self, request: Request, message: Message) -> Reply:
         """What a reply of training says. Changes nothing here, so it does not matter which reply comes first."""
-        return replies.read(message, request, self.limits(request), self.shown)
+        return replies.read(message, request, self.bounds(request), self.shown)
 
-    def limits(self, request: Request) -> Limits:
+    def bounds(self, request: Request) -> Bounds:
         """What this device's reply can be at most."""
-        return Limits(self.most_bytes, self.workbook.bounds(request.where.task, request.member.samples))
+        return self.workbook.bounds(request.where.task, request.member.samples)
 
     def accept(self, request: Request, reply: Reply) -> Verdict:
         """What of a reply can be used."""

@@ -34,10 +34,11 @@ RETRY_S = 900.0  # a round in which nobody could be won begins again so much lat
 
 @dataclass(frozen=True)
 class Counts:
-    """Whose updates a round has averaged, and the samples behind them."""
+    """Whose updates a round has averaged, and the samples behind them. reached: of a synchronous round, whom one may ask again at once."""
 
     num_devices: int
     num_samples: int
+    reached: tuple[Chosen, ...] = ()
 
 
 class Federation:
@@ -47,7 +48,6 @@ class Federation:
         now: virtual seconds.
         is_over: nobody will come any more, or the clock is past its horizon.
         undone: devices that were cut short before their training was done; whoever keeps their states gives them the old ones back.
-        reached: the devices of the last synchronous round that may be asked again.
     """
 
     def __init__(self, model: GlobalModel, cohorts: Cohorts, clock: ClockConfig):
@@ -58,7 +58,6 @@ class Federation:
         self.costs = PhaseCosts(self.conditions, cohorts.workload, model.whole.dense_bytes)
         self.now, self.is_over = clock.start_s, False
         self.undone: list[int] = []
-        self.reached: list[Chosen] = []
 
     def begin_round(self, server_round: int) -> bool:
         """Publish the next version, its masks updated if it is their turn. Are devices to say what they think of the masks?"""

@@ -27,7 +27,8 @@ class Request:
         sizes: of its payloads by kind.
         rest_bytes: of the Flower message without its metadata.
         extra_s: what jitter adds to the way there and back.
-        message: itself, whose metadata has its number only when it has been pushed; None: the metadata is part of `rest_bytes`.
+        message: the Flower message, whose id, and with it its size, is known only when it has been pushed; None: all of it is in
+            `rest_bytes`.
     """
 
     member: Member

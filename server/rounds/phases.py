@@ -77,14 +77,14 @@ def book(ledger: Ledger, flight: Flight, sizes: Sizes | None, refusal: Ending = 
             ending = refusal if share == 1 else ending
             ledger.transferred(where, phase, sizes or Sizes(unread=reply.report_bytes), reply.message_bytes, ending=ending)
         elif reply.measures:
-            _book_training(ledger, flight, where, ending)
+            _book_training(ledger, flight, phase, where, ending=ending)
         start += phase.cost.seconds
         if share < 1:
             break
 
 
-def _book_training(ledger: Ledger, flight: Flight, where: Where, ending: Ending) -> None:
+def _book_training(ledger: Ledger, flight: Flight, phase: Phase, where: Where, *, ending: Ending) -> None:
     measures = flight.reply.measures
     counts = measures.counts | {"memory_bytes": measures.memory_bytes, "loss": measures.loss}
-    ledger.computed(where, flight.phases[1], ending=ending, **counts)
+    ledger.computed(where, phase, ending=ending, **counts)
     ledger.wall_times.append(WallTime(where.round, where.device, measures.wall_s, measures.compute_s))

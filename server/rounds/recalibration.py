@@ -1,5 +1,6 @@
 """BatchNorm statistics that devices recompute before an evaluation (`federation.batchnorm = recompute`), booked and pooled."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from flwr.app import Message
@@ -9,6 +10,7 @@ from server.ledger import DONE, Ending, Phase, Where
 from server.rounds import replies
 from server.rounds.federation import Federation, Talk
 from server.rounds.messages import Request, answered, message_bytes
+from server.selection.cohort import Chosen
 from sparcl_core.codec import CodecError, Sizes
 from sparcl_core.costs.flops import Flops
 
@@ -35,8 +37,10 @@ class _Answer:
     report_bytes: int = 0
 
 
-def recalibrate(federation: Federation, server_round: int, talk: Talk) -> None:
-    """Bring the round's devices to the model as it is now, and pool their statistics by samples into it, if that is what is done.
+def recalibrate(federation: Federation, server_round: int, talk: Talk, reached: Iterable[Chosen]) -> None:
+    """Bring the devices that a round has `reached` to the model as it is now, and pool their statistics by samples into it.
+
+    Only with `federation.batchnorm=recompute`; else nothing is done.
 
     Those that fail are ledger rows; without any, the old statistics stay. The clock moves on by what the slowest device took.
     """
@@ -44,7 +48,7 @@ def recalibrate(federation: Federation, server_round: int, talk: Talk) -> None:
         return
     federation.publish(server_round)
     order = {"action": "query.calibrate", "server_round": server_round, "time": federation.now, "wants_report": False}
-    requests = [federation.exchange.instruct(one, **order) for one in federation.reached]
+    requests = [federation.exchange.instruct(one, **order) for one in reached]
     answers = {one.device: _Answer(missing=f"{one}: no reply") for one in requests}
     for request, message in answered(requests, talk([one.message for one in requests])):
         answers[request.device] = _read(federation, request, message)
@@ -68,19 +72,19 @@ def recalibrate(federation: Federation, server_round: int, talk: Talk) -> None:
 def _read(federation: Federation, request: Request, message: Message) -> _Answer:
     """What a reply says, decoded and checked. Changes nothing, so it does not matter which reply comes first."""
     exchange, decode = federation.exchange, f"{request}, stage decode"
-    limits = exchange.limits(request)
+    bounds = exchange.bounds(request)
     if missing := replies.missing(message, f"{request}"):
         return _Answer(missing=missing)
-    if problem := limits.oversize(message):
-        most = limits.most_bytes
+    if problem := replies.oversize(message, bounds):
+        most = bounds.reply_bytes
         return _Answer(problem=f"{decode}: {problem}", sizes=Sizes(unread=most), message_bytes=most, report_bytes=most)
     size = replies.report_bytes(message)
     answer = _Answer(sizes=Sizes(unread=size), message_bytes=message_bytes(message), report_bytes=size)
     try:
-        answer = replace(answer, flops=replies.read_flops(message, limits.counts))
+        answer = replace(answer, flops=replies.read_flops(message, bounds))
         report = replies.read_report(message)
         base, whole = exchange.newest(request.device), federation.model.whole
-        own, sizes = replies.accept_statistics(report, base, whole, limits.counts.statistics)
+        own, sizes = replies.accept_statistics(report, base, whole, bounds.statistics)
     except CodecError as error:
         return replace(answer, problem=f"{decode}: {error}")
     observed = Observed(request.device, report.samples, own)

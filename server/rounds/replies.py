@@ -1,6 +1,6 @@
 """From a device's reply to values that can be averaged, or to the reason why not."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 from flwr.app import Array, Message
@@ -19,39 +19,30 @@ from sparcl_core.foreign import printable
 from sparcl_core.sparsity.masks import State
 from sparcl_core.wire.protocol import Report
 
-COUNTS = ("samples", "replayed", "dropped", "steps", "kept", "active", "updated")
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What a reply can be at most. most_bytes: that it can weigh; counts: see `Bounds`."""
-
-    most_bytes: int
-    counts: Bounds
-
-    def oversize(self, reply: Message) -> str:
-        """Why a reply is too large to be looked at, empty if it is not. What came of it is not read beyond that size, nor paid for."""
-        size = payload_bytes(reply)
-        return f"the reply has {size} bytes: for this model at most {self.most_bytes} can be needed" if size > self.most_bytes else ""
-
-
-def read(message: Message, request: Request, limits: Limits, shown: Layout | None) -> Reply:
+def read(message: Message, request: Request, bounds: Bounds, shown: Layout | None) -> Reply:
     """What a reply of training says.
 
     `shown`: of the model whose statistics stay on the device, but are shown; None where they do not.
     """
     if reason := missing(message, f"{request}"):
         return Reply(missing=reason)
-    if problem := limits.oversize(message):
+    if problem := oversize(message, bounds):
         problem = f"{request}, stage decode: {problem}"
-        return Reply(problem=problem, message_bytes=limits.most_bytes, report_bytes=limits.most_bytes)
+        return Reply(problem=problem, message_bytes=bounds.reply_bytes, report_bytes=bounds.reply_bytes)
     reply = Reply(message_bytes=message_bytes(message), report_bytes=report_bytes(message))
     try:
-        reply = replace(reply, measures=read_measures(message, limits.counts))
+        reply = replace(reply, measures=read_measures(message, bounds))
         reply = replace(reply, report=read_report(message))
         return replace(reply, statistics=observed(message, shown) if shown else None)
     except CodecError as error:
         return replace(reply, problem=f"{request}, stage decode: {error}")
+
+
+def oversize(reply: Message, bounds: Bounds) -> str:
+    """Why a reply is too large to be looked at, empty if it is not. What came of it is not read beyond that size, nor paid for."""
+    size, most = payload_bytes(reply), bounds.reply_bytes
+    return f"the reply has {size} bytes: for this model at most {most} can be needed" if size > most else ""
 
 
 def missing(reply: Message, where: str) -> str:
@@ -99,7 +90,7 @@ def read_measures(reply: Message, bounds: Bounds) -> Measures:
     memory = sum(_count(wire, f"memory.{part.name}", bounds.memory_bytes) for part in fields(Footprint))
     if memory > bounds.memory_bytes:
         raise CodecError(f"the measures say that training needs {memory} bytes: at most {bounds.memory_bytes} can have been needed")
-    counts = {key: _count(wire, key, bounds.counts[key]) for key in COUNTS}
+    counts = {key: _count(wire, key, most) for key, most in bounds.counts.items()}
     return Measures(
         loss=_real(wire, "loss", -LARGEST_LOSS, LARGEST_LOSS),
         wall_s=_real(wire, "wall-seconds", 0.0, LONGEST_S),

@@ -14,13 +14,13 @@ A round of e epochs over n samples in batches of b at most takes
 and the dense twin the same. All of it is taken `GENEROUS` times: what is beyond is no matter of rounding, or of another way to count.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from server.selection.estimate import Workload
 from sparcl_core.codec import Layout
-from sparcl_core.costs.flops import Flops, per_sample
+from sparcl_core.costs.flops import per_sample
 
 GENEROUS = 2
 LONGEST_S = 1e9  # measured on the machine that simulates: no formula knows how fast it is
@@ -32,9 +32,11 @@ LARGEST_STATISTIC = 1e18  # its square, which is part of a pooled variance, is f
 class Bounds:
     """The most that a round can report. flops: column of `Flops` -> most; counts: column of the ledger -> most; memory in bytes.
 
+    reply_bytes: what the reply can weigh.
     statistics: samples that recomputed statistics of BatchNorm can rest on.
     """
 
+    reply_bytes: int
     flops: dict[str, int]
     counts: dict[str, int]
     memory_bytes: int
@@ -44,8 +46,9 @@ class Bounds:
 class Workbook:
     """Bounds of the rounds of one experiment."""
 
-    def __init__(self, workload: Workload):
-        self.workload = workload
+    def __init__(self, workload: Workload, layout: Layout):
+        """`layout`: of the whole model, statistics included."""
+        self.workload, self.reply_bytes = workload, most_reply_bytes(layout)
         self._cost = per_sample(workload.layers, workload.masked, workload.masked)
         self._maskable = sum(workload.masked.values())
 
@@ -67,12 +70,9 @@ class Workbook:
             "kept": own, "active": self._maskable, "updated": self._maskable,
         }  # fmt: skip
         memory = int(work.memory(0.0, np.array([capacity]), np.array([max(samples)]))[0])
-        if without := {part.name for part in fields(Flops)} - flops.keys():
-            raise NotImplementedError(
-                f"Flops has {', '.join(sorted(without))}, of which server/rounds/reply_limits.py has no bound: add it"
-            )
         most = {name: GENEROUS * count for name, count in flops.items()}
-        return Bounds(most, {name: GENEROUS * count for name, count in counts.items()}, GENEROUS * memory, own + capacity)
+        counts = {name: GENEROUS * count for name, count in counts.items()}
+        return Bounds(self.reply_bytes, most, counts, memory_bytes=GENEROUS * memory, statistics=own + capacity)
 
 
 def most_reply_bytes(layout: Layout) -> int:

@@ -81,9 +81,10 @@ class SynchronousRounds:
                 contributions.append(verdict.contribution)
         if len(problems) == len(asked) > 0:
             federation.all_failed(server_round, problems)
-        federation.reached = [Chosen(one.member, one.where.task) for one in asked if _is_reached(flights.get(one.device))]
         self.asked = []
-        return federation.finish(server_round, contributions)
+        there = [one.request for one in flights.values() if one.fate.outcome != "failed"]  # they have answered, and have not left since
+        reached = tuple(Chosen(one.member, one.where.task) for one in there)
+        return replace(federation.finish(server_round, contributions), reached=reached)
 
     def close(self) -> None:
         """The run is over: nobody is at work any more."""
@@ -139,11 +140,6 @@ class SynchronousRounds:
         if not flight.fate.has_trained:
             self.federation.undone.append(flight.device)
         return verdict
-
-
-def _is_reached(flight: Flight | None) -> bool:
-    """Did it answer, and is there still?"""
-    return flight is not None and flight.fate.outcome != "failed"
 
 
 def end_of_round(

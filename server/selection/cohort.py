@@ -84,8 +84,11 @@ class Cohorts:
 
     def present(self, server_round: int, time: float, busy: Collection[int] = ()) -> np.ndarray:
         """Rows of the devices that could be asked now: there, in time for data, fit for the work, and not busy."""
+        return self._present(self.steps(server_round, time), time, busy)
+
+    def _present(self, steps: np.ndarray, time: float, busy: Collection[int]) -> np.ndarray:
         devices = self.roster.devices
-        able = (self.samples(self.steps(server_round, time)) > 0) & (self.tiers.of[devices] >= 0)
+        able = (self.samples(steps) > 0) & (self.tiers.of[devices] >= 0)
         if len(busy):
             able &= ~np.isin(devices, np.fromiter(busy, np.int64))
         rows = np.flatnonzero(able)
@@ -96,7 +99,8 @@ class Cohorts:
 
         No more are waited for than could ever be asked in this round, and nobody for longer than 30 days.
         """
-        if len(self.present(server_round, time, busy)) >= least:
+        there = len(self.present(server_round, time, busy))
+        if there >= least:
             return time
         devices, availability, patience = self.roster.devices, self.conditions.availability, time + PATIENCE_S
         able = self._able(server_round, time, busy) & np.isfinite(availability.next_on(devices, time))
@@ -104,7 +108,7 @@ class Cohorts:
             return float("inf")
         most = min(least, int(np.count_nonzero(able)))
         while time < patience:
-            if len(self.present(server_round, time, busy)) >= most:
+            if there >= most:
                 return time
             off = devices[~availability.on(devices, time)]
             begins = availability.next_on(off, time)
@@ -113,17 +117,18 @@ class Cohorts:
             time = min(float(later.min(initial=np.inf)), time + HOUR if self.conditions.pace.advance == "time" else np.inf)
             if time > until or not np.isfinite(time):
                 break
+            there = len(self.present(server_round, time, busy))
         return float("inf")
 
     def choose(
         self, server_round: int, time: float, size: int, deadline_s: float, *, draw: int = 1, busy: Collection[int] = ()
     ) -> tuple[Chosen, ...]:
         """The devices of a round, or those that join it at `time`, in device order. `size` 0: all; `draw`: see `selection.choose`."""
-        rows = self.present(server_round, time, busy)
         steps = self.steps(server_round, time)
+        rows = self._present(steps, time, busy)
         if self.selection.policy != "uniform" or 0 < size < len(rows):
-            where = {"seed": self.conditions.seed, "server_round": server_round, "deadline_s": deadline_s, "draw": draw}
-            rows = rows[choose(self.selection, self._candidates(rows, steps, time), size, **where)]
+            how = {"seed": self.conditions.seed, "server_round": server_round, "deadline_s": deadline_s, "draw": draw}
+            rows = rows[choose(self.selection, self._candidates(rows, steps, time), size, **how)]
         return tuple(map(Chosen, self.roster.members(rows), steps[rows].tolist()))
 
     def usual_task(self, server_round: int, time: float) -> int:

@@ -106,7 +106,7 @@ class Workload:
     @property
     def layer_passes(self) -> int:
         """Layers that the forward passes of a step go through."""
-        return layer_passes(self.layers, self.method, self.is_joint)
+        return len(self.layers) * self.learning.forward_passes(self.is_joint)
 
     def passes(self, samples: np.ndarray, least: bool = False) -> tuple[Passes, np.ndarray]:
         """Samples that go through a network in a round, and steps, [n] each."""
@@ -120,11 +120,6 @@ class Workload:
         current = self.epochs * kept
         passes = self.learning.step_passes(current, 0 * current, {}) if least else self.learning.step_passes(current, current)
         return passes, self.epochs * steps
-
-
-def layer_passes(layers: tuple[LayerShape, ...], method: MethodConfig, is_joint: bool) -> int:
-    """Layers that the forward passes of one training step go through: those of every part of the loss that has a pass of its own."""
-    return len(layers) * make_method(method.learner).forward_passes(is_joint)
 
 
 class Estimates:

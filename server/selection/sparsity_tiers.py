@@ -13,7 +13,6 @@ import numpy as np
 
 from server.fleet.hardware import Hardware
 from server.selection.estimate import Estimates, Level, Workload
-from sparcl_core.sparsity.masks import Masks, State, num_active, shrink
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,3 @@ def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, *, buff
     used = sorted({0, *np.unique(tier[tier >= 0]).tolist()})
     place = {old: new for new, old in enumerate(used)} | {-1: -1}
     return Tiers(tuple(levels[number] for number in used), np.array([place[old] for old in tier.tolist()], np.int64), reasons)
-
-
-def nested(masks: Masks, weights: State, sparsity: float) -> Masks:
-    """The masks of a sparser tier: within `masks`, the largest weights of each tensor; of equal ones those with the lower index."""
-    return {
-        name: shrink(mask, np.abs(weights[name]), min(num_active(mask.size, sparsity), int(np.count_nonzero(mask))))
-        for name, mask in masks.items()
-    }

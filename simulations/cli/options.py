@@ -33,7 +33,7 @@ class Backbone(StrEnum):
 
 @dataclass(frozen=True)
 class Workers:
-    """Options of the Ray engine; their meaning: `simulations.engine.pool.EngineOptions`, which has its fields in the same order."""
+    """Options of the Ray engine; their meaning: `simulations.engine.pool.EngineOptions`, which has the same fields."""
 
     workers: int
     address: str

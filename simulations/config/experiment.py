@@ -6,7 +6,7 @@ Its sections are the dataclasses of the packages that use them; `simulations.con
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from server.aggregation.config import AggregationConfig
 from server.config import FederationConfig
@@ -147,11 +147,7 @@ class Experiment:
         return self.federation.rounds or self.stream.steps * self.federation.rounds_per_task
 
 
-SECTIONS = (
-    DataConfig, StreamConfig, ModelConfig, LearnerConfig, TDMConfig, DDRConfig, DGMConfig,
-    FederationConfig, WireConfig, AggregationConfig, ServerOptimizerConfig, KernelConfig,
-    FleetConfig, ClockConfig, AvailabilityConfig, EnergyConfig, SelectionConfig, BudgetConfig, ChangeConfig,
-)  # fmt: skip
+SECTIONS = tuple(part.type for part in fields(Experiment) if is_dataclass(part.type))
 for _section in (*SECTIONS, Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
     _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}

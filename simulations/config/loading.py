@@ -8,6 +8,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from server.config import FederationConfig
@@ -118,6 +119,11 @@ def to_tree(experiment: Experiment) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return clean(dataclasses.asdict(experiment))
+
+
+def config_bytes(experiment: Experiment) -> bytes:
+    """The text of config.toml, from which `load` makes the same experiment."""
+    return tomli_w.dumps(to_tree(experiment)).encode()
 
 
 def _read(name: str) -> dict[str, Any]:

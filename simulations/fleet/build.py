@@ -1,4 +1,4 @@
-"""From an experiment to the physical side of its fleet: hardware, presence, batteries, pace, and how sparse each device trains."""
+"""From an experiment to the physical side of its fleet: when devices are there, batteries, pace, and how sparse each device trains."""
 
 import numpy as np
 

@@ -9,16 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
-import tomli_w
-
 from simulations import disk
 from simulations.config.errors import ConfigError, WeightsError
 from simulations.config.experiment import Experiment
-from simulations.config.loading import load, to_tree
+from simulations.config.loading import config_bytes, load
 from simulations.disk import flush, put
 from simulations.engine.adapter import EngineError
 from simulations.engine.address import secrets_of
-from simulations.preflight import WHOLE, command, no_control
+from simulations.preflight import command, control_of, no_control
 from simulations.run import EngineName
 
 FORMAT = 1
@@ -50,11 +48,6 @@ class How:
     def __post_init__(self):
         if self.engine == "inline" and self.address:
             raise ConfigError(f"--ray-address is {self.address!r}, but the inline engine is one process: leave it out or take --engine ray")
-
-
-def config_bytes(experiment: Experiment) -> bytes:
-    """config.toml."""
-    return tomli_w.dumps(to_tree(experiment)).encode()
 
 
 def write_control(folder: Path, experiment: Experiment, how: How) -> None:
@@ -128,8 +121,3 @@ def locked(folder: Path) -> Iterator[None]:
         if not control_of(folder).exists():
             raise ConfigError(no_control(folder))  # a moment ago
         yield
-
-
-def control_of(folder: Path) -> Path:
-    """run.json, or what it became when all results were written."""
-    return folder / WHOLE if (folder / WHOLE).exists() else folder / "run.json"

@@ -24,12 +24,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tomli_w
 from safetensors.numpy import save
 
 from server.ledger import WallTime
 from simulations.config.experiment import Experiment
-from simulations.config.loading import to_tree
+from simulations.config.loading import config_bytes
 from simulations.disk import delete, put
 from simulations.environment import environment
 from simulations.results.devices import device_table
@@ -122,7 +121,7 @@ def _accuracy_columns(matrices: np.ndarray) -> dict[str, list]:
 def _write_common(
     folder: Path, experiment: Experiment, machine: dict, *, summary: dict, accuracy: np.ndarray, weights: State, masks: Masks
 ) -> None:
-    config, path = tomli_w.dumps(to_tree(experiment)).encode(), folder / "config.toml"
+    config, path = config_bytes(experiment), folder / "config.toml"
     if not path.exists() or path.read_bytes() != config:  # an unfinished run needs it whole at every instant
         put(path, [config])
     _write_json(folder / "environment.json", machine)

@@ -13,13 +13,13 @@ from worlds import assert_same_arrays
 from client.state import model_cache
 from client.state.apply_payloads import begins_anew, bring
 from client.state.device_state import load_own, save_state
-from client.state.model_cache import Versions
+from client.state.model_cache import ModelCache
 from client.state.received_model import NO_MODEL, Model, load_model
 from sparcl_core.codec import CodecError
 
 
-def versions_of(lab: Lab, **limits) -> Versions:
-    return Versions(lab.learner.layout, lab.config, **limits)
+def versions_of(lab: Lab, **limits) -> ModelCache:
+    return ModelCache(lab.learner.layout, lab.config, **limits)
 
 
 def missing(lab: Lab, version: int) -> tuple[bytes, ...]:

@@ -49,7 +49,8 @@ def holding(places: list[int], value: float, device: int, samples: int, **others
 
 
 def mean(updates, weights=ZERO, classifier=CLASSIFIER, **settings):
-    return mean_update(updates, weights, LAYOUT, classifier, config=AggregationConfig(**settings))
+    config = AggregationConfig(**settings)
+    return mean_update(updates, weights, LAYOUT, classifier if config.row_voting else (), config=config)
 
 
 def hidden(updates, weight: float = 0.0, **settings) -> list[float]:
@@ -215,8 +216,9 @@ configs = st.builds(
 def test_every_rule_is_the_reference(updates, config):
     rng = np.random.default_rng(len(updates))
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in LAYOUT.shapes.items()}
-    result = mean_update(updates, weights, LAYOUT, CLASSIFIER, config=config)
-    votes = voted(updates, LAYOUT, CLASSIFIER, config)
+    rows = CLASSIFIER if config.row_voting else ()
+    result = mean_update(updates, weights, LAYOUT, rows, config=config)
+    votes = voted(updates, LAYOUT, rows, config)
     assert list(result) == list(votes) == list(LAYOUT.shapes)
     for name, shape in LAYOUT.shapes.items():
         size, by_row = LAYOUT.size(name), config.row_voting and name in CLASSIFIER

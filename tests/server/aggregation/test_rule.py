@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from worlds import play, tiny_world
 
-from server.aggregation.average import mean_update, voted
+from server.aggregation.average import chosen, mean_update, voted
 from server.aggregation.config import RULES, AggregationConfig
 from server.aggregation.masked_mean import MaskedMean
 from server.aggregation.rule import Changes, Rule
 from server.aggregation.update import Update
+from server.global_model.masks import LocalMasks
 from sparcl_core.codec import Layout, SparseTensor
 
 LAYOUT = Layout({"hidden": (2, 2), "rows": (2, 2)}, frozenset({"hidden"}), frozenset())
@@ -95,10 +96,31 @@ def test_what_nobody_holds_stays_whatever_the_rule(rule):
 
 def test_a_rule_that_leaves_devices_out_leaves_out_their_votes(rule):
     """Of 1, 2 and 100 the first two are nearest: their mean is 1.5, and what only the third holds is unheld."""
-    updates = [update(0, 1.0, holds=(1, 1, 1, 0)), update(1, 2.0, holds=(1, 1, 1, 0)), update(2, 100.0)]
     config = rule(Nearest)
+    updates = chosen([update(0, 1.0, holds=(1, 1, 1, 0)), update(1, 2.0, holds=(1, 1, 1, 0)), update(2, 100.0)], config)
     assert mean_update(updates, ZERO, LAYOUT, (), config=config)["hidden"].tolist() == [[1.5, 1.5], [1.5, 0.0]]
     assert voted(updates, LAYOUT, (), config)["hidden"].tolist() == [[True, True], [True, False]]
+
+
+def test_whom_a_rule_leaves_out_has_a_row_and_no_say_in_the_masks(monkeypatch):
+    class Last(MaskedMean):
+        """All but the device with the highest number."""
+
+        def chosen(self, updates: list[Update]) -> list[Update]:
+            return updates[:-1] or updates
+
+    monkeypatch.setitem(RULES, "masked-mean", Last)
+    seen, true = [], LocalMasks.after_round
+
+    def watched(masks, updates, *others):
+        seen.append([one.device for one in updates])
+        return true(masks, updates, *others)
+
+    monkeypatch.setattr(LocalMasks, "after_round", watched)
+    strategy = play(tiny_world("federation.mask=local", "aggregation.clip=0"))
+    rejected = [row for row in strategy.ledger.rows if row.outcome == "rejected"]
+    assert all(2 not in devices for devices in seen) and {row.device for row in rejected} == {2}
+    assert rejected[0].reason == "aggregation.rule=masked-mean has left its update out"
 
 
 def test_a_fleet_is_trained_with_it(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from test_snapshot import contents, differences, play_on, rounds_of_many_lives
 from worlds import RecordingGrid, assert_same_arrays, kind_of, play, tiny_world
 
-from client import local_round as devices
+from client import local_round
 from server.aggregation.update import Update
 from server.defence.ruin import ruinous
 from server.errors import FleetError
@@ -42,9 +42,9 @@ def sabotage(monkeypatch):
                      for name, value in done.session.state.items()}  # fmt: skip
             return after, replace(done, session=replace(done.session, state=moved))
 
-        monkeypatch.setattr(devices, "train", train)
+        monkeypatch.setattr(local_round, "train", train)
 
-    true = devices.train
+    true = local_round.train
     return begin
 
 

@@ -212,7 +212,7 @@ def test_training_may_wait_and_changes_nothing_by_it(monkeypatch, tmp_path, mode
     world = tiny_world(*mode, "federation.cohort_size=3", *toy_fleet(tmp_path, 5, flops_per_s=[1e6, 3e6, 4e5, 2e6, 1e6]))
     grids = [RecordingGrid(world), RecordingGrid(world)]
     waiting = play(world, grids[0])
-    monkeypatch.setattr(buffered._Round, "_earliest", lambda played: -float("inf"))
+    monkeypatch.setattr(buffered._Round, "_least_end", lambda played, request: -float("inf"))
     at_once = play(world, grids[1])
     assert_same_arrays(at_once.weights, waiting.weights)
     assert_same_arrays(at_once.masks, waiting.masks)

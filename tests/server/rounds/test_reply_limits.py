@@ -1,6 +1,7 @@
 """What a round can have been at most: no honest device is beyond it, whatever its settings, and nothing is booked of one that is."""
 
 import tracemalloc
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from simulations.build import make_roster, make_strategy
 from simulations.engine.adapter import identify_process
 from sparcl_core import codec
 from sparcl_core.codec import Layout, SparseTensor
+from sparcl_core.costs.flops import Flops
 from sparcl_core.wire.protocol import Report
 
 SHORT = "stream.tasks=1"
@@ -125,3 +127,9 @@ def test_nothing_that_the_codec_writes_is_beyond_the_limit(rows, width, form, bl
     update, importance = payload("delta", ("w", "b", "running_mean"), form), payload("importance", ("w",), "f64")
     report = Report(2**32 - 1, 2**32 - 1, np.ones(2**15 - 1, bool), update, importance)
     assert report.num_bytes + len(payload("statistics", ("running_mean",), "f64")) <= most_reply_bytes(layout)
+
+
+def test_every_column_of_flops_has_a_bound():
+    strategy = make_strategy(tiny_world())
+    bounds = strategy.federation.exchange.workbook.bounds(0, (10, 10))
+    assert list(bounds.flops) == [part.name for part in fields(Flops)]

@@ -10,7 +10,7 @@ from test_cohort import METHOD
 from worlds import TOY, play, tiny_world, toy_fleet
 
 from server.fleet.hardware import Hardware
-from server.selection.estimate import Estimates, Workload, layer_passes
+from server.selection.estimate import Estimates, Workload
 from sparcl_core.batches import batch_sizes
 from sparcl_core.costs.device import DeviceProfile
 from sparcl_core.costs.flops import LayerShape, per_sample
@@ -83,8 +83,9 @@ def test_energy_may_be_stated_by_the_flop():
 
 def test_parts_of_the_loss_that_run_one_by_one_pass_the_layers_again():
     """Current data and two draws: three passes through two layers; one if they share it, and for plain SGD."""
-    assert [layer_passes(WORK.layers, METHOD, is_joint) for is_joint in (True, False)] == [2, 6]
-    assert layer_passes(WORK.layers, replace(METHOD, learner=replace(METHOD.learner, method="sgd")), False) == 2
+    assert [replace(WORK, is_joint=is_joint).layer_passes for is_joint in (True, False)] == [2, 6]
+    plain = replace(METHOD, learner=replace(METHOD.learner, method="sgd"))
+    assert replace(WORK, method=plain, is_joint=False).layer_passes == 2
 
 
 def test_a_dense_run_has_the_dense_rate_for_all():

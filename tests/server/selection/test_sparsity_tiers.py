@@ -11,8 +11,9 @@ from worlds import TOY, RecordingGrid, assert_same_arrays, kind_of, play, tiny, 
 
 from server.errors import FleetError
 from server.fleet.hardware import Hardware
+from server.global_model.broadcast import nested
 from server.selection.estimate import Estimates, Workload
-from server.selection.sparsity_tiers import BudgetConfig, assign, nested
+from server.selection.sparsity_tiers import BudgetConfig, assign
 from simulations.build import make_strategy
 from sparcl_core import codec
 from sparcl_core.costs.device import DeviceProfile
