@@ -107,7 +107,9 @@ def play(case: Case, way: str, options: argparse.Namespace) -> dict[str, str]:
             interrupted(run, Path(folder), options.tree, env)
             only = next(path for path in Path(folder).iterdir() if path.is_dir())
             run = [*command, "resume", str(only)]
-        subprocess.run(run, cwd=options.tree, env=env, check=True, capture_output=True)
+        done = subprocess.run(run, cwd=options.tree, env=env, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{case.name}, {way}: exit code {done.returncode}\n{done.stderr[-2000:]}")
         only = next(path for path in Path(folder).iterdir() if path.is_dir())
         return {name: hashlib.sha256((only / name).read_bytes()).hexdigest() for name in HASHED}
 
@@ -117,8 +119,9 @@ def interrupted(run: list[str], folder: Path, tree: Path, env: dict[str, str]) -
     process = subprocess.Popen(run, cwd=tree, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(folder.rglob("journal/*.safetensors"))) < 3:
         time.sleep(0.02)
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+    if process.poll() is not None:
+        sys.exit(f"{' '.join(run)} was over, exit code {process.returncode}, before it could be interrupted")
+    process.send_signal(signal.SIGINT)
     process.wait()
 
 

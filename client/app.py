@@ -19,7 +19,6 @@ from client.config import ClientConfig
 from client.state.apply_payloads import bring
 from client.state.device_state import DeviceState, load_own, new_device, save_state
 from client.state.model_cache import ModelCache
-from client.state.received_model import writable
 from client.streams.stream import Stream
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
@@ -113,7 +112,7 @@ class _Trainer:
             data, memory = stream.task(instruction.task), device.memory
             if instruction.task != device.step:  # it failed to train on this data so far: what DDR keeps is of other samples
                 memory = memory.in_task(len(data.y))
-            own, samples, flops = self.learner.statistics(writable(device.base), device.masks, data, memory)
+            own, samples, flops = self.learner.statistics(device.base, device.masks, data, memory)
             report = Report(device.version, samples, device.seen, self._statistics_payload(own, device), b"")
             saved = save_state(device)
         context.state["device"] = ConfigRecord(saved)

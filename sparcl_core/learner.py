@@ -47,9 +47,9 @@ class Learner(Setup):
             state, masks: the model that the device has then.
             device: the device's number, part of every random address.
         """
-        border = self._border(state, masks, data, memory, rng=generator(self.seed, "begin-task", device, data.task))
-        memory, passes = self.method.begin_task(border)
-        return memory.in_task(len(data.y)), self._counted(passes, masks)
+        rng = generator(self.seed, "begin-task", device, data.task)
+        memory, passes = self.method.begin_task(self._border(state, masks, data, memory.in_task(len(data.y)), rng=rng))
+        return memory, self._counted(passes, masks)
 
     def end_task(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, device: int) -> tuple[Memory, Counted]:
         """As `begin_task`, at the end of the task that `data` is of."""

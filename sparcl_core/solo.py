@@ -70,8 +70,8 @@ def train_stream(
     """
     tdm.check(method.tdm, method.sparsity, task_epochs)
     length = session_epochs or tdm.stage_length(method.tdm, task_epochs)
-    alone = _Alone(method, Learner(method, inputs, task_epochs, seed), tdm.Schedule(method.tdm, method.sparsity, task_epochs, length))
-    alone.memory = alone.learner.new_memory(sum(len(task.y) for task in tasks))
+    schedule, samples = tdm.Schedule(method.tdm, method.sparsity, task_epochs, length), sum(len(task.y) for task in tasks)
+    alone = _Alone(method, Learner(method, inputs, task_epochs, seed), schedule, samples)
     progress = None
     for task in tasks:
         alone.begin(task)
@@ -84,10 +84,10 @@ def train_stream(
 class _Alone:
     """The moving parts: model, masks, memory, and what was counted since the last session was shown."""
 
-    def __init__(self, method: MethodConfig, learner: Learner, schedule: tdm.Schedule):
+    def __init__(self, method: MethodConfig, learner: Learner, schedule: tdm.Schedule, samples: int):
         self.method, self.learner, self.schedule = method, learner, schedule
         self.state, self.masks = start_model(learner, method, learner.seed)
-        self.memory = learner.new_memory(0)
+        self.memory = learner.new_memory(samples)
         self.importance: dict[str, np.ndarray] = {}
         self.counted, self.updates = Counted(), 0
 

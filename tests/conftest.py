@@ -1,4 +1,4 @@
-"""One torch thread, examples that are the same in every run, and what becomes of the suite when two processes share it."""
+"""One torch thread, examples that are the same in every run, and what becomes of the suite when several processes share it."""
 
 import gc
 import signal
@@ -55,6 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
             file = nodeid.partition("::")[0]
             return "ray" if starts_ray(config.rootpath / file) else file
 
+    gc.enable()  # this process collects no tests itself
     config.option.loadscopereorder = False  # the order is that of the files, but for what comes first
     return Files(config, log)
 
@@ -63,7 +64,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     """Tests hand around text with lone surrogates. Where one fails, its report must still reach the process that shows it."""
     report = yield
-    if report.longrepr is not None and not str(report.longrepr).isascii():
+    if report.failed and not str(report.longrepr).isascii():
         report.longrepr = str(report.longrepr).encode(errors="backslashreplace").decode()
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report

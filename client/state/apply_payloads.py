@@ -102,7 +102,9 @@ class _Held:
     def _replace(self, payload: Payload) -> None:
         shapes, tensors = self.layout.shapes, payload.tensors
         _expect_all(payload, shapes)
-        self.base = {name: _scatter(tensors[name], shape, self.dtype) for name, shape in shapes.items()}
+        self.base = {
+            name: packing.put(tensors[name].values.astype(self.dtype), tensors[name].places, shape) for name, shape in shapes.items()
+        }
         self.masks = {name: _support(tensors[name], shape) for name, shape in shapes.items() if name in self.layout.masked}
         self.version, self.mask_version, self.is_new = payload.model_version, payload.mask_version, True
 
@@ -157,12 +159,6 @@ def _expect_all(payload: Payload, names: Iterable[str]) -> None:
 def _places(payload: Payload, masks: Masks) -> dict[str, np.ndarray]:
     _expect_all(payload, masks)
     return {name: payload.tensors[name].places for name in masks}
-
-
-def _scatter(tensor: SparseTensor, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    array = np.zeros(shape, dtype)
-    array.reshape(-1)[tensor.places] = tensor.values
-    return array
 
 
 def _support(tensor: SparseTensor, shape: tuple[int, ...]) -> np.ndarray:

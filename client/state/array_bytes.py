@@ -17,8 +17,15 @@ _START = struct.Struct("<4sI")
 
 
 def write(head: dict, arrays: Iterable[np.ndarray]) -> bytes:
-    """`head` (what JSON can say) and `arrays`, which must be C-contiguous; any shapes and plain dtypes."""
+    """`head` (what JSON can say) and `arrays`, which must be C-contiguous; any shapes and plain dtypes.
+
+    Raises:
+        ValueError: if an array has a dtype that bytes cannot say: of objects or of fields.
+    """
     held = list(arrays)
+    for array in held:
+        if array.dtype.hasobject or array.dtype.fields:
+            raise ValueError(f"an array to save has dtype {array.dtype}: a learning method keeps arrays of numbers")
     described = head | {"arrays": [[array.dtype.str, list(array.shape)] for array in held]}
     text = json.dumps(described, separators=(",", ":")).encode()
     pieces: list = [_START.pack(_MAGIC, len(text)), text, _padding(len(text))]

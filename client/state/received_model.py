@@ -1,6 +1,5 @@
 """Model: what a broadcast version is, the same on all devices that hold it. Made once per process, shared, never written to."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,8 +84,3 @@ def load_model(saved: bytes) -> Model:
     model = Model(base, masks, *head["versions"])
     vars(model)["saved"] = saved
     return model
-
-
-def writable(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`arrays`, copied where they are read-only: torch takes only arrays that it could write to, though the learner never does."""
-    return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}

@@ -94,7 +94,7 @@ def compute_cost(profile: DeviceProfile, flops: Flops, *, is_sparse: bool = True
     Args:
         flops: with the samples and steps that they belong to.
         is_sparse: False: the maskable layers are dense as well and run at the dense rate.
-        moved_per_sample: activation bytes of one sample, `footprint.activation_bytes`.
+        moved_per_sample: activation bytes of one sample, `memory.activation_bytes`.
         layer_passes: layers that a step goes through: counted layers (`flops.layer_shapes`) x forward passes.
     """
     sparse = flops.train_sparse if is_sparse else 0

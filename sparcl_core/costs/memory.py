@@ -129,8 +129,3 @@ def kept_bytes(memory: Memory) -> int:
     """What the learning method keeps on a device: its buffer and its arrays. Data removal's few bytes per sample are not counted."""
     buffer = memory.buffer
     return buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes + sum(array.nbytes for array in memory.arrays.values())
-
-
-def buffered_bytes(input_shape: tuple[int, ...], num_classes: int, itemsize: int) -> int:
-    """Of one sample in a buffer."""
-    return math.prod(input_shape) + 8 + num_classes * itemsize

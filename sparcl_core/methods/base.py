@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ class Border:
     rng: np.random.Generator
     load: Callable[[], Network]
 
-    @property
+    @cached_property
     def network(self) -> Network:
         """The learner's network with that model, in training mode; whoever changes it changes nothing else."""
         return self.load()
@@ -111,7 +112,7 @@ class LearningMethod:
     """A method, made of its settings. As it is: cross-entropy on current data, nothing kept, nothing replayed.
 
     Attributes:
-        name: as `learner.method` has it; of a method that is not among ours, its import path.
+        name: of a method of ours, as `learner.method` has it; others are named by their import path.
         Config: `LearnerConfig`, or a frozen dataclass derived from it with settings of the method's own, which are keys of [learner].
         draws: draws from the buffer beside a batch, each of as many samples.
         teachers: networks through which each batch of current data goes forward.
@@ -183,7 +184,7 @@ class LearningMethod:
             rehearsal.offer_(buffer, data.x[rows], data.y[rows], logits.numpy(), rng=rng)
 
     def end_session(self, running: Running) -> Arrays:
-        """The arrays to keep; `running.network` has been trained."""
+        """The arrays to keep, none of them a view of what the network or the buffer holds; `running.network` has been trained."""
         return running.memory.arrays
 
     # -- what it costs

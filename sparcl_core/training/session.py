@@ -90,7 +90,7 @@ class SessionLoop:
             self.step(rows, step_rng, offer_rng)
         self.dropped += order.size - sum(lengths)
         self.twin.epoch()
-        self.running.memory = replace(memory, epochs=memory.epochs + 1)
+        self.running.memory = replace(self.running.memory, epochs=memory.epochs + 1)
 
     def step(self, rows: np.ndarray, step_rng: np.random.Generator, offer_rng: np.random.Generator) -> None:
         """One SGD step on `rows` of the task's data and the replay draws beside it."""
@@ -104,6 +104,8 @@ class SessionLoop:
         current, of_draws, logits, right = self._backward(parts, rows, apart=ranks_both or method.apart)
         if ranks_both:
             self._draw_masks(current, of_draws)
+            if of_draws and not method.apart:
+                current, of_draws = _add(of_draws, current), None
         gradients = method.gradients(running, current, of_draws)
         if draws_masks and not ranks_both:
             self._draw_masks(gradients, None)
@@ -169,13 +171,14 @@ class SessionLoop:
     def result(self) -> Session:
         """What the session leaves; the network is as the last step left it."""
         setup, spread, importance = self.setup, self.setup.network.spread, None
+        state = setup.network.read()
+        arrays = setup.method.end_session(self.running)  # may go through frozen networks, which count it
         if self.last:
             importance = {name: spread(name, combine(setup.tdm, self.last[name], None), np.float64) for name in self.masks}
         paper = self.cost.forward * setup.method.paper_passes(Passes(self.samples, self.replayed, setup.frozen.samples))
-        state = setup.network.read()
         return Session(
             state=state,
-            memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=setup.method.end_session(self.running)),
+            memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays),
             flops=self.flops + setup.frozen.flops + Flops(paper=paper),
             dense_flops=self.twin.flops,
             samples=self.samples,

@@ -156,3 +156,10 @@ def test_bytes_of_another_release_or_cut_off_are_refused():
         ):
             with pytest.raises(ValueError, match=message):
                 load_state(saved | {part: broken})
+
+
+@pytest.mark.parametrize("kept", [np.array([None, 1]), np.zeros(2, [("mean", "f4"), ("count", "i8")])])
+def test_what_a_method_keeps_must_be_arrays_of_numbers(kept):
+    memory = replace(trained_device(Lab()).memory, arrays={"kept": kept})
+    with pytest.raises(ValueError, match="a learning method keeps arrays of numbers"):
+        save_state(replace(trained_device(Lab()), memory=memory))

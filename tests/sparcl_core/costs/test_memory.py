@@ -6,7 +6,7 @@ import torch
 from tiny_learning import assert_same
 from torch import nn
 
-from sparcl_core.costs.memory import Footprint, Held, activation_bytes, buffered_bytes, footprint, kept_bytes
+from sparcl_core.costs.memory import Footprint, Held, activation_bytes, footprint, kept_bytes
 from sparcl_core.networks.models import ModelConfig, build_model, initial_weights, sparse_names
 from sparcl_core.replay.memory import Memory, empty
 from sparcl_core.sparsity.masks import apply_masks_, count_active
@@ -53,7 +53,7 @@ def test_float64_takes_twice_the_bytes_for_weights_and_the_same_for_masks(cnn):
 
 def test_the_buffer_is_counted_with_inputs_labels_and_logits(cnn):
     # 7 x (3*8*8 uint8 + 8 bytes of label + 5 float32)
-    assert of(cnn, {}, {}, memory=empty(7, SHAPE, CLASSES)).method == 7 * (192 + 8 + 20) == 7 * buffered_bytes(SHAPE, CLASSES, 4)
+    assert of(cnn, {}, {}, memory=empty(7, SHAPE, CLASSES)).method == 7 * (192 + 8 + 20)
 
 
 def test_the_arrays_of_a_method_are_counted_as_they_are(cnn):
