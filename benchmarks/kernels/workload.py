@@ -12,7 +12,7 @@ from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import KernelConfig
 from sparcl_core.learner import Learner
-from sparcl_core.methods.registry import METHODS
+from sparcl_core.methods.registry import find_method
 from sparcl_core.networks.models import ModelConfig, build_model
 from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
@@ -97,7 +97,7 @@ class Plain:
         self.spec, self.form = inputs(image), {"memory_format": LAYOUTS[layout]}
         self.model = build_model(ModelConfig("resnet18", width=width), self.spec.shape, CLASSES).to(**self.form).train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR)
-        self.parts = 1 + METHODS[method].draws
+        self.parts = 1 + find_method(method).draws
         x, y = samples(batch, image)
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
 

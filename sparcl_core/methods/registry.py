@@ -1,18 +1,17 @@
-"""Which learning method a name means: one of ours, or `package.module:Class` for one of the user's own."""
-
-import difflib
-import importlib
-import re
+"""Which learning method a name means: one of ours, one of an installed package, or `package.module:Class` for one of the user's own."""
 
 from sparcl_core.config import LearnerConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.base import LearningMethod
-from sparcl_core.methods.der import DER
-from sparcl_core.methods.derpp import DERpp
-from sparcl_core.methods.er import ER
-from sparcl_core.methods.sgd import SGD
+from sparcl_core.plugins import Kind
 
-METHODS = {method.name: method for method in (SGD, ER, DER, DERpp)}
+OURS = {
+    "sgd": "sparcl_core.methods.sgd:SGD",
+    "er": "sparcl_core.methods.er:ER",
+    "der": "sparcl_core.methods.der:DER",
+    "derpp": "sparcl_core.methods.derpp:DERpp",
+}
+METHODS = Kind(setting="learner.method", noun="method", group="sparcl.methods", ours=OURS)
 
 
 def find_method(name: str) -> type[LearningMethod]:
@@ -21,17 +20,8 @@ def find_method(name: str) -> type[LearningMethod]:
     Raises:
         ValueError: if there is none, with the value, the rule, and what was probably meant.
     """
-    if name in METHODS:
-        return METHODS[name]
+    found = METHODS.find(name)
     shown = f"learner.method is {printable(repr(name), 120)}"
-    if ":" not in name:
-        *most, last = map(repr, METHODS)
-        near = difflib.get_close_matches(name[:100], METHODS, n=1)
-        other = f"; did you mean {near[0]!r}?" if near else ", or package.module:Class for a method of your own"
-        raise ValueError(f"{shown}: input should be {', '.join(most)} or {last}{other}")
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        raise ValueError(f"{shown}: a method of your own is written package.module:Class")
-    found = _imported(name, shown)
     if not (isinstance(found, type) and issubclass(found, LearningMethod)):
         raise ValueError(f"{shown}, which is no learning method: a class derived from sparcl_core.methods.base.LearningMethod")
     config = found.Config
@@ -51,16 +41,3 @@ def make_method(config: LearnerConfig) -> LearningMethod:
         own = f"{method.Config.__module__}.{method.Config.__qualname__}"
         raise ValueError(f"the settings of the learner are a {type(config).__name__}: learner.method {config.method!r} has its own, {own}")
     return method(config)
-
-
-def _imported(name: str, shown: str) -> object:
-    path, _, wanted = name.partition(":")
-    try:
-        module = importlib.import_module(path)
-    except Exception as error:  # whatever the user's module does while it is read
-        why = f"{printable(path)} cannot be imported ({type(error).__name__}: {printable(error)})"
-        raise ValueError(f"{shown}, but {why}; it must lie where Python looks for modules, on every node (PYTHONPATH)") from error
-    if not hasattr(module, wanted):
-        near = difflib.get_close_matches(wanted, vars(module), n=1)
-        raise ValueError(f"{shown}, but {path} has no {printable(wanted)}{f'; did you mean {near[0]}?' if near else ''}")
-    return getattr(module, wanted)

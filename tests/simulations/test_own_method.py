@@ -217,8 +217,8 @@ def test_its_settings_stand_flat_among_those_of_the_learner():
             "it must lie where Python looks for modules, on every node (PYTHONPATH)",
         ),
         (("learner.method=own_methods:pack",), "learner.method is 'own_methods:pack', which is no learning method: a class derived from"),
-        (("learner.method=own_methods:",), "learner.method is 'own_methods:': a method of your own is written package.module:Class"),
-        (("learner.method=ewc",), "learner.method is 'ewc': input should be 'sgd', 'er', 'der' or 'derpp', or package.module:Class for a"),
+        (("learner.method=own_methods:",), "learner.method is 'own_methods:': a method of your own is written package.module:name"),
+        (("learner.method=ewc",), "learner.method is 'ewc': input should be 'sgd', 'er', 'der' or 'derpp', or package.module:name for a"),
         (("learner.method=7",), "learner.method is 7: input should be a valid string"),
     ],
 )

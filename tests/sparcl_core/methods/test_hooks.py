@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.costs.flops import Counted, Flops, Passes, dense_forward, per_sample
 from sparcl_core.learner import Learner
-from sparcl_core.methods import base, registry
+from sparcl_core.methods import registry
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.er import ER
 from sparcl_core.networks.models import build_model, load_state_
+from sparcl_core.plugins import Offer
 from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity.dgm import DGMConfig
@@ -76,10 +77,23 @@ class Herding(ER):
         return replace(border.memory, buffer=replace(buffer, offered=buffer.capacity)), Passes(taught=len(data.y))
 
 
+class Drawing(LearningMethod):
+    """Draws a number at each border."""
+
+    seen: list[float] = []
+
+    def begin_task(self, border):
+        self.seen.append(border.rng.random())
+        return border.memory, Passes()
+
+    end_task = begin_task
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    for method in (Projected, Anchored, Herding, Distilled):
-        monkeypatch.setitem(registry.METHODS, method.__name__, method)
+    for method in (Projected, Anchored, Herding, Distilled, Drawing):
+        name = method.__name__
+        monkeypatch.setitem(registry.METHODS.ours, name, Offer(name, "the tests", f"{__name__}:{name}"))
 
 
 def with_method(method: type[LearningMethod], config: MethodConfig, **own) -> MethodConfig:
@@ -235,28 +249,16 @@ def test_a_buffer_that_is_filled_at_the_end_of_a_task():
 
 def test_a_border_has_an_address_for_what_is_drawn_there():
     """By device, task, and whether it begins or ends; and it hands over what there is."""
-    seen = []
-
-    class Drawing(LearningMethod):
-        def begin_task(self, border):
-            seen.append(border.rng.random())
-            return border.memory, Passes()
-
-        end_task = begin_task
-
-    registry.METHODS["Drawing"] = Drawing
-    try:
-        learner, state, masks, memory = start(with_method(Drawing, tiny_method("mlp")))
-        for step in (learner.begin_task, learner.end_task):
-            for task in tiny_tasks(2, 8):
-                for device in (0, 1):
-                    step(state, masks, task, memory, device=device)
-    finally:
-        del registry.METHODS["Drawing"]
+    Drawing.seen.clear()
+    learner, state, masks, memory = start(with_method(Drawing, tiny_method("mlp")))
+    for step in (learner.begin_task, learner.end_task):
+        for task in tiny_tasks(2, 8):
+            for device in (0, 1):
+                step(state, masks, task, memory, device=device)
     wanted = [
         generator(learner.seed, f"{what}-task", device, task).random() for what in ("begin", "end") for task in (0, 1) for device in (0, 1)
     ]
-    assert seen == wanted and len(set(seen)) == 8
+    assert Drawing.seen == wanted and len(set(wanted)) == 8
 
 
 def test_the_weights_are_loaded_only_for_a_method_that_looks_at_them(monkeypatch):
@@ -296,5 +298,5 @@ def test_a_teacher_in_formulas():
 
 
 def test_methods_of_ours_are_named_as_they_are_set():
-    assert all(name == method.name for name, method in registry.METHODS.items() if method.__module__.startswith(base.__package__))
-    assert isinstance(Learner(tiny_method("mlp", method="der"), INPUTS, 5, 0).method, registry.METHODS["der"])
+    assert all(registry.find_method(name).name == name for name in registry.OURS)
+    assert isinstance(Learner(tiny_method("mlp", method="der"), INPUTS, 5, 0).method, registry.find_method("der"))
