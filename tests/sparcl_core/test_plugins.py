@@ -70,9 +70,7 @@ def test_two_packages_that_offer_one_name(installed):
     installed(shapes={"ring": "their_things:ring"}, forms={"ring": "their_things:square"})
     assert "ring" not in kind().offers()
     assert kind().clashes() == ["thing 'ring' is offered by forms 1.5 and by shapes 1.5"]
-    with pytest.raises(
-        ValueError, match="part.name is 'ring', but thing 'ring' is offered by forms 1.5 and by shapes 1.5: write"
-    ):
+    with pytest.raises(ValueError, match="part.name is 'ring', but thing 'ring' is offered by forms 1.5 and by shapes 1.5: write"):
         kind().find("ring")
 
 
@@ -100,9 +98,7 @@ def test_what_is_wrong_with_a_name(installed, name, message):
 
 def test_an_entry_point_that_fails_says_whose_it_is(installed):
     installed(shapes={"hole": "their_ruins:hole"})
-    with pytest.raises(
-        ValueError, match=r"part.name is 'hole', but their_ruins cannot be imported .*offered by shapes 1.5"
-    ):
+    with pytest.raises(ValueError, match=r"part.name is 'hole', but their_ruins cannot be imported .*offered by shapes 1.5"):
         kind().find("hole")
 
 
