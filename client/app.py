@@ -156,7 +156,7 @@ class _Trainer:
         active = device.model.active if done.update is None else count_active(done.masks)
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         alive = self._activations * learner.samples_per_forward(session.memory.ddr.kept.size)
-        kept = kept_bytes(device.memory)
+        kept = kept_bytes(device.memory) + learner.kept_data_bytes(session.memory.ddr.kept.size)
         needs = footprint(learner.held, active=active, updated=updated, activations=alive, method_bytes=kept, federated=True)
         whole = {name: mask.size for name, mask in done.masks.items()}
         return {

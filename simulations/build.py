@@ -120,7 +120,8 @@ def make_world(experiment: Experiment) -> World:
 
 
 def _streams(experiment: Experiment, data: Dataset) -> Streams:
-    return make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task)
+    so_far = make_method(experiment.learner).keeps_data
+    return make_streams(experiment.stream, data, experiment.seed, experiment.federation.rounds_per_task, so_far=so_far)
 
 
 def _model(experiment: Experiment, data: Dataset) -> nn.Module:

@@ -9,7 +9,7 @@ from sparcl_core.domains import Domains
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
 from sparcl_core.metrics.continual import accuracy_by_class, accuracy_by_task, count_correct, count_task
-from sparcl_core.networks.models import load_state_
+from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.masks import State
 
 EVALUATION_BATCH = 512
@@ -22,9 +22,12 @@ class Evaluator:
         """`learner` lends its model and input form; `classes`: per task; `domains`: what is done to the images of a task, if anything."""
         self.learner, self.raw, self.tasks, self.domains = learner, raw, list(classes), domains
 
-    def __call__(self, state: State) -> Evaluation:
-        load_state_(self.learner.model, state)
-        self.learner.model.eval()
+    def __call__(self, state: State, memory: Memory | None = None) -> Evaluation:
+        """`memory`: of the device whose own model it is, if it is one's."""
+        network = self.learner.network
+        network.load(state, {})
+        network.model.eval()
+        self._score = self.learner.method.scorer(network, memory)
         if self.domains is None:
             correct, total = count_correct(self._outputs(self.raw.test_x), self.raw.test_y, self.tasks)
         else:
@@ -35,10 +38,10 @@ class Evaluator:
         return Evaluation(accuracy_by_task(correct, total), accuracy_by_class(correct, total))
 
     def _outputs(self, images: np.ndarray) -> np.ndarray:
-        """Logits of [N, C, H, W] uint8."""
+        """How much each of [N, C, H, W] uint8 is of each class, [N, classes]: logits, if the method says nothing else."""
         outputs = []
         with torch.inference_mode():
             for start in range(0, len(images), EVALUATION_BATCH):
                 x = torch.from_numpy(images[start : start + EVALUATION_BATCH])
-                outputs.append(self.learner.model(normalise(x, self.learner.inputs, self.learner.dtype)).numpy())
+                outputs.append(self._score(normalise(x, self.learner.inputs, self.learner.dtype)).numpy())
         return np.concatenate(outputs)

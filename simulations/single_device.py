@@ -19,6 +19,7 @@ from sparcl_core.costs.device import Cost, compute_cost
 from sparcl_core.costs.flops import Counted
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner
+from sparcl_core.methods.registry import make_method
 from sparcl_core.metrics import continual
 from sparcl_core.solo import Progress, start_model, train_stream
 
@@ -67,7 +68,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
 
     def session_done(progress: Progress) -> None:
         counted.append(Counted(progress.flops, progress.dense_flops))
-        accuracy = evaluate(progress.state).accuracy if progress.epoch == epochs else None
+        accuracy = evaluate(progress.state, progress.memory).accuracy if progress.epoch == epochs else None
         if accuracy is not None:
             matrix.append(accuracy)
         observe(progress, accuracy)
@@ -92,4 +93,5 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
 def _whole(experiment: Experiment, data: Dataset) -> Streams:
     """The stream of a single device that has all data of every task, once."""
     alone = {"devices": 1, "partition": "iid", "samples": 0, "online": False, "order": "same", "cycles": 1, "new_classes_share": 1.0}
-    return make_streams(replace(experiment.stream, **alone), data, experiment.seed)
+    so_far = make_method(experiment.learner).keeps_data
+    return make_streams(replace(experiment.stream, **alone), data, experiment.seed, so_far=so_far)

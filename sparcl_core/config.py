@@ -134,8 +134,13 @@ class LearnerConfig:
         if self.last_batch not in ("keep", "join", "drop"):
             raise ValueError(f"last_batch is {self.last_batch!r}: choose keep, join or drop")
         for name in ("alpha", "beta", "replay_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: a loss weight must be finite and may not be negative")
+            weight_of_a_loss(name, getattr(self, name))
+
+
+def weight_of_a_loss(name: str, value: float) -> None:
+    """Raises ValueError if `value` is none."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}: a loss weight must be finite and may not be negative")
 
 
 @dataclass(frozen=True)

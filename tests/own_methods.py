@@ -46,5 +46,5 @@ class Distilled(LearningMethod):
         now, then = F.log_softmax(logits / temperature, 1), F.softmax(teacher(batch.x) / temperature, 1)
         return loss + self.config.alpha * temperature**2 * F.kl_div(now, then, reduction="batchmean")
 
-    def arrays_bytes(self, model, active):
+    def arrays_bytes(self, model, active, *, buffered, classes):
         return model.packed_bytes(active)

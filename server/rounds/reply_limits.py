@@ -8,6 +8,7 @@ A round of e epochs over n samples in batches of b at most takes
                              forward through a teacher; and what it says of the beginning and the end of a task
     training, importance     P times the FLOPs of one sample in the dense network; by the published convention 3 P forward passes
     statistics               forward passes over n + c samples, and the method's between tasks; c fit into the buffer
+    method                   what the method says of so many steps, and of the beginning and the end of a task
     masks                    one operation per maskable weight and step, and 3 for each of two rankings
     memory                   the footprint of dense training, buffer included
 
@@ -58,12 +59,14 @@ class Workbook:
         own, capacity = samples[step], method.buffer_capacity(sum(samples))
         steps = work.epochs * -(-own // work.method.learner.batch_size)
         in_round, passes = (method.step_passes(epochs * own, epochs * own) for epochs in (work.epochs, work.epochs + 2))
-        between = method.task_passes(max(samples), capacity)
+        weights = sum(work.model.parameters.values())
+        between = method.task_passes(max(samples), capacity, weights)
         computed = cost.whole * (passes.trained + between.trained) + cost.forward * passes.taught
         flops = {
             "train_sparse": computed, "train_dense": computed, "importance": computed, "masks": self._maskable * (steps + 6),
             "paper": 3 * (passes.trained + passes.taught) * cost.forward, "statistics": (own + capacity + between.taught) * cost.forward,
             "samples": passes.trained + between.trained, "steps": steps,
+            "method": method.step_flops(weights * steps, passes.replayed) + between.flops,
         }  # fmt: skip
         counts = {
             "samples": work.epochs * own, "replayed": in_round.replayed, "dropped": work.epochs * own, "steps": steps,

@@ -99,9 +99,10 @@ class Workload:
         batch = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch)
         in_flight = self.learning.samples_per_forward(batch, self.is_joint)
         per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize
-        arrays = self.learning.arrays_bytes(self.model, active)
-        fixed = footprint(self.model, active=active, updated=active, activations=0, method_bytes=arrays, federated=True).total
-        return fixed + self.moved * in_flight + buffered * per_sample_held
+        arrays = self.learning.arrays_bytes(self.model, active, buffered=buffered, classes=self.classes)
+        fixed = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True).total
+        kept = buffered * per_sample_held + self.learning.kept_samples(samples) * (self.input_bytes + 8)
+        return fixed + self.moved * in_flight + kept + arrays
 
     @property
     def layer_passes(self) -> int:

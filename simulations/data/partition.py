@@ -6,6 +6,7 @@
 
 import numpy as np
 
+from client.streams.so_far import StreamsSoFar
 from client.streams.stream import DrawnStreams, SplitStreams, Streams
 from simulations.config.errors import ConfigError
 from simulations.config.sections import StreamConfig
@@ -34,7 +35,7 @@ def stream_classes(config: StreamConfig, num_classes: int) -> tuple[tuple[int, .
     return task_classes(num_classes, config.tasks)
 
 
-def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task: int | None = None) -> Streams:
+def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task: int | None = None, *, so_far: bool = False) -> Streams:
     """The streams of all devices. With `drawn` devices share samples; all other partitions give every sample to exactly one device.
 
     A task's samples lie in random order: data removal breaks ties by position, and sources are often sorted (by class, or
@@ -42,6 +43,7 @@ def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task
 
     Args:
         rounds_per_task: pieces that a task comes in if `config.online`; else not read.
+        so_far: every step brings the data of all steps before, too.
 
     Raises:
         ConfigError: if there are more devices to split the data among than training samples, if a task has none, or too few to draw, or a
@@ -56,7 +58,7 @@ def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task
     streams = arranged(config, base, classes, seed=seed, rounds_per_task=rounds_per_task)
     if streams is not base or config.blur or config.partition not in ("dirichlet", "iid", "drawn"):
         check_data(streams)
-    return streams
+    return StreamsSoFar.of(streams) if so_far else streams
 
 
 def _split_streams(config: StreamConfig, data: Dataset, classes: tuple[tuple[int, ...], ...], seed: int) -> Streams:

@@ -50,6 +50,7 @@ class Flops:
     operation per weight that a ranking looks at.
     `statistics`: forward passes that train nothing: those that recompute BatchNorm statistics, those whose loss tells a change of task, and
     those that a method computes where a task begins or ends.
+    `method`: what a learning method computes beside passes, on weights or features: penalties, projections, herding.
     `paper`: the published convention for the same steps; not part of `total`.
     No FLOPs: `samples` that went forward and backward (replay and importance included) and optimiser `steps`.
     """
@@ -62,6 +63,7 @@ class Flops:
     statistics: int = 0
     samples: int = 0
     steps: int = 0
+    method: int = 0
 
     @property
     def train(self) -> int:
@@ -72,6 +74,7 @@ class Flops:
         """What adds up to `total`, by the names that tables have for it: the only list of them."""
         return {
             "train_flops": self.train, "importance_flops": self.importance, "mask_flops": self.masks, "statistics_flops": self.statistics,
+            "method_flops": self.method,
         }  # fmt: skip
 
     @property
@@ -104,11 +107,13 @@ class Passes:
         current: of the task's own data, forward and backward.
         replayed: besides, forward and backward.
         taught: forward only, through a network that is not trained.
+        flops: what is computed beside passes, see `Flops.method`.
     """
 
     current: Count = 0
     replayed: Count = 0
     taught: Count = 0
+    flops: Count = 0
 
     @property
     def trained(self) -> Count:
@@ -161,7 +166,9 @@ class SampleFlops:
 
     def between_tasks(self, passes: Passes) -> Flops:
         """What a method computes where a task begins or ends."""
-        return Flops(importance=self.whole * passes.trained, statistics=self.forward * passes.taught, samples=passes.trained)
+        return Flops(
+            importance=self.whole * passes.trained, statistics=self.forward * passes.taught, samples=passes.trained, method=passes.flops
+        )
 
 
 def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int]) -> SampleFlops:

@@ -116,6 +116,7 @@ class LearningMethod:
         Config: `LearnerConfig`, or a frozen dataclass derived from it with settings of the method's own, which are keys of [learner].
         draws: draws from the buffer beside a batch, each of as many samples.
         teachers: networks through which each batch of current data goes forward.
+        keeps_data: the device keeps the data of all tasks, and a task's data are those of all tasks so far.
         apart: `gradients` wants those of the draws beside those of current data.
     """
 
@@ -123,6 +124,7 @@ class LearningMethod:
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     draws: ClassVar[int] = 0
     teachers: ClassVar[int] = 0
+    keeps_data: ClassVar[bool] = False
     apart: ClassVar[bool] = False
 
     def __init__(self, config: LearnerConfig):
@@ -187,6 +189,17 @@ class LearningMethod:
         """The arrays to keep, none of them a view of what the network or the buffer holds; `running.network` has been trained."""
         return running.memory.arrays
 
+    # -- at a test
+
+    def scorer(self, network: Network, memory: Memory | None) -> Callable[[Tensor], Tensor]:
+        """What says of which class an image is: normalised images [B, C, H, W] -> [B, classes], of which the largest counts; -inf: none.
+
+        Args:
+            network: in evaluation mode, loaded with the model that is tested.
+            memory: what the device keeps whose model that is; None: it is nobody's own.
+        """
+        return network.model
+
     # -- what it costs
 
     def buffer_capacity(self, stream_samples: int) -> int:
@@ -210,6 +223,15 @@ class LearningMethod:
         has_teacher = arrays is None or bool(arrays)
         return Passes(current, self.draws * drawn, self.teachers * current * has_teacher)
 
+    def step_flops(self, weights: Count, drawn: Count, arrays: Arrays | None = None) -> Count:
+        """FLOPs that terms and gradients of a step, or of many, take beside passes.
+
+        Args:
+            weights: that the network holds, times the steps.
+            drawn, arrays: as in `step_passes`.
+        """
+        return 0 * weights
+
     def paper_passes(self, passes: Passes) -> Count:
         """Forward passes that published FLOPs count for `passes`: 3 for each sample of current data, 1 for each that is replayed."""
         return 3 * passes.current + passes.replayed
@@ -222,10 +244,20 @@ class LearningMethod:
         """The most samples of a forward pass of the network that is trained, beside batches of `batch`."""
         return self.step_passes(batch, batch).trained if is_joint else batch
 
-    def task_passes(self, samples: int, buffered: int) -> Passes:
-        """The most that `begin_task` and `end_task` together count, with `samples` in a task and `buffered` in the buffer."""
+    def task_passes(self, samples: int, buffered: int, weights: int) -> Passes:
+        """The most that `begin_task` and `end_task` together count.
+
+        Args:
+            samples: in a task.
+            buffered: samples in the buffer.
+            weights: of the dense network; there are fewer features than that.
+        """
         return Passes()
 
-    def arrays_bytes(self, model: Held, active: dict[str, int]) -> int:
-        """The most that its arrays take on a device with `active` weights in each sparse tensor of the model."""
+    def kept_samples(self, samples: Count) -> Count:
+        """Of a task with `samples`, those that the device keeps beyond the task; the buffer has its own."""
+        return samples if self.keeps_data else 0 * samples
+
+    def arrays_bytes(self, model: Held, active: dict[str, int], *, buffered: Count, classes: int) -> Count:
+        """The most that its arrays take on a device with `active` weights in each sparse tensor of the model, and `buffered` samples."""
         return 0

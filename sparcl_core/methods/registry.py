@@ -7,6 +7,12 @@ from sparcl_core.plugins import Kind
 
 OURS = {
     "sgd": "sparcl_core.methods.sgd:SGD",
+    "joint": "sparcl_core.methods.joint:Joint",
+    "ewc_on": "sparcl_core.methods.ewc_on:EWCOnline",
+    "lwf": "sparcl_core.methods.lwf:LwF",
+    "agem": "sparcl_core.methods.agem:AGEM",
+    "icarl": "sparcl_core.methods.icarl:ICaRL",
+    "fdr": "sparcl_core.methods.fdr:FDR",
     "er": "sparcl_core.methods.er:ER",
     "der": "sparcl_core.methods.der:DER",
     "derpp": "sparcl_core.methods.derpp:DERpp",

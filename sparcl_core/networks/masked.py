@@ -72,6 +72,16 @@ class Network:
         places = self.sparse[name].places.numpy() if name in self.sparse else slice(None)
         return torch.from_numpy(whole.reshape(-1)[places].copy()).reshape(self.parameters[name].shape)
 
+    def outputs(self, x: np.ndarray, batch: int = 128) -> np.ndarray:
+        """Logits [N, classes] of images [N, C, H, W] uint8, in evaluation mode; the mode of the model is left as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                return np.concatenate([self.model(self.feed(x[at : at + batch])).numpy() for at in range(0, len(x), batch)])
+        finally:
+            self.model.train(training)
+
     def feed(self, x: np.ndarray) -> Tensor:
         """Images [B, C, H, W] uint8 as the model is fed them, normalised."""
         return normalise(torch.from_numpy(x), self.inputs, self.dtype)

@@ -72,6 +72,7 @@ class SessionLoop:
         self.steps = self.samples = self.replayed = self.dropped = 0
         self.total_loss = self.loss = 0.0
         self.names, self.parameters = list(setup.network.parameters), list(setup.network.parameters.values())
+        self.weights = sum(parameter.numel() for parameter in self.parameters)
 
     def epoch(self) -> None:
         """One pass over the data that DDR keeps, and the dense twin's counts for the same epoch."""
@@ -114,6 +115,7 @@ class SessionLoop:
         method.offer(running, rows, logits, offer_rng)
         cost, replayed = self.full_cost if draws_masks else self.cost, sum(map(len, drawn))
         self.flops += cost.step(len(rows) + replayed)
+        self.flops += Flops(method=method.step_flops(self.weights, replayed, running.memory.arrays))
         self.steps += 1
         self.samples += len(rows)
         self.replayed += replayed
@@ -198,6 +200,7 @@ class DenseTwin:
         whole = sizes(running.masks)
         self.setup, self.running, self.offered = setup, running, running.memory.twin_offered
         self.cost, self.forward = per_sample(setup.layers, whole, whole), dense_forward(setup.layers)
+        self.weights = sum(setup.held.parameters.values())
         self.flops = Flops()
 
     def epoch(self) -> None:
@@ -207,6 +210,7 @@ class DenseTwin:
             held = method.held_by_twin(memory.buffer, self.offered) if replays else 0
             passes = method.step_passes(batch, setup.draw_size(batch, held), memory.arrays)
             self.flops += self.cost.step(passes.trained) + self.cost.teach(passes.taught)
+            self.flops += Flops(method=method.step_flops(self.weights, passes.replayed, memory.arrays))
             self.flops += Flops(paper=self.forward * method.paper_passes(passes))
             self.offered += batch
 

@@ -1,5 +1,7 @@
 """What a learner works with, whichever device it trains: the network, the method, and the settings of all mechanisms."""
 
+import math
+
 import numpy as np
 
 from sparcl_core.batches import batch_sizes, largest_batch
@@ -81,6 +83,10 @@ class Setup:
     def draw_size(self, batch: int, held: int) -> int:
         """Samples that each replay draw beside a batch has, from a buffer that holds `held`; 0 while these are too few for the model."""
         return min(batch, held) if held >= self.least else 0
+
+    def kept_data_bytes(self, samples: int) -> int:
+        """Of the data, labels included, that the method keeps beyond a task with `samples`."""
+        return self.method.kept_samples(samples) * (math.prod(self.inputs.shape) + 8)
 
     def cost_at(self, masks: Masks) -> SampleFlops:
         """Of a sample, every active weight updated."""

@@ -96,7 +96,7 @@ def test_every_column_of_a_cost_is_one_of_the_ledger():
     assert {name: getattr(row, name) for name in cost.columns} == cost.columns
     assert {field.type for field in fields(Row) if field.name in cost.columns and field.name.endswith(("bytes", "flops"))} == {int}
     assert ledger.totals()["flops"] == sum(getattr(row, name) for name in FLOP_COLUMNS) == flops.total
-    assert len(FLOP_COLUMNS) == 4 and "paper_flops" in cost.columns
+    assert len(FLOP_COLUMNS) == 5 and "paper_flops" in cost.columns
 
 
 def test_totals_by_hand(books):

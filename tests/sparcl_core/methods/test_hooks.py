@@ -55,7 +55,7 @@ class Anchored(LearningMethod):
         arrays = {f"fisher/{name}": value.numpy() for name, value in fisher.items()}
         return replace(border.memory, arrays=arrays | pack(border.state, border.masks, "then/")), Passes(current=len(data.y))
 
-    def task_passes(self, samples, buffered):
+    def task_passes(self, samples, buffered, weights):
         return Passes(current=samples)
 
 
@@ -285,7 +285,7 @@ def test_the_formulas_of_the_methods_by_hand(method, draws):
     assert made.step_passes(10, 4) == Passes(10, draws * 4, 0)
     assert [made.forward_passes(is_joint) for is_joint in (True, False)] == [1, 1 + draws]
     assert [made.samples_per_forward(10, is_joint) for is_joint in (True, False)] == [10 * (1 + draws), 10]
-    assert (made.task_passes(10, 4), made.arrays_bytes(None, {})) == (Passes(), 0)
+    assert (made.task_passes(10, 4, 100), made.arrays_bytes(None, {}, buffered=4, classes=2)) == (Passes(), 0)
     samples = np.array([3, 7])
     assert made.step_passes(samples, samples).trained.tolist() == [3 * (1 + draws), 7 * (1 + draws)]
 

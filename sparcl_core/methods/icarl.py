@@ -1,0 +1,151 @@
+"""iCaRL, incremental classifier and representation learning (Rebuffi et al. 2017, arXiv:1611.07725).
+
+    sum of binary cross-entropies, a mean over batch and classes so far:
+        of a new class       with 1 where it is the label, else 0
+        of an old class      with sigmoid(teacher(x)), the teacher being the model as the last task left it    (algorithm 3)
+
+for the current batch and for a draw from the exemplars beside it. Exemplars are chosen where a task ends, capacity / classes so far for
+each: the next one is that which brings the mean of the chosen ones' features nearest to the class's mean (herding, algorithm 4); of older
+classes the first ones stay (algorithm 5). Features are the input of the last layer, of length 1. An image is of the class whose
+exemplars' mean feature, under the model as it is now, is nearest (algorithm 1), so Class-IL needs no bias correction of the classifier.
+
+Differences: the paper trains on the union of data and exemplars, ours draws from them beside each batch as ER does; the teacher's answers
+to exemplars are those that were stored with them where the last task ended. Features are not averaged with those of the mirrored image.
+
+A device keeps the teacher, and which classes it has seen.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sparcl_core.costs.flops import Passes
+from sparcl_core.methods.base import Border, LearningMethod, Running
+from sparcl_core.methods.lwf import TEACHER
+from sparcl_core.methods.seen import SEEN, seen_after
+from sparcl_core.replay.buffer import Buffer
+from sparcl_core.replay.shares import first_of_each, refilled
+from sparcl_core.sparsity.packed import pack, unpack
+
+
+class ICaRL(LearningMethod):
+    name = "icarl"
+    draws = 1
+    teachers = 1
+
+    def prepare(self, running: Running):
+        """The teacher, if there is one; and the old classes and those so far, [classes] bool."""
+        import torch
+
+        arrays, num_classes = running.memory.arrays, running.network.inputs.num_classes
+        old = torch.from_numpy(arrays[SEEN].copy()) if arrays else torch.zeros(num_classes, dtype=torch.bool)
+        known = old.clone()
+        known[list(running.data.classes)] = True
+        teacher = running.freeze(*unpack(arrays, running.network.layout.shapes, TEACHER)) if arrays else None
+        return teacher, old, known
+
+    def current_term(self, running, batch, logits, seen):
+        teacher, old, known = running.prepared
+        return binary_terms(logits, batch.y, teacher(batch.x) if teacher else logits, old=old, known=known)
+
+    def draw_term(self, running, number, drawn, logits):
+        _, old, known = running.prepared
+        return binary_terms(logits, drawn.y, drawn.logits, old=old, known=known)
+
+    def offer(self, running, rows, logits, rng):
+        """Nothing: exemplars are chosen where a task ends."""
+
+    def end_task(self, border: Border):
+        memory, buffer, data, network = border.memory, border.memory.buffer, border.data, border.network
+        seen = seen_after(border)
+        share = buffer.capacity // int(seen.sum())
+        kept = first_of_each(buffer.y[: len(buffer)], share)
+        features, logits = network.all_features(data.x)
+        again = network.outputs(buffer.x[kept]) if len(kept) else buffer.logits[kept]
+        chosen = [np.flatnonzero(data.y == label) for label in np.unique(data.y)]
+        picked = [rows[herding(features[rows], share)] for rows in chosen]
+        new = np.concatenate(picked)[: buffer.capacity - len(kept)]
+        fresh = refilled(replace(buffer, logits=_with(buffer.logits, kept, again)), kept, data.x[new], data.y[new], logits[new])
+        arrays = pack(border.state, border.masks, TEACHER) | {SEEN: seen}
+        flops = sum(_herding_flops(len(rows), min(share, len(rows)), features.shape[1]) for rows in chosen)
+        return replace(memory, buffer=fresh, arrays=arrays), Passes(taught=len(data.y) + len(kept), flops=flops)
+
+    def scorer(self, network, memory):
+        if memory is None or not len(memory.buffer):
+            return network.model
+        import torch
+
+        means = torch.from_numpy(class_means(memory.buffer, network.all_features(memory.buffer.x[: len(memory.buffer)])[0]))
+
+        def nearest(x):
+            features, logits = network.features(x)
+            away = torch.cdist(_of_length_one(features), means.to(features.dtype))
+            return torch.where(means.isnan().any(1), -torch.inf, -away).to(logits.dtype)
+
+        return nearest
+
+    def held_by_twin(self, buffer, offered):
+        return len(buffer)
+
+    def task_passes(self, samples, buffered, weights):
+        return Passes(taught=samples + buffered, flops=_herding_flops(samples, buffered, weights))
+
+    def arrays_bytes(self, model, active, *, buffered, classes):
+        return model.packed_bytes(active) + classes
+
+
+def binary_terms(logits, labels, answers, *, old, known):
+    """Mean over batch and known classes of the binary cross-entropies.
+
+    Args:
+        logits, answers: [B, classes], the model's and its teacher's.
+        labels: [B] int64.
+        old, known: [classes] bool, classes of earlier tasks, and those with the current one's.
+    """
+    import torch.nn.functional as F
+
+    is_label = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    targets = is_label.where(~old, answers.detach().sigmoid())
+    return F.binary_cross_entropy_with_logits(logits[:, known], targets[:, known])
+
+
+def herding(features: np.ndarray, count: int) -> np.ndarray:
+    """The rows of the exemplars of a class in the order in which they are chosen, [min(count, n)]; of equal ones the lower.
+
+    features: [n, D], of length 1 each.
+    """
+    mean, total = features.mean(0), np.zeros(features.shape[1], features.dtype)
+    is_free, rows = np.ones(len(features), bool), []
+    for number in range(1, min(count, len(features)) + 1):
+        away = ((mean - (total + features) / number) ** 2).sum(1)
+        rows.append(int(np.where(is_free, away, np.inf).argmin()))
+        is_free[rows[-1]] = False
+        total = total + features[rows[-1]]
+    return np.array(rows, np.int64)
+
+
+def class_means(buffer: Buffer, features: np.ndarray) -> np.ndarray:
+    """[classes, D], the mean feature of each class's exemplars, again of length 1; NaN where a class has none."""
+    labels = buffer.y[: len(buffer)]
+    means = np.full((buffer.logits.shape[1], features.shape[1]), np.nan, features.dtype)
+    for label in np.unique(labels):
+        mean = features[labels == label].mean(0)
+        means[label] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return means
+
+
+def _of_length_one(features):
+    import torch.nn.functional as F
+
+    return F.normalize(features, dim=1)
+
+
+def _with(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array[rows] = values
+    return array
+
+
+def _herding_flops(samples: int, chosen: int, features: int) -> int:
+    """Of one class: for every exemplar, a sum, a quotient, a difference, a square and its sum at each feature of each sample."""
+    return 5 * samples * chosen * features
