@@ -8,7 +8,7 @@ from sparcl_core.config import MethodConfig
 from sparcl_core.inputs import InputSpec, normalise
 from sparcl_core.kernels.choice import choices
 from sparcl_core.kernels.convert import convert, sparse_layers, trainable
-from sparcl_core.kernels.modules import Sparse
+from sparcl_core.kernels.modules import MaskedLinear, Sparse, SparseLinear
 from sparcl_core.networks.models import DTYPES, build_model, load_state_, make_layout, read_state
 from sparcl_core.sparsity.masks import Masks, State
 
@@ -85,3 +85,31 @@ class Network:
     def feed(self, x: np.ndarray) -> Tensor:
         """Images [B, C, H, W] uint8 as the model is fed them, normalised."""
         return normalise(torch.from_numpy(x), self.inputs, self.dtype)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the classifier, the last linear layer that a forward pass runs, is given, [B, D], and the logits, [B, classes].
+
+        One forward pass in the mode that the model is in; gradients flow through both.
+
+        Args:
+            x: as `feed` gives it.
+
+        Raises:
+            ValueError: if the model has no such layer, or it is given something else than a vector for each sample.
+        """
+        last: list[Tensor] = []
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            last[:] = inputs[:1]
+
+        linear = [module for module in self.model.modules() if isinstance(module, nn.Linear | MaskedLinear | SparseLinear)]
+        handles = [module.register_forward_pre_hook(keep) for module in linear]
+        try:
+            logits = self.model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not last or last[0].dim() != 2:
+            found = f"is given {tuple(last[0].shape)}" if last else "is none"
+            raise ValueError(f"the last linear layer of this model {found}: features are what a classifier is given, one vector a sample")
+        return last[0], logits
