@@ -10,6 +10,7 @@ import torch
 from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
+from sparcl_core.methods.registry import find_method
 from sparcl_core.networks.models import ModelConfig
 from sparcl_core.replay.memory import Memory, empty
 from sparcl_core.solo import start_model
@@ -29,6 +30,11 @@ def tiny_method(model: str = "cnn", sparsity: float = 0.75, dtype: str = "float3
     """SparCL on a tiny backbone; keywords go to the learner, mechanisms are swapped in with `dataclasses.replace`."""
     settings = {"batch_size": 8, "buffer_size": 12, "lr": 0.05} | learner
     return MethodConfig(replace(MODELS[model], dtype=dtype), LearnerConfig(**settings), TDMConfig(), DDRConfig(), DGMConfig(), sparsity)
+
+
+def with_learner(method: MethodConfig, name: str, **own) -> MethodConfig:
+    """`method` with another learning method and its settings, which are those of before where they are not given."""
+    return replace(method, learner=find_method(name).Config(**vars(method.learner) | {"method": name} | own))
 
 
 def without(method: MethodConfig, *mechanisms: str) -> MethodConfig:

@@ -60,7 +60,8 @@ class ICaRL(LearningMethod):
         seen = seen_after(border)
         share = buffer.capacity // int(seen.sum())
         kept = first_of_each(buffer.y[: len(buffer)], share)
-        features, logits = network.all_features(data.x)
+        features, logits = network.features_of(data.x)
+        features = of_length_one(features)
         again = network.outputs(buffer.x[kept]) if len(kept) else buffer.logits[kept]
         chosen = [np.flatnonzero(data.y == label) for label in np.unique(data.y)]
         picked = [rows[herding(features[rows], share)] for rows in chosen]
@@ -75,11 +76,12 @@ class ICaRL(LearningMethod):
             return network.model
         import torch
 
-        means = torch.from_numpy(class_means(memory.buffer, network.all_features(memory.buffer.x[: len(memory.buffer)])[0]))
+        features, _ = network.features_of(memory.buffer.x[: len(memory.buffer)])
+        means = torch.from_numpy(class_means(memory.buffer, of_length_one(features)))
 
         def nearest(x):
             features, logits = network.features(x)
-            away = torch.cdist(_of_length_one(features), means.to(features.dtype))
+            away = torch.cdist(torch.nn.functional.normalize(features, dim=1), means, compute_mode="donot_use_mm_for_euclid_dist")
             return torch.where(means.isnan().any(1), -torch.inf, -away).to(logits.dtype)
 
         return nearest
@@ -129,15 +131,13 @@ def class_means(buffer: Buffer, features: np.ndarray) -> np.ndarray:
     labels = buffer.y[: len(buffer)]
     means = np.full((buffer.logits.shape[1], features.shape[1]), np.nan, features.dtype)
     for label in np.unique(labels):
-        mean = features[labels == label].mean(0)
-        means[label] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+        means[label] = of_length_one(features[labels == label].mean(0))
     return means
 
 
-def _of_length_one(features):
-    import torch.nn.functional as F
-
-    return F.normalize(features, dim=1)
+def of_length_one(features: np.ndarray) -> np.ndarray:
+    """`features` [..., D], each divided by its Euclidean length; zeros stay."""
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12).astype(features.dtype)
 
 
 def _with(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The network of a learner: one model that is made once and loaded with the weights and masks of device after device."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -72,15 +74,23 @@ class Network:
         places = self.sparse[name].places.numpy() if name in self.sparse else slice(None)
         return torch.from_numpy(whole.reshape(-1)[places].copy()).reshape(self.parameters[name].shape)
 
-    def outputs(self, x: np.ndarray, batch: int = 128) -> np.ndarray:
+    def outputs(self, x: np.ndarray) -> np.ndarray:
         """Logits [N, classes] of images [N, C, H, W] uint8, in evaluation mode; the mode of the model is left as it was."""
+        return self._through(x, lambda fed: (self.model(fed),))[0]
+
+    def features_of(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features [N, D], what the last linear layer is given, and logits [N, classes]; otherwise as `outputs`."""
+        return self._through(x, self.features)
+
+    def _through(self, x: np.ndarray, run: Callable[[Tensor], tuple[Tensor, ...]], batch: int = 128) -> tuple[np.ndarray, ...]:
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                return np.concatenate([self.model(self.feed(x[at : at + batch])).numpy() for at in range(0, len(x), batch)])
+                parts = [run(self.feed(x[at : at + batch])) for at in range(0, len(x), batch)]
         finally:
             self.model.train(training)
+        return tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True))
 
     def feed(self, x: np.ndarray) -> Tensor:
         """Images [B, C, H, W] uint8 as the model is fed them, normalised."""
