@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from client.streams.stream import Streams
+from simulations.checkpoints.lone_device import LonePoint, SoFar, one_more
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
 from simulations.data.partition import make_streams
@@ -16,7 +17,6 @@ from simulations.data.task_order import check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.profiles import load_profile
 from sparcl_core.costs.device import Cost, compute_cost
-from sparcl_core.costs.flops import Counted
 from sparcl_core.costs.memory import activation_bytes
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
@@ -33,6 +33,7 @@ class SoloResult:
         accuracy: [2, T, T], Class-IL and Task-IL matrices, rows after each task.
         untrained: [2, T], accuracy of the fresh model.
         cost, dense_cost: what it paid, and what the dense twin would have paid for the same schedule.
+        peak_memory: the most bytes that a session took, by formula (`sparcl_core.costs.memory`).
     """
 
     experiment: Experiment
@@ -41,17 +42,19 @@ class SoloResult:
     untrained: np.ndarray
     cost: Cost
     dense_cost: Cost
+    peak_memory: int
 
     def scores(self, row: int) -> continual.Scores:
         """Figures of Class-IL (row 0) or Task-IL (row 1)."""
         return continual.scores(self.accuracy[row], self.untrained[row])
 
 
-def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | None], None]) -> SoloResult:
+def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | None], None], point: LonePoint | None = None) -> SoloResult:
     """Train one device on all data of every task in order.
 
     Args:
         observe: told of every session, with the accuracy [2, T] at the end of a task (else None).
+        point: where the run is kept behind every session, and gone on with if it was interrupted; the result is the same to the bit.
 
     Raises:
         ConfigError: if the data is not what the settings need, or training diverges.
@@ -61,32 +64,44 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     streams = _whole(experiment, data)
     check_tested(streams.classes, data.raw.test_y)
     tasks = [streams[0].task(number) for number in range(experiment.stream.tasks)]
-    profile, _ = load_profile(experiment.profile)
     learner = Learner(method, data.inputs, epochs, seed)
     evaluate = Evaluator(learner, data.raw, streams.classes, streams.domains)
-    matrix, counted = [], [Counted()]
+    so_far = point.load() if point else None
 
     def session_done(progress: Progress) -> None:
-        counted.append(Counted(progress.flops, progress.dense_flops))
+        nonlocal so_far
+        so_far = one_more(so_far, progress, fresh)
         accuracy = evaluate(progress.state, progress.memory).accuracy if progress.epoch == epochs else None
         if accuracy is not None:
-            matrix.append(accuracy)
+            so_far = replace(so_far, accuracy=np.concatenate([so_far.accuracy, accuracy[None]]))
+        if point:
+            point.save(so_far)
         observe(progress, accuracy)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fresh = evaluate(start_model(learner, method, seed)[0]).accuracy
-        progress = train_stream(method, data.inputs, tasks, task_epochs=epochs, seed=seed, observe=session_done)
+        fresh = so_far.untrained if so_far else evaluate(start_model(learner, method, seed)[0]).accuracy
+        done = so_far.progress if so_far else None
+        train_stream(method, data.inputs, tasks, task_epochs=epochs, seed=seed, observe=session_done, done=done)
     except FloatingPointError as error:
         raise ConfigError(str(error)) from error
     finally:
         torch.set_num_threads(threads)
-    total, moved = sum(counted, Counted()), activation_bytes(learner.model, data.inputs.shape)
-    cost = compute_cost(profile, total.flops, is_sparse=method.is_sparse, moved_per_sample=moved, layer_passes=learner.layer_passes)
-    dense = compute_cost(profile, total.dense_flops, is_sparse=False, moved_per_sample=moved, layer_passes=learner.layer_passes)
+    return _result(experiment, learner, so_far)
+
+
+def _result(experiment: Experiment, learner: Learner, so_far: SoFar) -> SoloResult:
+    profile, _ = load_profile(experiment.profile)
+    paid = {"moved_per_sample": activation_bytes(learner.model, learner.inputs.shape), "layer_passes": learner.layer_passes}
     return SoloResult(
-        experiment=experiment, progress=progress, accuracy=np.stack(matrix, axis=1), untrained=fresh, cost=cost, dense_cost=dense
+        experiment=experiment,
+        progress=so_far.progress,
+        accuracy=so_far.accuracy.swapaxes(0, 1),
+        untrained=so_far.untrained,
+        cost=compute_cost(profile, so_far.counted.flops, is_sparse=experiment.method.is_sparse, **paid),
+        dense_cost=compute_cost(profile, so_far.counted.dense_flops, is_sparse=False, **paid),
+        peak_memory=so_far.peak_memory,
     )
 
 

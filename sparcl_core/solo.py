@@ -11,28 +11,41 @@ import numpy as np
 
 from sparcl_core.config import MethodConfig
 from sparcl_core.costs.flops import Counted, Flops
+from sparcl_core.costs.memory import activation_bytes, footprint, kept_bytes
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
 from sparcl_core.networks.models import initial_weights
 from sparcl_core.networks.pretrained import read_weights
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity import tdm
-from sparcl_core.sparsity.masks import Masks, State, apply_masks_, initial_masks, rescale_
+from sparcl_core.sparsity.masks import Masks, State, apply_masks_, count_active, initial_masks, rescale_
 from sparcl_core.task_data import TaskData
+from sparcl_core.training.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """State after a session. `task` and `epoch` from 0; `epoch` counts the epochs of the task that are done."""
+    """State after a session: all that the next one begins with, and what was counted in this one.
+
+    Attributes:
+        task, session: from 0. `epoch`: epochs of the task that are done.
+        importance: for the next update of the masks; empty where the next session has none.
+        updates: of the masks, so far.
+        peak_memory: bytes that training took, see `costs.memory`.
+    """
 
     task: int
+    session: int
     epoch: int
     state: State
     masks: Masks
     memory: Memory
+    importance: dict[str, np.ndarray]
+    updates: int
     flops: Flops
     dense_flops: Flops
     loss: float
+    peak_memory: int
 
 
 def start_model(learner: Learner, method: MethodConfig, seed: int) -> tuple[State, Masks]:
@@ -60,25 +73,30 @@ def train_stream(
     seed: int,
     observe: Callable[[Progress], None],
     session_epochs: int = 0,
+    done: Progress | None = None,
 ) -> Progress:
     """Learn `tasks` in order, calling `observe` after every session. What a method computes where a task begins or ends counts for the
     first or the last session of the task.
 
     Args:
         task_epochs: K, epochs per task.
+        done: go on behind this session, of the same settings; the result is the same to the bit.
         session_epochs: epochs per session; 0 takes TDM's stage length.
     """
     tdm.check(method.tdm, method.sparsity, task_epochs)
     length = session_epochs or tdm.stage_length(method.tdm, task_epochs)
     schedule, samples = tdm.Schedule(method.tdm, method.sparsity, task_epochs, length), sum(len(task.y) for task in tasks)
     alone = _Alone(method, Learner(method, inputs, task_epochs, seed), schedule, samples)
-    progress = None
-    for task in tasks:
-        alone.begin(task)
-        for session in range(alone.schedule.sessions):
-            progress = alone.session(task, session)
-            observe(progress)
-    return progress
+    if done:
+        alone.go_on(done)
+    for task in tasks[done.task if done else 0 :]:
+        first = done.session + 1 if done and task.task == done.task else 0
+        if not first:
+            alone.begin(task)
+        for session in range(first, alone.schedule.sessions):
+            done = alone.session(task, session)
+            observe(done)
+    return done
 
 
 class _Alone:
@@ -90,6 +108,12 @@ class _Alone:
         self.memory = learner.new_memory(samples)
         self.importance: dict[str, np.ndarray] = {}
         self.counted, self.updates = Counted(), 0
+        self.activations = activation_bytes(learner.model, learner.inputs.shape)
+
+    def go_on(self, done: Progress) -> None:
+        """Be where `done` was seen."""
+        self.state, self.masks, self.memory = done.state, done.masks, done.memory
+        self.importance, self.updates = done.importance, done.updates
 
     def begin(self, task: TaskData) -> None:
         self.memory, self.counted = self.learner.begin_task(self.state, self.masks, task, self.memory, device=0)
@@ -109,9 +133,21 @@ class _Alone:
             self.counted += cost
         counted, self.counted = self.counted, Counted()
         return Progress(
-            task=task.task, epoch=self.memory.epochs, state=self.state, masks=self.masks, memory=self.memory, flops=counted.flops,
-            dense_flops=counted.dense_flops, loss=done.loss,
+            task=task.task, session=session, epoch=self.memory.epochs, state=self.state, masks=self.masks, memory=self.memory,
+            importance=self.importance, updates=self.updates, flops=counted.flops, dense_flops=counted.dense_flops, loss=done.loss,
+            peak_memory=self._memory_bytes(done),
         )  # fmt: skip
+
+    def _memory_bytes(self, done: Session) -> int:
+        learner, samples = self.learner, done.memory.ddr.kept.size
+        return footprint(
+            learner.held,
+            active=count_active(self.masks),
+            updated=count_active(done.updated),
+            activations=self.activations * learner.samples_per_forward(samples),
+            method_bytes=kept_bytes(self.memory) + learner.kept_data_bytes(samples),
+            federated=False,
+        ).total
 
     def _update_masks(self, what: tdm.Action) -> None:
         if what == "rest":

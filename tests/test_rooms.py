@@ -23,8 +23,8 @@ FLOORS = {  # from the ground up
         "errors snapshot ledger config", "fleet aggregation", "selection defence", "global_model", "rounds", "strategy", "app",
     ),
     "simulations": (
-        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app doctor", "build", "single_device",
-        "checkpoints calibration", "run", "results", "tables flower_apps", "cli", "__main__",
+        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app doctor", "build",
+        "checkpoints calibration", "single_device", "run", "results", "tables flower_apps", "cli", "__main__",
     ),
 }  # fmt: skip
 FLOOR = {f"{package}.{room}": floor for package, floors in FLOORS.items() for floor, rooms in enumerate(floors) for room in rooms.split()}

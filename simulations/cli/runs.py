@@ -1,5 +1,6 @@
 """Commands that train: `run`, `resume`, `forget`, `train-one`."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -130,7 +131,7 @@ def train_one(
     out: OutOption = Path("runs"),
     debug: DebugOption = False,
 ) -> None:
-    """Train a single device that sees all data: the paper's own setting, without Flower or Ray."""
+    """Train a single device that sees all data: the paper's own setting, without Flower or Ray. Interrupted, the same command goes on."""
     with one_message(debug):
         from simulations import preflight
         from simulations.config.run_name import run_name
@@ -143,6 +144,7 @@ def train_one(
 
 
 def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -> None:
+    from simulations.checkpoints.lone_device import LonePoint, digest
     from simulations.config.experiment import dense_twin
     from simulations.fleet.profiles import load_profile
     from simulations.results.folder import new_folder
@@ -158,8 +160,16 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -
             line += "  Class-IL {:.1%}  Task-IL {:.1%}".format(*accuracy[:, : progress.task + 1].mean(1))
         say(line)
 
-    with new_folder(out, name) as (folder, final):
-        result = train(experiment, observe)
-        twin = train(dense_twin(experiment), observe) if baseline else None
-        summary = write_solo(folder, result, twin)
+    parts = [experiment, *([dense_twin(experiment)] if baseline else [])]
+    with ExitStack() as stack:
+        points = [stack.enter_context(LonePoint(out / f".{part.name}.{digest(part)[:12]}", part)) for part in parts]
+        folder, final = stack.enter_context(new_folder(out, name))
+        try:
+            results = [train(part, observe, point) for part, point in zip(parts, points, strict=True)]
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note("interrupted; the same command goes on behind the last session that was shown")
+            raise
+        summary = write_solo(folder, *results)
+        for point in points:
+            point.remove()
     show(summary, {experiment.profile: assumed}, final)

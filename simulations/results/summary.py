@@ -84,6 +84,7 @@ def summarise_solo(result: SoloResult, baseline: SoloResult | None = None) -> di
         "accuracy": accuracy_figures(result),
         "totals": totals,
         "savings": savings(totals),
+        "peak_device_memory_bytes": result.peak_memory,
         "dense_accuracy": accuracy_figures(baseline) if baseline else None,
     }
 

@@ -23,8 +23,10 @@ from simulations.results import plot
 from simulations.results.console import View
 from simulations.results.resumable import How, new_run, open_run
 from simulations.single_device import train_one
-from sparcl_core.methods.registry import make_method
+from sparcl_core.methods.registry import OURS, make_method
 from sparcl_core.sparsity.masks import count_active
+
+KNOWN = ", ".join(map(repr, list(OURS)[:-1])) + f" or {list(OURS)[-1]!r}"
 
 OWN = "learner.method=own_methods:Distilled"
 QUIET = "ddr.enabled=false"  # so that how much is trained does not depend on what is learned
@@ -218,7 +220,7 @@ def test_its_settings_stand_flat_among_those_of_the_learner():
         ),
         (("learner.method=own_methods:pack",), "learner.method is 'own_methods:pack', which is no learning method: a class derived from"),
         (("learner.method=own_methods:",), "learner.method is 'own_methods:': a method of your own is written package.module:name"),
-        (("learner.method=ewc",), "learner.method is 'ewc': input should be 'sgd', 'er', 'der' or 'derpp', or package.module:name for a"),
+        (("learner.method=smoothed",), f"learner.method is 'smoothed': input should be {KNOWN}, or package.module:name for a method of"),
         (("learner.method=7",), "learner.method is 7: input should be a valid string"),
     ],
 )

@@ -18,12 +18,13 @@ from simulations.engine.adapter import identify_process
 from sparcl_core import codec
 from sparcl_core.codec import Layout, SparseTensor
 from sparcl_core.costs.flops import Flops
+from sparcl_core.methods.registry import OURS
 from sparcl_core.wire.protocol import Report
 
 SHORT = "stream.tasks=1"
 SETTINGS = st.fixed_dictionaries(
     {
-        "learner.method": st.sampled_from(["sgd", "er", "der", "derpp"]),
+        "learner.method": st.sampled_from(sorted(OURS)),
         "learner.batch_size": st.sampled_from([1, 3, 64]),
         "learner.joint_forward": st.sampled_from(["true", "false"]),
         "learner.buffer_share": st.sampled_from([0.01, 0.5, 1.0]),

@@ -13,7 +13,10 @@ from worlds import tiny
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import SECTIONS, Experiment, dense_twin, left_on
 from simulations.config.loading import available, from_tree, load, to_tree
+from sparcl_core.methods.registry import OURS
 from sparcl_core.sparsity import ddr, tdm
+
+KNOWN = ", ".join(map(repr, list(OURS)[:-1])) + f" or {list(OURS)[-1]!r}"
 
 
 @pytest.mark.parametrize("name", available())
@@ -58,8 +61,8 @@ def test_overrides_apply_in_order_and_are_toml():
         ("learner.batch_size=true", "learner.batch_size is True: input should be a valid integer"),
         ("ddr.enabled=1", "ddr.enabled is 1: input should be a valid boolean"),
         ("stream.devices='3'", "stream.devices is '3': input should be a valid integer"),
-        ("learner.method=ewc", "learner.method is 'ewc': input should be 'sgd', 'er', 'der' or 'derpp'"),
-        ("learner.method=derp", "learner.method is 'derp': input should be 'sgd', 'er', 'der' or 'derpp'; did you mean 'derpp'?"),
+        ("learner.method=smoothed", f"learner.method is 'smoothed': input should be {KNOWN}, or package.module:name"),
+        ("learner.method=derp", f"learner.method is 'derp': input should be {KNOWN}; did you mean 'derpp'?"),
         ("stream.partition=dirichelt", "stream.partition is 'dirichelt': input should be "),
         ("model.sparse=conv2", "model.sparse is 'conv2': input should be a valid array"),
         ("learner=3", "learner is 3: input should be an object"),

@@ -136,4 +136,5 @@ def test_stored_logits_get_no_gradient_and_the_models_do():
 
 
 def test_number_of_buffer_draws_by_method():
-    assert {name: find_method(name).draws for name in OURS} == {"sgd": 0, "er": 1, "der": 1, "derpp": 2}
+    draws = {"sgd": 0, "joint": 0, "ewc_on": 0, "lwf": 0, "agem": 1, "icarl": 1, "fdr": 1, "er": 1, "der": 1, "derpp": 2}
+    assert {name: find_method(name).draws for name in OURS if name in draws} == draws
