@@ -31,28 +31,34 @@ def reproduce(
     """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
     with one_message(debug):
         from simulations import preflight
-        from simulations.tables.reproduce import load_claim, markdown, run_claim
+        from simulations.tables.reproduce import load_claim, run_claim
 
         loaded = load_claim(claim)
-        total, count = len(loaded.rows) * len(loaded.seeds), 0
-        rows = [(row, loaded.experiment_of(row, seed)) for row in loaded.rows for seed in loaded.seeds]
+        total, count = len(loaded.jobs), 0
+        rows = [(row, loaded.experiment_of(row, seed)) for row, seed in loaded.jobs]
         wrong = (f"row {row.name}: {problem}" for row, experiment in rows for problem in preflight.experiment_files(experiment))
         preflight.expect(wrong, preflight.output_folder(out))
         say(f"{loaded.name}: starting {total} runs of {len(loaded.rows)} rows")
-        from simulations.results.folder import new_folder
+        from simulations.environment import software
+        from simulations.results.folder import kept_folder, new_folder
         from simulations.results.write import write_claim
+        from simulations.tables.markdown import markdown
 
         def done(row: str, seed: int, summary: dict) -> None:
             nonlocal count
             count += 1
-            accuracy = summary["accuracy"]["class-il"]["average"]
-            say(f"{count}/{total}  {row}  seed {seed}  Class-IL {accuracy:.1%}")
+            figures = summary["accuracy"]
+            scenario = "Class-IL" if figures["class-il"]["average"] is not None else "Task-IL"
+            say(f"{count}/{total}  {row}  seed {seed}  {scenario} {figures[scenario.lower()]['average']:.1%}")
 
-        with new_folder(out, f"claim-{loaded.name}") as (folder, final):
-            results = run_claim(loaded, min(processes or os.cpu_count() or 1, total), done)
+        with kept_folder(out, f".claim-{loaded.name}.runs") as kept, new_folder(out, f"claim-{loaded.name}") as (folder, final):
+            results = run_claim(loaded, min(processes or os.cpu_count() or 1, total), done, kept)
             table = markdown(loaded, results)
             write_claim(folder, table, results)
         console.print(f"\n{table}\n", soft_wrap=True, markup=False)
+        made = [summary["software"] for row in results.values() for summary in row.values()]
+        if others := sum(one != software() for one in made):
+            say(f"{others} of {total} runs are of before, made by other versions of the software; runs.json says which")
         say(f"folder: {final}")
 
 

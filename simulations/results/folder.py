@@ -1,12 +1,14 @@
 """Run folders: their names, the files that are ours in them, and how one comes to be whole or not at all."""
 
 import os
+import re
 import secrets
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from simulations.config.errors import ConfigError
-from simulations.disk import delete, flush, make_folder, put
+from simulations.disk import Own, delete, flush, make_folder, put
 
 FILES = (  # of a fleet's run
     "config.toml", "environment.json", "rounds.parquet", "accuracy.parquet", "classes.parquet", "devices.parquet", "ledger.parquet",
@@ -70,6 +72,34 @@ def new_folder(parent: Path, name: str):
         flush([parent])
     except OSError as error:
         raise ConfigError(f"the results are whole, in {staging}, and cannot be moved to {final} ({error.strerror or error})") from error
+
+
+@contextmanager
+def kept_folder(parent: Path, name: str) -> Iterator[Path]:
+    """The folder of what is kept between attempts; it goes when the block ends well, and stays when it does not, with a note.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    folder = parent / name
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise ConfigError(f"run folder {folder} cannot be written ({error.strerror or error}); choose another with --out") from error
+    try:
+        yield folder
+    except BaseException as error:
+        if any(folder.iterdir()):
+            error.add_note(f"runs that are over are kept in {folder}: the same command goes on from there")
+        else:
+            folder.rmdir()
+        raise
+    _RUNS.remove(folder)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+_RUNS = Own(files=re.compile(r"[0-9a-f]{64}\.(json(\.new)?|toml)|[0-9a-f]{64}/point[\w.-]+"), folders=re.compile(r"[0-9a-f]{64}"))
 
 
 def _free_name(parent: Path, name: str) -> Path:

@@ -71,10 +71,10 @@ def write_solo(folder: Path, result: SoloResult, baseline: SoloResult | None = N
     return summary
 
 
-def write_claim(folder: Path, table: str, results: dict[str, list[dict]]) -> None:
+def write_claim(folder: Path, table: str, results: dict[str, dict[int, dict]]) -> None:
     """The table of a claim and the summaries of all its runs, with the machine that made them."""
     (folder / "table.md").write_text(table + "\n")
-    _write_json(folder / "runs.json", results)
+    _write_json(folder / "runs.json", {row: [*own.values()] for row, own in results.items()})
     _write_json(folder / "environment.json", environment())
 
 

@@ -1,32 +1,39 @@
 """`sparcl reproduce`: a published table of ours, from one command. Rows x seeds, paired with a reference.
 
-A claim is a TOML file, in simulations/claims/ or your own: the experiment (or one per row), the seeds, rows with overrides, and which
-table is made of them: `learning`, accuracy and savings, or `fleet`, what it took on the virtual clock. Runs are spread over processes, each
-run on the inline engine, whose bits are those of every other engine.
+A claim is a TOML file, in simulations/claims/ or your own: the experiment (or one per row), the seeds (or a row's own), rows with
+overrides, whether they are run by the fleet or by a single device that sees all data (`alone`), and which table is made of them
+(`simulations.tables.markdown`). Runs are spread over processes, each run on the inline engine, whose bits are those of every other engine.
+
+Runs that are over are kept in a folder of the claim until all are, and a single device's run is kept while it goes on: the same command
+goes on where it was.
 """
 
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from simulations import disk
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment, dense_twin
-from simulations.config.loading import load
+from simulations.config.loading import config_bytes, load
 from simulations.config.toml_file import read_toml
+from simulations.environment import software
 
+Table = Literal["learning", "fleet", "costs"]
 CLAIMS = Path(__file__).parents[1] / "claims"
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One row: its name, experiment, overrides, whether it is run as the dense twin, and the row it is paired with."""
+    """One row: its name, experiment, overrides, whether it is run as the dense twin, the row it is paired with, and seeds of its own."""
 
     __pydantic_config__ = {"extra": "forbid", "strict": True}
 
@@ -35,20 +42,28 @@ class ClaimRow:
     set: tuple[str, ...] = ()
     dense: bool = False
     versus: str = ""
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A table: rows x seeds."""
+    """A table: rows x seeds. alone: each run is of a single device. set: overrides of all rows, before their own."""
 
     name: str
     seeds: tuple[int, ...]
     rows: tuple[ClaimRow, ...]
-    table: Literal["learning", "fleet"] = "learning"
+    table: Table = "learning"
+    alone: bool = False
+    set: tuple[str, ...] = ()
 
     def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
-        made = load(row.experiment, [f"seed={seed}", *row.set])
+        made = load(row.experiment, [f"seed={seed}", *self.set, *row.set])
         return dense_twin(made) if row.dense else made
+
+    @property
+    def jobs(self) -> list[tuple[ClaimRow, int]]:
+        """Rows and seeds, in order."""
+        return [(row, seed) for row in self.rows for seed in row.seeds or self.seeds]
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,9 @@ class _File:
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     row: Annotated[tuple[ClaimRow, ...], Field(min_length=1)]
     experiment: str = ""
-    table: Literal["learning", "fleet"] = "learning"
+    table: Table = "learning"
+    alone: bool = False
+    set: tuple[str, ...] = ()
 
 
 def available() -> list[str]:
@@ -91,7 +108,7 @@ def load_claim(name: str) -> Claim:
         faults = [f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()]
         raise ConfigError(f"{path}: {'; '.join(faults)}") from error
     rows = tuple(replace(row, experiment=_beside(path, row.experiment or found.experiment)) for row in found.row)
-    claim = Claim(path.stem, found.seeds, rows, found.table)
+    claim = Claim(path.stem, found.seeds, rows, found.table, found.alone, found.set)
     _check(claim, path)
     return claim
 
@@ -108,10 +125,10 @@ def _check(claim: Claim, path: Path) -> None:
     faults += [
         f"row {row.name!r} is paired with {row.versus!r}, which is none of its rows" for row in claim.rows if row.versus not in ("", *names)
     ]
-    if len(set(claim.seeds)) < len(claim.seeds):
+    if any(len({*seeds}) < len(seeds) for seeds in (claim.seeds, *(row.seeds for row in claim.rows))):
         faults.append("a seed is there twice")
     for row in claim.rows if not faults else ():
-        for seed in claim.seeds:
+        for seed in row.seeds or claim.seeds:
             try:
                 claim.experiment_of(row, seed)
             except ConfigError as error:
@@ -121,124 +138,52 @@ def _check(claim: Claim, path: Path) -> None:
         raise ConfigError(f"{path}: {'; '.join(faults)}")
 
 
-def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None]) -> dict[str, list[dict]]:
-    """Summaries per row, in the order of the seeds. `done` is told of every finished run."""
-    from simulations.build import choose_kernels
+def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None], kept: Path) -> dict[str, dict[int, dict]]:
+    """Summaries by row and seed. `done` is told of every run that is over, in the order of the rows, those that were kept first.
 
-    jobs = [(row, seed) for row in claim.rows for seed in claim.seeds]
-    results: dict[str, list[dict]] = {row.name: [] for row in claim.rows}
-    with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
-        arguments = [choose_kernels(claim.experiment_of(row, seed)) for row, seed in jobs]
-        for (row, seed), summary in zip(jobs, pool.imap(_summary, arguments), strict=True):
-            results[row.name].append(summary)
+    Args:
+        kept: folder of what was run before, and is run now.
+    """
+    results: dict[str, dict[int, dict]] = {row.name: {} for row in claim.rows}
+    # a Ctrl-C reaches all processes of a terminal: this one ends the others, which have nothing to say of it
+    ignoring = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), **ignoring) as pool:
+        arguments = [(claim.experiment_of(row, seed), claim.alone, kept) for row, seed in claim.jobs]
+        for (row, seed), summary in zip(claim.jobs, pool.imap(_kept_summary, arguments), strict=True):
+            results[row.name][seed] = summary
             done(row.name, seed, summary)
     return results
 
 
-def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
-    """Mean difference and half-width of its 95 % interval (Student's t over the pairs)."""
-    differences = np.asarray(values) - np.asarray(reference)
-    if len(differences) < 2:
-        return float(differences.mean()), float("nan")
-    from scipy import stats  # imported late: it takes half a second, and a misspelt claim needs none of it
+def _kept_summary(job: tuple[Experiment, bool, Path]) -> dict:
+    """One run, in a worker process; or what is kept of one with these settings. With it the software that made it."""
+    from simulations.checkpoints.lone_device import digest
 
-    half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
-    return float(differences.mean()), float(half)
-
-
-def markdown(claim: Claim, results: dict[str, list[dict]]) -> str:
-    """The claim's table."""
-    return _fleet_table(claim, results) if claim.table == "fleet" else _learning_table(claim, results)
-
-
-def _fleet_table(claim: Claim, results: dict[str, list[dict]]) -> str:
-    """Means over the seeds. What it took to reach the target is the mean over all seeds, and missing if one of them never did."""
-    head = (
-        "run",
-        "Class-IL %",
-        "rounds in time %",
-        "too small",
-        "joules",
-        "virtual hours",
-        "target %",
-        "hours to it",
-        "joules to it",
-        "MB to it",
-    )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in claim.rows:
-        summaries = results[row.name]
-        fleets = [summary["fleet"] for summary in summaries]
-        gap = ""
-        if row.versus:
-            gap = " ({:+.1f} ± {:.1f})".format(
-                *(100 * part for part in paired(_average(summaries, "class-il"), _average(results[row.versus], "class-il")))
-            )
-        cells = [
-            row.name,
-            f"{100 * np.mean(_average(summaries, 'class-il')):.1f}{gap}",
-            f"{100 * np.mean([fleet['in_time'] or 0 for fleet in fleets]):.0f}",
-            f"{np.mean([fleet['refused'] for fleet in fleets]):.0f}",
-            f"{np.mean([summary['totals']['joules'] for summary in summaries]):,.0f}",
-            f"{np.mean([fleet['virtual_hours'] for fleet in fleets]):.3g}",
-            f"{100 * fleets[0]['target']:.0f}",
-            *(_to_target(fleets, kind, unit) for kind, unit in (("hours", 1), ("joules", 1), ("bytes", 1e6))),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    experiment, alone, kept = job
+    name = digest(experiment)
+    file = kept / f"{name}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(disk.read(file))
+    chosen = _with_kernels(experiment, kept / f"{name}.toml")
+    summary = (_alone(chosen, kept / name) if alone else _summary(chosen)) | {"software": software()}
+    disk.put(f"{file}.new", [json.dumps(summary).encode()])
+    disk.flush([f"{file}.new"])
+    os.replace(f"{file}.new", file)
+    return summary
 
 
-def _to_target(fleets: list[dict], kind: str, unit: float) -> str:
-    found = [fleet["to_target"][kind] for fleet in fleets]
-    missed = found.count(None)
-    return f"missed by {missed} of {len(found)}" if missed else f"{np.mean(found) / unit:,.3g}"
+def _with_kernels(experiment: Experiment, file: Path) -> Experiment:
+    """The experiment with the choice of kernels that was made when its run first began: another one may change its last bits."""
+    from simulations.build import choose_kernels
 
-
-def _learning_table(claim: Claim, results: dict[str, list[dict]]) -> str:
-    """Accuracy over seeds, paired difference to the row it is compared with, savings beside their ceilings.
-
-    The plain ceiling of bytes is without entropy coding and without values that round to 0: it can be beaten.
-    """
-    head = ("run", "Class-IL %", f"minus {_reference(claim)}, 95 % interval", "Task-IL %", "forgetting")
-    head += ("FLOPs saved (ceiling)", "bytes up (plain ceiling)", "bytes down (plain ceiling)")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in claim.rows:
-        summaries = results[row.name]
-        class_il = _average(summaries, "class-il")
-        gap = "-"
-        if row.versus:
-            difference, half = paired(class_il, _average(results[row.versus], "class-il"))
-            gap = f"{100 * difference:+.1f} ± {100 * half:.1f}"
-        cells = [
-            row.name,
-            f"{100 * np.mean(class_il):.1f}",
-            gap,
-            f"{100 * np.mean(_average(summaries, 'task-il')):.1f}",
-            f"{100 * np.mean([s['accuracy']['class-il']['forgetting'] for s in summaries]):.1f}",
-            *(_saving(summaries, kind) for kind in ("flops", "up_bytes", "down_bytes")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _reference(claim: Claim) -> str:
-    """What rows are compared with: the one row that all name, or each its own dense twin."""
-    named = {row.versus for row in claim.rows if row.versus}
-    return named.pop() if len(named) == 1 else "its dense twin"
-
-
-def _average(summaries: list[dict], scenario: str) -> list[float]:
-    return [summary["accuracy"][scenario]["average"] for summary in summaries]
-
-
-def _saving(summaries: list[dict], kind: str) -> str:
-    value = np.mean([summary["savings"][kind] for summary in summaries])
-    ceiling = summaries[0]["ceilings"].get(kind)
-    return f"{value:.1f}x" + (f" ({ceiling:.1f}x)" if ceiling else "")
+    with suppress(OSError, ConfigError):
+        return load(str(file))
+    chosen = choose_kernels(experiment)
+    disk.put(file, [config_bytes(chosen)])
+    return chosen
 
 
 def _summary(experiment: Experiment) -> dict:
-    """One run, in a worker process."""
     from simulations.build import make_world
     from simulations.results.summary import summarise
     from simulations.run import run_world
@@ -246,3 +191,14 @@ def _summary(experiment: Experiment) -> dict:
 
     world = make_world(experiment)
     return summarise(run_world(world, "inline")) | {"ceilings": asdict(ceilings(world))}
+
+
+def _alone(experiment: Experiment, folder: Path) -> dict:
+    from simulations.checkpoints.lone_device import LonePoint
+    from simulations.results.summary import summarise_solo
+    from simulations.single_device import train_one
+
+    with LonePoint(folder, experiment) as point:
+        summary = summarise_solo(train_one(experiment, lambda progress, accuracy: None, point))
+        point.remove()
+    return summary

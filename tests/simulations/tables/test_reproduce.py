@@ -7,8 +7,13 @@ from typer.testing import CliRunner
 from worlds import TINY
 
 from simulations.__main__ import app
+from simulations.checkpoints.lone_device import LonePoint, digest
 from simulations.config.errors import ConfigError
-from simulations.tables.reproduce import available, load_claim
+from simulations.environment import software
+from simulations.results.summary import summarise_solo
+from simulations.single_device import train_one
+from simulations.tables.markdown import _scientific, gap, markdown
+from simulations.tables.reproduce import ClaimRow, available, load_claim, run_claim
 
 OWN = """
 experiment = "{experiment}"
@@ -104,16 +109,84 @@ def test_nothing_runs_before_all_is_known_to_work(own, tmp_path, monkeypatch, is
 def test_a_claim_of_ones_own_leaves_a_folder_of_its_name(own, tmp_path, monkeypatch):
     """Though it was given as a path; what the runs give is test_cli's affair."""
 
-    def play(claim, processes, done):
-        for row in claim.rows:
-            for seed in claim.seeds:
-                done(row.name, seed, {"accuracy": {"class-il": {"average": 0.5}}})
-        return {row.name: [] for row in claim.rows}
+    def play(claim, processes, done, kept):
+        for row, seed in claim.jobs:
+            done(row.name, seed, {"accuracy": {"class-il": {"average": 0.5}}})
+        return {row.name: {} for row in claim.rows}
 
     monkeypatch.setattr("simulations.tables.reproduce.run_claim", play)
-    monkeypatch.setattr("simulations.tables.reproduce.markdown", lambda claim, results: f"the table of {claim.name}")
+    monkeypatch.setattr("simulations.tables.markdown.markdown", lambda claim, results: f"the table of {claim.name}")
     done = CliRunner().invoke(app, ["reproduce", str(own.with_suffix("")), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["claim-mine"]
     assert (tmp_path / "out/claim-mine/table.md").read_text() == "the table of mine\n"
     assert json.loads((tmp_path / "out/claim-mine/runs.json").read_text()) == {"all": [], "half": []}
+
+
+ALONE = """
+experiment = "{experiment}"
+alone = true
+table = "costs"
+seeds = [3, 4]
+set = ["learner.method=er"]
+
+[[row]]
+name = "dense"
+dense = true
+
+[[row]]
+name = "sparse"
+seeds = [4]
+versus = "dense"
+"""
+
+
+def summary_of(claim, row: int, seed: int) -> dict:
+    """What a run of the claim gives when it is run for itself."""
+    return summarise_solo(train_one(claim.experiment_of(claim.rows[row], seed), lambda progress, accuracy: None))
+
+
+def test_a_claim_of_single_devices_goes_on_where_it_was(own, tmp_path, monkeypatch):
+    """A run that is over is not run again, one that was begun goes on, and the figures are those of runs for themselves."""
+    own.write_text(ALONE.format(experiment=TINY))
+    claim, kept = load_claim(str(own)), tmp_path / "kept"
+    kept.mkdir()
+    wanted = {("dense", 3): summary_of(claim, 0, 3), ("dense", 4): summary_of(claim, 0, 4), ("sparse", 4): summary_of(claim, 1, 4)}
+    begun = claim.experiment_of(claim.rows[1], 4)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress, accuracy):
+        if progress.task:
+            raise Stopped
+
+    with LonePoint(kept / digest(begun), begun) as point, pytest.raises(Stopped):
+        train_one(begun, stop, point)
+    told = []
+    marked = wanted[("dense", 3)] | {"software": {"python": "an older one"}}
+    (kept / f"{digest(claim.experiment_of(claim.rows[0], 3))}.json").write_text(json.dumps(marked))
+    results = run_claim(claim, 1, lambda *run: told.append(run[:2]), kept)
+    assert told == [("dense", 3), ("dense", 4), ("sparse", 4)]
+    assert results["dense"][3] == marked
+    for row, seed in told[1:]:
+        assert results[row][seed] == wanted[(row, seed)] | {"software": software()}
+    assert not (kept / digest(begun)).exists()
+    lines = markdown(claim, results).splitlines()
+    assert lines[0].startswith(
+        "| run | seeds | Class-IL % | minus dense, 95 % interval | Task-IL % | forgetting | FLOPs | peak memory MB |"
+    )
+    own_gap = 100 * (wanted[("sparse", 4)]["accuracy"]["class-il"]["average"] - wanted[("dense", 4)]["accuracy"]["class-il"]["average"])
+    assert lines[3].startswith("| sparse | 1 |") and f"| {own_gap:+.1f} |" in lines[3]
+
+
+def test_an_interval_is_of_the_seeds_that_both_rows_have():
+    runs = {"a": {0: 0.5, 1: 0.6, 2: 0.9}, "b": {1: 0.7, 2: 0.8, 5: 0.1}}
+    results = {row: {seed: {"accuracy": {"class-il": {"average": value}}} for seed, value in own.items()} for row, own in runs.items()}
+    mean, half = gap(ClaimRow("b", versus="a"), results)
+    assert mean == pytest.approx(0.0)  # of +0.1 and -0.1
+    assert half == pytest.approx(12.706 * 0.1 * 2**0.5 / 2**0.5, rel=1e-3)  # t at 97.5 %, one degree of freedom; deviation 0.1 sqrt(2)
+
+
+def test_figures_are_written_with_their_thousands():
+    assert [_scientific(value) for value in (0, 999, 1.25e13, 4.4e15, 2e20)] == ["0 ", "999 ", "12.5 T", "4.4 P", "2e+05 P"]

@@ -1,0 +1,148 @@
+"""Tables of a claim's runs, as Markdown.
+
+`learning`: accuracy over seeds, paired differences, and what was saved beside what can be saved at all. `costs`: accuracy, and what it
+cost in absolute figures. `fleet`: what it took on the virtual clock.
+"""
+
+import numpy as np
+
+from simulations.tables.reproduce import Claim, ClaimRow
+
+Results = dict[str, dict[int, dict]]  # row -> seed -> summary
+
+
+def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
+    """Mean difference and half-width of its 95 % interval (Student's t over the pairs)."""
+    differences = np.asarray(values) - np.asarray(reference)
+    if len(differences) < 2:
+        return float(differences.mean()), float("nan")
+    from scipy import stats  # imported late: it takes half a second, and a misspelt claim needs none of it
+
+    half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
+    return float(differences.mean()), float(half)
+
+
+def markdown(claim: Claim, results: Results) -> str:
+    """The claim's table."""
+    make = {"fleet": _fleet_table, "learning": _learning_table, "costs": _costs_table}[claim.table]
+    return make(claim, results)
+
+
+def gap(row: ClaimRow, results: Results, scenario: str = "class-il") -> tuple[float, float] | None:
+    """Mean and half-width of the difference in average accuracy to the row that this one is paired with, over the seeds of both."""
+    if not row.versus:
+        return None
+    own, other = results[row.name], results[row.versus]
+    both = [seed for seed in own if seed in other]
+    return paired(*(_averages([runs[seed] for seed in both], scenario) for runs in (own, other)))
+
+
+def _fleet_table(claim: Claim, results: Results) -> str:
+    """Means over the seeds. What it took to reach the target is the mean over all seeds, and missing if one of them never did."""
+    head = ("run", "Class-IL %", "rounds in time %", "too small", "joules", "virtual hours", "target %", "hours to it", "joules to it")
+    lines = []
+    for row in claim.rows:
+        summaries = [*results[row.name].values()]
+        fleets = [summary["fleet"] for summary in summaries]
+        apart = gap(row, results)
+        lines.append(
+            (
+                row.name,
+                f"{100 * np.mean(_averages(summaries, 'class-il')):.1f}" + (f" ({_difference(apart)})" if apart else ""),
+                f"{100 * np.mean([fleet['in_time'] or 0 for fleet in fleets]):.0f}",
+                f"{np.mean([fleet['refused'] for fleet in fleets]):.0f}",
+                f"{np.mean([summary['totals']['joules'] for summary in summaries]):,.0f}",
+                f"{np.mean([fleet['virtual_hours'] for fleet in fleets]):.3g}",
+                f"{100 * fleets[0]['target']:.0f}",
+                *(_to_target(fleets, kind, unit) for kind, unit in (("hours", 1), ("joules", 1), ("bytes", 1e6))),
+            )
+        )
+    return _table((*head, "MB to it"), lines)
+
+
+def _to_target(fleets: list[dict], kind: str, unit: float) -> str:
+    found = [fleet["to_target"][kind] for fleet in fleets]
+    missed = found.count(None)
+    return f"missed by {missed} of {len(found)}" if missed else f"{np.mean(found) / unit:,.3g}"
+
+
+def _learning_table(claim: Claim, results: Results) -> str:
+    """Accuracy over seeds, paired difference to the row it is compared with, savings beside their ceilings.
+
+    The plain ceiling of bytes is without entropy coding and without values that round to 0: it can be beaten.
+    """
+    head = ("run", "Class-IL %", f"minus {_reference(claim)}, 95 % interval", "Task-IL %", "forgetting")
+    head += ("FLOPs saved (ceiling)", "bytes up (plain ceiling)", "bytes down (plain ceiling)")
+    lines = []
+    for row in claim.rows:
+        summaries = [*results[row.name].values()]
+        savings = [_saving(summaries, kind) for kind in ("flops", "up_bytes", "down_bytes")]
+        lines.append((row.name, *_accuracies(row, results), *savings))
+    return _table(head, lines)
+
+
+def _costs_table(claim: Claim, results: Results) -> str:
+    """Accuracy, and what it cost: means over the seeds. FLOPs of training and all else that is computed, over all devices; peak memory of
+    the device that needs most; bytes of payloads, of all devices.
+    """
+    head = ("run", "seeds", "Class-IL %", f"minus {_reference(claim)}, 95 % interval", "Task-IL %", "forgetting", "FLOPs", "peak memory MB")
+    lines = []
+    for row in claim.rows:
+        summaries = [*results[row.name].values()]
+        flops = np.mean([summary["totals"]["flops"] for summary in summaries])
+        memory = np.mean([summary["peak_device_memory_bytes"] for summary in summaries]) / 1e6
+        costs = [_scientific(flops), f"{memory:.3g}"]
+        if not claim.alone:
+            costs += [f"{np.mean([summary['totals'][key] for summary in summaries]) / 1e6:.3g}" for key in ("up_bytes", "down_bytes")]
+        lines.append((row.name, f"{len(summaries)}", *_accuracies(row, results), *costs))
+    return _table(head + (() if claim.alone else ("MB up", "MB down")), lines)
+
+
+def _accuracies(row: ClaimRow, results: Results) -> list[str]:
+    """Class-IL, the difference to the row it is compared with, Task-IL, and forgetting in the scenario that there is."""
+    summaries, apart = [*results[row.name].values()], gap(row, results)
+    found = {scenario: _averages(summaries, scenario) for scenario in ("class-il", "task-il")}
+    forgotten = next((scenario for scenario in found if found[scenario].size), "class-il")
+    return [
+        _percent(found["class-il"]),
+        _difference(apart) if apart and np.isfinite(apart[0]) else "-",
+        _percent(found["task-il"]),
+        f"{100 * np.mean([summary['accuracy'][forgotten]['forgetting'] for summary in summaries]):.1f}",
+    ]
+
+
+def _difference(apart: tuple[float, float]) -> str:
+    """Of a single pair there is no interval."""
+    return f"{100 * apart[0]:+.1f}" + (f" ± {100 * apart[1]:.1f}" if np.isfinite(apart[1]) else "")
+
+
+def _percent(values: np.ndarray) -> str:
+    return f"{100 * values.mean():.1f}" if values.size else "-"
+
+
+def _reference(claim: Claim) -> str:
+    """What rows are compared with: the one row that all name, or each its own."""
+    named = {row.versus for row in claim.rows if row.versus}
+    return named.pop() if len(named) == 1 else "its twin"
+
+
+def _averages(summaries: list[dict], scenario: str) -> np.ndarray:
+    """Average accuracies; empty where a run has none in this scenario."""
+    found = [summary["accuracy"][scenario]["average"] for summary in summaries]
+    return np.array([value for value in found if value is not None])
+
+
+def _saving(summaries: list[dict], kind: str) -> str:
+    value = np.mean([summary["savings"][kind] for summary in summaries])
+    ceiling = summaries[0]["ceilings"].get(kind)
+    return f"{value:.1f}x" + (f" ({ceiling:.1f}x)" if ceiling else "")
+
+
+def _scientific(value: float) -> str:
+    """1.25e+13 as `12.5 T`."""
+    power = max(0, min(5, int(np.log10(max(value, 1))) // 3))
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P')[power]}"
+
+
+def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
