@@ -18,9 +18,10 @@ class StreamSoFar(Stream):
         return np.cumsum([len(indices) for indices in self.samples]).tolist()
 
     def task(self, number: int) -> TaskData:
-        parts = [super(StreamSoFar, self).task(step) for step in range(number + 1) if len(self.samples[step])]
-        if not parts:
-            return super().task(number)  # which says that there is none
+        so_far = [step for step, own in enumerate(self.samples[: number + 1]) if len(own)]
+        if not so_far or not 0 <= number < len(self.samples):
+            return super().task(number)  # which says what is wrong
+        parts = [super(StreamSoFar, self).task(step) for step in so_far]
         classes = tuple(sorted({label for part in parts for label in part.classes}))
         return TaskData(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), classes, number)
 

@@ -83,13 +83,13 @@ class LonePoint:
 
     def load(self) -> SoFar | None:
         """Where to go on; None where nothing is kept that is whole, of these settings and of this software. A line says why it is left."""
+        if not os.path.lexists(self.folder / POINTER):
+            return None
         try:
             found = json.loads(disk.read(self.folder / POINTER))
             if (found["format"], found["of"], found["software"]) != (FORMAT, self.of, self.software):
                 raise ValueError("it is of other settings, or was made by other versions of the software")
             return _from_arrays(read_arrays(self.folder, ArrayFile(**found["file"])), found["counts"])
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("%s is not gone on with, and the run begins anew: %s", self.folder / POINTER, error)
             return None

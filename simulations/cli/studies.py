@@ -35,9 +35,12 @@ def reproduce(
 
         loaded = load_claim(claim)
         total, count = len(loaded.jobs), 0
-        rows = [(row, loaded.experiment_of(row, seed)) for row, seed in loaded.jobs]
-        wrong = (f"row {row.name}: {problem}" for row, experiment in rows for problem in preflight.experiment_files(experiment))
-        preflight.expect(wrong, preflight.output_folder(out))
+        wrong: dict[str, list[str]] = {}  # rows have most of their settings in common, and so what is wrong with them
+        for row, seed in loaded.jobs:
+            for problem in preflight.experiment_files(loaded.experiment_of(row, seed)):
+                wrong.setdefault(problem, []).append(row.name)
+        told = (f"{', '.join(dict.fromkeys(rows))}: {problem}" for problem, rows in wrong.items())
+        preflight.expect(told, preflight.output_folder(out))
         say(f"{loaded.name}: starting {total} runs of {len(loaded.rows)} rows")
         from simulations.environment import software
         from simulations.results.folder import kept_folder, new_folder
