@@ -108,6 +108,9 @@ class LearnerConfig:
             sample that is left (BatchNorm over 1x1, see `sparcl_core.batches`), `keep` joins it, too.
         joint_forward: current data and replay draws run in one forward pass where the model allows it (no BatchNorm);
             the same mathematics, fewer calls, more activation memory.
+        flops_budget: FLOPs that the steps of a round (alone: of a session) may take; 0: any. No step is taken that would go beyond it,
+            except for the first; the round counts with all of its epochs in every schedule. What is computed between steps comes on top:
+            importance of weights, and what a method computes where a task begins or ends.
     """
 
     method: str = "derpp"
@@ -123,8 +126,11 @@ class LearnerConfig:
     augment: Augmentation = "none"
     last_batch: LastBatch = "keep"
     joint_forward: bool = True
+    flops_budget: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.flops_budget < math.inf:
+            raise ValueError(f"flops_budget is {self.flops_budget}: finite and not negative; 0 is no budget")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}: the learning rate must be above 0 and finite")
         if self.batch_size < 1:

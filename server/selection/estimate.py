@@ -144,7 +144,7 @@ class Estimates:
     def train_s(self, devices: np.ndarray, samples: np.ndarray, level: np.ndarray | None = None, least: bool = False) -> np.ndarray:
         """Seconds of training, [n]. `level`: into `levels`, default the devices' own."""
         level = self.level_of[devices] if level is None else level
-        passes, steps = self.workload.passes(samples, least)
+        passes, steps = self._work(samples, level, least)
         sparse_rate, dense_rate = self._sparse_rate[devices], self._dense_rate[devices]
         seconds = passes.trained * (self._of("sparse_flops", level) / sparse_rate + self._of("dense_flops", level) / dense_rate)
         seconds = seconds + passes.taught * (
@@ -166,12 +166,26 @@ class Estimates:
     ) -> np.ndarray:
         """Joules of a round, [n]."""
         own = self.level_of[devices] if level is None else level
-        passes, _ = self.workload.passes(samples)
-        flops = passes.trained * (self._of("sparse_flops", own) + self._of("dense_flops", own))
-        flops = flops + passes.taught * (self._of("sparse_forward", own) + self._of("dense_forward", own))
+        passes, _ = self._work(samples, own)
+        flops = self._flops(passes, own)
         transfer = 2 * (self._latency + self._jitter)[devices] + 8 * (down / self._down[devices] + up / self._up[devices])
         joules = self.train_s(devices, samples, own) * self._watts[devices] + flops * self._per_flop[devices]
         return joules + transfer * self._radio_watts[devices] + (down + up) * self._per_byte[devices]
+
+    def _work(self, samples: np.ndarray, level: np.ndarray, least: bool = False) -> tuple[Passes, np.ndarray]:
+        """As `Workload.passes`, as far as the budget of FLOPs goes. At least that is a step, whose samples may be few."""
+        passes, steps = self.workload.passes(samples, least)
+        budget = self.workload.method.learner.flops_budget
+        if not budget:
+            return passes, steps
+        share = 0.0 if least else np.minimum(1.0, budget / np.maximum(self._flops(passes, level), 1.0))
+        share = np.maximum(share, 1.0 / np.maximum(steps, 1.0)) * (1.0 if not least else 1.0 / self.workload.method.learner.batch_size)
+        return Passes(passes.current * share, passes.replayed * share, passes.taught * share), steps * share
+
+    def _flops(self, passes: Passes, level: np.ndarray) -> np.ndarray:
+        """FLOPs of the passes, [n]."""
+        trained = self._of("sparse_flops", level) + self._of("dense_flops", level)
+        return passes.trained * trained + passes.taught * (self._of("sparse_forward", level) + self._of("dense_forward", level))
 
     def _of(self, name: str, level: np.ndarray) -> np.ndarray:
         """A figure of levels, [n]."""

@@ -71,6 +71,8 @@ class StreamConfig:
         domain: `permuted` or `rotated`; read in `domain-il` only, see `sparcl_core.domains`.
         rotation: degrees from one task to the next; read by `rotated` only.
         online: a task comes in federation.rounds_per_task pieces, one a round, and each is seen in that round only.
+        label_rate: share of a device's samples of each step that have a label, at least one; the others are not there for it, as all
+            methods here learn from labels.
         blur: share of every task's samples on a device that are exchanged for samples of its other tasks.
         order: `same`, or `shuffled`: every device has its own order of tasks.
         cycles: the sequence of tasks is run through so many times, with the same samples.
@@ -95,6 +97,7 @@ class StreamConfig:
     domain: Literal["permuted", "rotated"] = "permuted"
     rotation: float = 15.0
     online: bool = False
+    label_rate: float = 1.0
     blur: float = 0.0
     order: Literal["same", "shuffled"] = "same"
     cycles: int = 1
@@ -138,6 +141,8 @@ class StreamConfig:
     def _check_tasks(self) -> None:
         if self.setting == "domain-il" and self.domain == "rotated" and not (math.isfinite(self.rotation) and self.rotation % 360):
             raise ValueError(f"rotation is {self.rotation}: tasks would not differ; degrees from one task to the next, no multiple of 360")
+        if not 0 < self.label_rate <= 1:
+            raise ValueError(f"label_rate is {self.label_rate}: a share in (0, 1]; 1 has a label for every sample")
         if not 0 <= self.blur < 1:
             raise ValueError(f"blur is {self.blur}: a share in [0, 1); 0 keeps tasks apart")
         if self.blur and self.setting == "domain-il":

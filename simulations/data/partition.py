@@ -6,6 +6,7 @@
 
 import numpy as np
 
+from client.streams.labelled import LabelledStreams
 from client.streams.so_far import StreamsSoFar
 from client.streams.stream import DrawnStreams, SplitStreams, Streams
 from simulations.config.errors import ConfigError
@@ -58,6 +59,8 @@ def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task
     streams = arranged(config, base, classes, seed=seed, rounds_per_task=rounds_per_task)
     if streams is not base or config.blur or config.partition not in ("dirichlet", "iid", "drawn"):
         check_data(streams)
+    if config.label_rate < 1:
+        streams = LabelledStreams.of(streams, config.label_rate)
     return StreamsSoFar.of(streams) if so_far else streams
 
 

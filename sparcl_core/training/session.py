@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sparcl_core.batches import cut
-from sparcl_core.costs.flops import Flops, Passes, dense_forward, per_sample, sizes
-from sparcl_core.methods.base import Running
+from sparcl_core.costs.flops import Flops, Passes, SampleFlops, dense_forward, per_sample, sizes
+from sparcl_core.methods.base import Arrays, Running
 from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity import ddr as data_removal
@@ -71,6 +71,7 @@ class SessionLoop:
         self.flops, self.twin = Flops(), DenseTwin(setup, running)
         self.steps = self.samples = self.replayed = self.dropped = 0
         self.total_loss = self.loss = 0.0
+        self.is_spent = False  # the budget of FLOPs is used up
         self.names, self.parameters = list(setup.network.parameters), list(setup.network.parameters.values())
         self.weights = sum(parameter.numel() for parameter in self.parameters)
 
@@ -88,10 +89,25 @@ class SessionLoop:
         offer_rng = generator(setup.seed, "reservoir", *address)
         lengths = setup.batch_sizes(order.size)
         for rows in cut(order, lengths):
+            if self.steps and not self.fits(len(rows)):
+                self.is_spent = True
+            if self.is_spent:
+                break
             self.step(rows, step_rng, offer_rng)
         self.dropped += order.size - sum(lengths)
         self.twin.epoch()
         self.running.memory = replace(self.running.memory, epochs=memory.epochs + 1)
+
+    def fits(self, batch: int) -> bool:
+        """Is there enough of the budget for a step on so many samples?"""
+        setup, memory = self.setup, self.running.memory
+        if not setup.config.flops_budget:
+            return True
+        drawn = setup.draw_size(batch, len(memory.buffer)) if setup.replays_in(self.running.data.task) else 0
+        draws_masks = setup.draws_gradient_masks and self.steps % setup.dgm.interval == 0
+        needs = step_flops(setup, self.full_cost if draws_masks else self.cost, batch, drawn, arrays=memory.arrays, weights=self.weights)
+        ranking = sum(self.active.values()) if draws_masks else 0
+        return self.flops.total + setup.frozen.flops.total + needs.total + ranking <= setup.config.flops_budget
 
     def step(self, rows: np.ndarray, step_rng: np.random.Generator, offer_rng: np.random.Generator) -> None:
         """One SGD step on `rows` of the task's data and the replay draws beside it."""
@@ -201,18 +217,27 @@ class DenseTwin:
         self.setup, self.running, self.offered = setup, running, running.memory.twin_offered
         self.cost, self.forward = per_sample(setup.layers, whole, whole), dense_forward(setup.layers)
         self.weights = sum(setup.held.parameters.values())
-        self.flops = Flops()
+        self.flops, self.is_spent = Flops(), False
 
     def epoch(self) -> None:
         setup, method, memory = self.setup, self.setup.method, self.running.memory
         replays = setup.replays_in(self.running.data.task)
         for batch in setup.batch_sizes(memory.ddr.kept.size):
-            held = method.held_by_twin(memory.buffer, self.offered) if replays else 0
-            passes = method.step_passes(batch, setup.draw_size(batch, held), memory.arrays)
-            self.flops += self.cost.step(passes.trained) + self.cost.teach(passes.taught)
-            self.flops += Flops(method=method.step_flops(self.weights, passes.replayed, memory.arrays))
-            self.flops += Flops(paper=self.forward * method.paper_passes(passes))
+            drawn = setup.draw_size(batch, method.held_by_twin(memory.buffer, self.offered)) if replays else 0
+            flops = step_flops(setup, self.cost, batch, drawn, arrays=memory.arrays, weights=self.weights)
+            budget = setup.config.flops_budget
+            self.is_spent |= bool(budget and self.flops.steps and self.flops.total + flops.total > budget)
+            if self.is_spent:
+                break
+            self.flops += flops + Flops(paper=self.forward * method.paper_passes(method.step_passes(batch, drawn, memory.arrays)))
             self.offered += batch
+
+
+def step_flops(setup: Setup, cost: SampleFlops, batch: int, drawn: int, *, arrays: Arrays, weights: int) -> Flops:
+    """FLOPs of a step on `batch` samples of the task and draws of `drawn` each, at `cost` a sample, with so many weights."""
+    passes = setup.method.step_passes(batch, drawn, arrays)
+    method = setup.method.step_flops(weights, passes.replayed, arrays)
+    return cost.step(passes.trained) + cost.teach(passes.taught) + Flops(method=method)
 
 
 def _add(gradients: list[Tensor], found: list[Tensor] | None) -> list[Tensor]:
