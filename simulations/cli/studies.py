@@ -46,6 +46,7 @@ def reproduce(
         from simulations.results.folder import kept_folder, new_folder
         from simulations.results.write import write_claim
         from simulations.tables.markdown import markdown
+        from simulations.tables.picture import draw_sweep
 
         def done(row: str, seed: int, summary: dict) -> None:
             nonlocal count
@@ -58,6 +59,8 @@ def reproduce(
             results = run_claim(loaded, min(processes or os.cpu_count() or 1, total), done, kept)
             table = markdown(loaded, results)
             write_claim(folder, table, results)
+            if loaded.sweep:
+                draw_sweep(loaded, results, folder / "sweep.png")
         console.print(f"\n{table}\n", soft_wrap=True, markup=False)
         made = [summary["software"] for row in results.values() for summary in row.values()]
         if others := sum(one != software() for one in made):

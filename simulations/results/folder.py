@@ -14,7 +14,7 @@ FILES = (  # of a fleet's run
     "config.toml", "environment.json", "rounds.parquet", "accuracy.parquet", "classes.parquet", "devices.parquet", "ledger.parquet",
     "wall.parquet", "model.safetensors", "summary.json", "report.png",
 )  # fmt: skip
-CLAIM_FILES = ("table.md", "runs.json", "environment.json")
+CLAIM_FILES = ("table.md", "runs.json", "environment.json", "sweep.png")
 
 
 def claim_folder(parent: Path, name: str) -> Path:

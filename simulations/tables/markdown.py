@@ -1,7 +1,7 @@
 """Tables of a claim's runs, as Markdown.
 
 `learning`: accuracy over seeds, paired differences, and what was saved beside what can be saved at all. `costs`: accuracy, and what it
-cost in absolute figures. `fleet`: what it took on the virtual clock.
+cost in absolute figures. `fleet`: what it took on the virtual clock. `sweep`: accuracy over the values of a setting, a line for each row.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
 
 def markdown(claim: Claim, results: Results) -> str:
     """The claim's table."""
-    make = {"fleet": _fleet_table, "learning": _learning_table, "costs": _costs_table}[claim.table]
+    make = {"fleet": _fleet_table, "learning": _learning_table, "costs": _costs_table, "sweep": _sweep_table}[claim.table]
     return make(claim, results)
 
 
@@ -96,6 +96,36 @@ def _costs_table(claim: Claim, results: Results) -> str:
             costs += [f"{np.mean([summary['totals'][key] for summary in summaries]) / 1e6:.3g}" for key in ("up_bytes", "down_bytes")]
         lines.append((row.name, f"{len(summaries)}", *_accuracies(row, results), *costs))
     return _table(head + (() if claim.alone else ("MB up", "MB down")), lines)
+
+
+def _sweep_table(claim: Claim, results: Results) -> str:
+    """Mean accuracy over the seeds, in the scenario that there is, and in brackets the FLOPs of all devices."""
+    head = (
+        claim.sweep.title or claim.sweep.key,
+        *(f"{value:g}" if isinstance(value, float) else f"{value}" for value in claim.sweep.values),
+    )
+    lines = []
+    for family in claim.families:
+        cells = []
+        for value in claim.sweep.values:
+            summaries = [*results[claim.sweep.name(family.name, value)].values()]
+            flops = np.mean([summary["totals"]["flops"] for summary in summaries])
+            cells.append(f"{_percent(curve_of(summaries))} ({_scientific(flops).replace(' ', '')})")
+        lines.append((family.name, *cells))
+    return _table(head, lines)
+
+
+def shown(value: float | int | str) -> str:
+    """A value of a sweep as people write it."""
+    if isinstance(value, str) or abs(value) < 1e4:
+        return f"{value:g}" if isinstance(value, float) else f"{value}"
+    return _scientific(value).strip()
+
+
+def curve_of(summaries: list[dict]) -> np.ndarray:
+    """Average accuracies in Class-IL, or in Task-IL where there is no other."""
+    found = _averages(summaries, "class-il")
+    return found if found.size else _averages(summaries, "task-il")
 
 
 def _accuracies(row: ClaimRow, results: Results) -> list[str]:

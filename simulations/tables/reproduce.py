@@ -27,7 +27,7 @@ from simulations.config.loading import config_bytes, load
 from simulations.config.toml_file import read_toml
 from simulations.environment import software
 
-Table = Literal["learning", "fleet", "costs"]
+Table = Literal["learning", "fleet", "costs", "sweep"]
 CLAIMS = Path(__file__).parents[1] / "claims"
 
 
@@ -46,8 +46,30 @@ class ClaimRow:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """A setting, and the values that every row is run with. title: what it is, for tables and axes."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
+    key: str
+    values: Annotated[tuple[float | int | str, ...], Field(min_length=1)]
+    title: str = ""
+
+    def row(self, row: ClaimRow, value: float | int | str) -> ClaimRow:
+        """That row with this value."""
+        setting = f"{self.key}={value!r}" if isinstance(value, str) else f"{self.key}={value}"
+        return replace(row, name=self.name(row.name, value), set=(*row.set, setting), versus=row.versus and self.name(row.versus, value))
+
+    def name(self, row: str, value: float | int | str) -> str:
+        return f"{row}, {self.key.rpartition('.')[2]} {value}"
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A table: rows x seeds. alone: each run is of a single device. set: overrides of all rows, before their own."""
+    """A table: rows x seeds. alone: each run is of a single device. set: overrides of all rows, before their own.
+
+    sweep: `rows` are those of `families`, each with every value.
+    """
 
     name: str
     seeds: tuple[int, ...]
@@ -55,6 +77,8 @@ class Claim:
     table: Table = "learning"
     alone: bool = False
     set: tuple[str, ...] = ()
+    sweep: Sweep | None = None
+    families: tuple[ClaimRow, ...] = ()
 
     def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
         made = load(row.experiment, [f"seed={seed}", *self.set, *row.set])
@@ -78,6 +102,7 @@ class _File:
     table: Table = "learning"
     alone: bool = False
     set: tuple[str, ...] = ()
+    sweep: Sweep | None = None
 
 
 def available() -> list[str]:
@@ -108,7 +133,10 @@ def load_claim(name: str) -> Claim:
         faults = [f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()]
         raise ConfigError(f"{path}: {'; '.join(faults)}") from error
     rows = tuple(replace(row, experiment=_beside(path, row.experiment or found.experiment)) for row in found.row)
-    claim = Claim(path.stem, found.seeds, rows, found.table, found.alone, found.set)
+    families = rows
+    if sweep := found.sweep:
+        rows = tuple(sweep.row(row, value) for row in families for value in sweep.values)
+    claim = Claim(path.stem, found.seeds, rows, found.table, found.alone, found.set, sweep, families)
     _check(claim, path)
     return claim
 
@@ -125,6 +153,8 @@ def _check(claim: Claim, path: Path) -> None:
     faults += [
         f"row {row.name!r} is paired with {row.versus!r}, which is none of its rows" for row in claim.rows if row.versus not in ("", *names)
     ]
+    if (claim.table == "sweep") != bool(claim.sweep):
+        faults.append("table 'sweep' and the section [sweep] belong together: give both, or neither")
     if any(len({*seeds}) < len(seeds) for seeds in (claim.seeds, *(row.seeds for row in claim.rows))):
         faults.append("a seed is there twice")
     for row in claim.rows if not faults else ():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 from worlds import TINY
@@ -12,7 +13,8 @@ from simulations.config.errors import ConfigError
 from simulations.environment import software
 from simulations.results.summary import summarise_solo
 from simulations.single_device import train_one
-from simulations.tables.markdown import _scientific, gap, markdown
+from simulations.tables.markdown import _scientific, gap, markdown, shown
+from simulations.tables.picture import draw_sweep, interval
 from simulations.tables.reproduce import ClaimRow, available, load_claim, run_claim
 
 OWN = """
@@ -190,3 +192,75 @@ def test_an_interval_is_of_the_seeds_that_both_rows_have():
 
 def test_figures_are_written_with_their_thousands():
     assert [_scientific(value) for value in (0, 999, 1.25e13, 4.4e15, 2e20)] == ["0 ", "999 ", "12.5 T", "4.4 P", "2e+05 P"]
+
+
+SWEEP = """
+experiment = "{experiment}"
+seeds = [0, 1]
+table = "sweep"
+set = ["stream.tasks=1"]
+
+[sweep]
+key = "learner.lr"
+title = "learning rate"
+values = [0.01, 0.05]
+
+[[row]]
+name = "dense"
+dense = true
+
+[[row]]
+name = "sparse"
+versus = "dense"
+"""
+
+
+def test_a_sweep_runs_every_row_with_every_value(own):
+    own.write_text(SWEEP.format(experiment=TINY))
+    claim = load_claim(str(own))
+    assert [row.name for row in claim.rows] == ["dense, lr 0.01", "dense, lr 0.05", "sparse, lr 0.01", "sparse, lr 0.05"]
+    assert [row.versus for row in claim.rows] == ["", "", "dense, lr 0.01", "dense, lr 0.05"]
+    made = [claim.experiment_of(row, 1) for row in claim.rows]
+    assert [one.learner.lr for one in made] == [0.01, 0.05, 0.01, 0.05] and {one.stream.tasks for one in made} == {1}
+    assert [bool(one.sparsity) for one in made] == [False, False, True, True]
+
+
+def test_the_table_and_the_picture_of_a_sweep(own, tmp_path):
+    own.write_text(SWEEP.format(experiment=TINY))
+    claim = load_claim(str(own))
+    results = {
+        row.name: {
+            seed: {"accuracy": {"class-il": {"average": 0.5 + place / 10 + seed / 50}}, "totals": {"flops": 2e6 * (place + 1)}}
+            for seed in claim.seeds
+        }
+        for place, row in enumerate(claim.rows)
+    }
+    assert markdown(claim, results).splitlines() == [
+        "| learning rate | 0.01 | 0.05 |",
+        "| --- | --- | --- |",
+        "| dense | 51.0 (2M) | 61.0 (4M) |",
+        "| sparse | 71.0 (6M) | 81.0 (8M) |",
+    ]
+    draw_sweep(claim, results, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert interval(np.array([0.5, 0.52])) == pytest.approx(12.706 * 0.01, rel=1e-3)  # t at 97.5 % x deviation / sqrt(2)
+    assert interval(np.array([0.5])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda text: text.replace('table = "sweep"', 'table = "costs"'), "table 'sweep' and the section [sweep] belong together"),
+        (lambda text: text.replace("[0.01, 0.05]", "[]"), "sweep.values"),
+        (lambda text: text.replace('key = "learner.lr"', 'key = "learner.lrr"'), "did you mean 'learner.lr'?"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep(own, change, part):
+    own.write_text(change(SWEEP.format(experiment=TINY)))
+    with pytest.raises(ConfigError) as raised:
+        load_claim(str(own))
+    assert part in str(raised.value)
+
+
+def test_values_are_written_as_people_write_them():
+    assert [shown(value) for value in (7, 0.05, 1.0, 2.5e7, "er")] == ["7", "0.05", "1", "25 M", "er"]
