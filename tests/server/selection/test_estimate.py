@@ -89,7 +89,7 @@ def test_parts_of_the_loss_that_run_one_by_one_pass_the_layers_again():
 
 
 def test_a_dense_run_has_the_dense_rate_for_all():
-    dense = replace(WORK, method=replace(METHOD, sparsity=0.0), masked={})
+    dense = replace(WORK, method=replace(METHOD, sparsity=0.0), shapes={})
     level = dense.level(0.0)
     assert level.sparse_flops == 0 and level.held == 1100
     estimates = Estimates(Hardware.alike(DeviceProfile("toy", **TOY), 1), dense, (level,), np.zeros(1, np.int64))
