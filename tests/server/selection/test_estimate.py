@@ -19,7 +19,7 @@ from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.masks import num_active
 
 WORK = Workload(METHOD, 2, (LayerShape("w", 1000, 1, False), LayerShape("out", 100, 1, False)), Held({"w": 1000, "out": 100}, 4, 0),
-                {"w": 1000}, 50, 16, 10, True)  # fmt: skip
+                {"w": (1000,)}, 50, 16, 10, True)  # fmt: skip
 
 
 def estimates_of(work: Workload = WORK, **figures) -> Estimates:
