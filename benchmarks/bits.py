@@ -64,6 +64,10 @@ CASES = (
     Case("tiny-async", TINY, ("clock.mode=async", "clock.buffer_size=2"), BOTH, breaks=True),
     Case("tiny-semi-sync", TINY, ("clock.mode=semi-sync", "clock.period_s=0.05", "aggregation.stale=normalise"), breaks=True),
     Case("tiny-detected", TINY, ("stream.boundaries=detected",)),
+    Case("tiny-set", TINY, ("masks.scheme=set", "masks.stage_epochs=1", "masks.initial=magnitude")),
+    Case("tiny-rigl", TINY, ("masks.scheme=rigl", "masks.stage_epochs=1", "masks.densities=erk"), BOTH, breaks=True),
+    Case("tiny-rigl-local", TINY, ("masks.scheme=rigl", "masks.stage_epochs=1", "federation.mask=local"), BOTH, breaks=True),
+    Case("tiny-snip", TINY, ("masks.scheme=static", "masks.initial=snip", "masks.densities=global"), BOTH, breaks=True),
     Case("tiny-domains", TINY, ("stream.setting=domain-il", "stream.order=shuffled", "stream.cycles=2")),
     *(Case(f"batchnorm-{how}", TINY, (*BATCHNORM, f"federation.batchnorm={how}"), breaks=True) for how in ("global", "local", "recompute")),
 )  # fmt: skip

@@ -59,6 +59,11 @@ def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream], ma
         """What are the BatchNorm statistics of this model on your data?"""
         return Message(trainer.calibrate(message.content, context), reply_to=message)
 
+    @app.query("sensitivity")
+    def sensitivity(message: Message, context: Context) -> Message:
+        """Which weights of the dense network would you keep, by your data?"""
+        return Message(trainer.sensitivity(message.content, context), reply_to=message)
+
     return app
 
 
@@ -119,18 +124,31 @@ class _Trainer:
         measures = {f"flops.{key}": value for key, value in asdict(flops).items()}
         return RecordDict({"report": _report_record(report), "measures": MetricRecord(measures)})
 
+    def sensitivity(self, content: RecordDict, context: Context) -> RecordDict:
+        """The places of the dense network to which this device's first data is most sensitive. It holds no model yet, and keeps nothing."""
+        number, instruction, where = self._read(content, context)
+        with _stage(where, "sensitivity"):
+            stream = self.stream_of(number)
+            report, flops = local_round.places_to_keep(self.learner, stream, instruction, number=number, config=self.config)
+        measures = {f"flops.{key}": value for key, value in asdict(flops).items()}
+        return RecordDict({"report": _report_record(report), "measures": MetricRecord(measures)})
+
     def _receive(self, content: RecordDict, context: Context) -> tuple[Instruction, DeviceState, Stream, str]:
         """The instruction, and the device brought to the model that it speaks of."""
+        number, instruction, where = self._read(content, context)
+        with _stage(where, "receive"):
+            stream = self.stream_of(number)
+            device = self._brought(context, stream, instruction.payloads)
+        return instruction, device, stream, where
+
+    @staticmethod
+    def _read(content: RecordDict, context: Context) -> tuple[int, Instruction, str]:
         torch.set_num_threads(1)
         number = _number(context)
         with _stage(f"device {number}", "instruction"):
             wire = content["instruction"]
             instruction = Instruction.from_wire(wire["control"], wire["payloads"])
-        where = f"device {number}, round {instruction.round}"
-        with _stage(where, "receive"):
-            stream = self.stream_of(number)
-            device = self._brought(context, stream, instruction.payloads)
-        return instruction, device, stream, where
+        return number, instruction, f"device {number}, round {instruction.round}"
 
     def _brought(self, context: Context, stream: Stream, payloads: tuple[bytes, ...]) -> DeviceState:
         """The device after `payloads` (`client.state.apply_payloads`), the work that devices share done once."""
@@ -157,8 +175,10 @@ class _Trainer:
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         alive = self._activations * learner.samples_per_forward(session.memory.ddr.kept.size)
         kept = kept_bytes(device.memory) + learner.kept_data_bytes(session.memory.ddr.kept.size)
-        needs = footprint(learner.held, active=active, updated=updated, activations=alive, method_bytes=kept, federated=True)
         whole = {name: mask.size for name, mask in done.masks.items()}
+        has_ranked = done.importance is not None or (done.update is not None and done.update.grown is not None)
+        ranked = learner.masking.gradients_held(whole.values()) if has_ranked else 0
+        needs = footprint(learner.held, active=active, updated=updated, activations=alive, method_bytes=kept, federated=True, ranked=ranked)
         return {
             **{f"flops.{key}": value for key, value in asdict(flops).items()},
             **{f"dense-flops.{key}": value for key, value in asdict(done.dense_flops).items()},

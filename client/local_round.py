@@ -16,11 +16,13 @@ from sparcl_core import codec, task_change
 from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.learner import Learner
+from sparcl_core.networks.models import initial_weights
 from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity import ddr as data_removal
-from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.initial import highest_masks
 from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.sparsity.update import MaskUpdate
 from sparcl_core.task_data import TaskData
 from sparcl_core.training.session import Session
 from sparcl_core.wire.error_feedback import code_active, code_update, statistics_form
@@ -35,14 +37,14 @@ class Round:
         session: the training session.
         masks: the weight masks that it trained with.
         update: how they differ from those that the server knows; None where they do not.
-        importance: reported importance, if it was asked for.
+        importance: what the masks' scheme ranks by, if a report of it was asked for.
         flops: everything that was computed; `dense_flops`: by the dense twin meanwhile.
         has_changed: the device noticed that its task did; never where it is told.
     """
 
     session: Session
     masks: Masks
-    update: tdm.MaskUpdate | None
+    update: MaskUpdate | None
     importance: dict[str, np.ndarray] | None
     flops: Flops
     dense_flops: Flops
@@ -61,7 +63,7 @@ def train(
     session = learner.train(start, masks, data, device.memory, epochs=instruction.epochs, device=number)
     flops += session.flops
     importance = None
-    if instruction.report_importance:
+    if instruction.report_importance:  # what the masks' scheme asks for
         importance, cost = learner.importance_after(session, masks, data, number)
         flops += cost
     seen = device.seen.copy()
@@ -73,6 +75,21 @@ def train(
         session=session, masks=masks, update=update, importance=importance, flops=flops,
         dense_flops=counted.dense_flops + session.dense_flops, has_changed=has_changed,
     )  # fmt: skip
+
+
+def places_to_keep(
+    learner: Learner, stream: Stream, instruction: Instruction, *, number: int, config: ClientConfig
+) -> tuple[Report, Flops]:
+    """Before the first round, where SNIP finds the first mask: which weights of the dense network, drawn from the seed, the device would
+    keep by its data; and what that cost."""
+    data = _known(stream.task(instruction.task), instruction.task // config.chunks, config)
+    weights, memory = initial_weights(learner.model, config.seed), learner.new_memory(sum(stream.sizes)).in_task(len(data.y))
+    scores, flops = learner.sensitivity(weights, data, memory, device=number)
+    masks, layout = highest_masks(scores, config.method.masks, config.method.sparsity), config.layout(learner.layout)
+    places = {name: np.flatnonzero(mask) for name, mask in masks.items()}
+    named = codec.encode_places("keep", layout, places, masks, versions=(0, 0))
+    seen = np.zeros(learner.inputs.num_classes, dtype=bool)
+    return Report(0, len(data.y), seen, b"", named.data), flops
 
 
 def _meet(
@@ -120,24 +137,23 @@ def _known(data: TaskData, task: int, config: ClientConfig) -> TaskData:
 
 def _adapt(
     device: DeviceState, instruction: Instruction, data: TaskData, learner: Learner, *, number: int, config: ClientConfig
-) -> tuple[DeviceState, State, Masks, tdm.MaskUpdate | None, Flops]:
-    """Where masks are the device's own: TDM by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022).
+) -> tuple[DeviceState, State, Masks, MaskUpdate | None, Flops]:
+    """Where masks are the device's own: an update by the device's own epochs, before it trains (FedDST, Bibikar et al. 2022; with
+    `masks.scheme = "rigl"` also its readjustment, by magnitude and gradient on a cosine).
 
-    The server thins what comes back to the target sparsity, so an inter-task growth lasts for one round. A residual goes with the weight
+    The server thins what comes back to the target sparsity, so TDM's inter-task growth lasts for one round. A residual goes with the weight
     that was dropped, also where the same update grows it back.
     """
-    method = config.method
-    schedule = tdm.Schedule(method.tdm, method.sparsity, config.task_epochs, instruction.epochs)
-    what = schedule.action(data.task, device.memory.epochs // instruction.epochs)
+    scheme, epoch = learner.scheme, device.memory.epochs
+    what = scheme.schedule(instruction.epochs).action(data.task, epoch // instruction.epochs)
     if what == "rest":
         return device, device.base, device.masks, None, Flops()
     importance, flops = {}, Flops()
     start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
-    if what == "adapt":
+    if what == "adapt" and scheme.needs != "nothing":
         importance, flops = learner.importance(start, device.masks, data, device.memory, device=number)
-    planned = tdm.plan_update(what, device.masks, start, importance, config=method.tdm, sparsity=method.sparsity, number=instruction.round)
-    update = replace(planned, device=number)
-    masks = tdm.update_masks(device.masks, [start, residual], update, config=method.tdm, sparsity=method.sparsity, seed=config.seed)
+    update = replace(scheme.plan(what, device.masks, start, importance, number=instruction.round, epoch=epoch), device=number)
+    masks = scheme.redo(device.masks, [start, residual], update)
     return replace(device, residual=residual), start, masks, update, flops
 
 
@@ -170,16 +186,18 @@ def report(
 
 def _mask_payload(device: DeviceState, done: Round, *, layout: Layout, config: ClientConfig, versions: tuple[int, int]) -> Encoded | None:
     """The device's part in the next masks: how its own differ, or what it thinks of the shared ones."""
+    if done.update is not None and done.update.grown is not None:
+        flipped = {name: np.flatnonzero(mask ^ done.masks[name]) for name, mask in device.masks.items()}
+        return codec.encode_places("flip", layout, flipped, device.masks, versions=versions)
     if done.update is not None:
         return codec.encode_places(done.update.what, layout, done.update.dropped, device.masks, versions=versions)
     if done.importance is None:
         return None
-    method, form = config.method, config.wire.importance
-    if form == "votes":
-        plan = tdm.plan_update(
-            "adapt", device.masks, done.session.state, done.importance, config=method.tdm, sparsity=method.sparsity, number=0
-        )
-        return codec.encode_places("votes", layout, plan.dropped, device.masks, versions=versions)
+    scheme, form = config.method.scheme(config.task_epochs, config.seed), config.wire.importance
+    if form == "votes" or scheme.needs == "gradients":
+        kind = "candidates" if scheme.needs == "gradients" else "votes"
+        named = scheme.votes(device.masks, done.session.state, done.importance, done.session.memory.epochs)
+        return codec.encode_places(kind, layout, named, device.masks, versions=versions)
     scores = {}
     for name in device.masks:
         over = device.model.references[name]

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.fleet.roster import Roster
 from server.global_model.masks import Diversity
 from server.rounds.federation import Counts, Federation, Talk
+from server.rounds.first_masks import find_masks
 from server.rounds.recalibration import recalibrate
 from server.rounds.registration import enrol, register
 from server.strategy import SparCLStrategy
@@ -81,6 +82,7 @@ def run_rounds(
     for server_round in range(max(first_round, 1), rounds + 1):
         if federation.is_over:
             return
+        find_masks(federation, server_round, talk)
         task = federation.usual_task(server_round)
         counts = played.play(server_round, talk)
         is_last = federation.is_over or server_round == rounds

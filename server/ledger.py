@@ -1,7 +1,8 @@
 """The ledger: what every device paid, one row per device, round and phase.
 
 Phases: `register` (once, where devices were asked who they are; a simulation knows), `download`, `train`, `upload`, `calibrate`
-(BatchNorm statistics recomputed, with a `download` and an `upload` of its own), `aggregate` (the server's own). Outcomes:
+(BatchNorm statistics recomputed), `sensitivity` (SNIP's first masks), both with a `download` and an `upload` of their own, `aggregate`
+(the server's own). Outcomes:
 
 | outcome | of a device that |
 |---|---|
@@ -27,7 +28,7 @@ from sparcl_core.codec import Sizes
 from sparcl_core.costs.device import Cost
 from sparcl_core.costs.flops import FLOP_COLUMNS
 
-PHASES = ("register", "download", "train", "upload", "calibrate", "aggregate")
+PHASES = ("register", "sensitivity", "download", "train", "upload", "calibrate", "aggregate")
 DELIVERED = ("ok", "clipped")  # outcomes of an upload whose update counts
 SERVER, STRANGER = -1, -2  # in the place of a device: the server itself, and a node that is none
 KINDS = tuple(field.name for field in fields(Sizes))

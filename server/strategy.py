@@ -53,8 +53,10 @@ class SparCLStrategy(Strategy):
         """The messages of a round; the federation holds model and settings, so that only the round's number is read.
 
         Raises:
-            TypeError: where rounds are not synchronous.
+            TypeError: where rounds are not synchronous, or devices are to find the first masks.
         """
+        if self.model.awaits_masks:
+            raise TypeError("masks.initial is 'snip': Flower's loop asks nobody before its first round; play it with server.app.run_rounds")
         return self._synchronous.begin(server_round)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

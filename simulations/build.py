@@ -26,7 +26,7 @@ from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
 from sparcl_core.networks.models import build_model, has_batch_statistics, smallest_batch, sparse_names
-from sparcl_core.solo import start_model
+from sparcl_core.solo import dense_weights, start_model
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def make_strategy(world: World) -> SparCLStrategy:
         seed=e.seed,
         follows_reports=e.stream.boundaries == "detected",
     )
-    start = Start(layout=learner.layout, classifier=learner.classifier, weights=weights, masks=masks)
+    dense = dense_weights(learner, e.method, e.seed) if e.method.asks_first else None
+    start = Start(layout=learner.layout, classifier=learner.classifier, weights=weights, masks=masks, dense=dense)
     cohorts = make_cohorts(e, world.fleet.hardware, world.streams, learner)
     model = GlobalModel(settings, start, cohorts.tiers.sparsities)
     return SparCLStrategy(Federation(model, cohorts, e.clock))

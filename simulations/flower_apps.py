@@ -52,6 +52,11 @@ def calibrate(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 
+@client_app.query("sensitivity")
+def sensitivity(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Wait for the fleet, run all rounds, log the result, and write it if `out` names a file.

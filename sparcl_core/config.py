@@ -12,6 +12,9 @@ from sparcl_core.batches import LastBatch
 from sparcl_core.sparsity import dgm as gradient_masking
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.scheme import Scheme
+from sparcl_core.sparsity.schemes import make_scheme
+from sparcl_core.sparsity.settings import MaskConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 
 Augmentation = Literal["none", "crop", "crop-flip"]
@@ -151,7 +154,7 @@ def weight_of_a_loss(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """How a device learns: backbone, learning method, weight sparsity and the three mechanisms.
+    """How a device learns: backbone, learning method, weight sparsity, where it comes from, and the three mechanisms.
 
     Raises:
         ValueError: where two settings contradict each other: sparsity outside [0, 1), q below s.
@@ -164,6 +167,7 @@ class MethodConfig:
     dgm: DGMConfig
     sparsity: float
     kernels: KernelConfig = field(default_factory=KernelConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
 
     def __post_init__(self):
         if not 0 <= self.sparsity < 1:
@@ -174,3 +178,12 @@ class MethodConfig:
     @property
     def is_sparse(self) -> bool:
         return self.sparsity > 0
+
+    @property
+    def asks_first(self) -> bool:
+        """Is the first mask found on data?"""
+        return self.is_sparse and self.masks.initial == "snip"
+
+    def scheme(self, task_epochs: int, seed: int) -> Scheme:
+        """What changes the masks, in tasks of so many epochs."""
+        return make_scheme(self.masks, self.tdm, self.sparsity, task_epochs=task_epochs, seed=seed)

@@ -25,7 +25,7 @@ from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity.masks import Masks, State, count_active
 from sparcl_core.task_data import TaskData
-from sparcl_core.training.importance import importance
+from sparcl_core.training import importance as rankings
 from sparcl_core.training.session import Session, SessionLoop
 from sparcl_core.training.setup import Setup
 
@@ -86,20 +86,35 @@ class Learner(Setup):
         return loop.result()
 
     def importance(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, device: int) -> tuple[dict[str, np.ndarray], Flops]:
-        """I per sparse tensor for TDM (float64, the tensor's shape, 0 at inactive places), and what computing it cost.
+        """What the masks' scheme ranks by, per sparse tensor (float64, the tensor's shape), and what computing it cost.
 
-        Gradients are means over `tdm.batches` batches of the data that DDR keeps (0: all of it), each beside its replay
-        draws, taken before the absolute value; of the method's terms, whatever its `gradients` would make of them.
+        Of TDM I, 0 at inactive places; of RigL |dL/dw| everywhere. Gradients are means over `tdm.batches` or `masks.batches` batches of
+        the data that DDR keeps (0: all of it), each beside its replay draws, taken before the absolute value; of the method's terms,
+        whatever its `gradients` would make of them.
 
         Raises:
             ValueError: as `train`.
             FloatingPointError: if a gradient is not finite.
         """
         self.check(data, memory.kept_samples)
-        return importance(self, self.run(state, masks, data, memory), device)
+        if self.scheme.needs == "gradients":
+            return rankings.gradients(self, self.run(state, masks, data, memory, is_dense=True), device)
+        return rankings.importance(self, self.run(state, masks, data, memory), device)
+
+    def sensitivity(self, weights: State, data: TaskData, memory: Memory, *, device: int) -> tuple[dict[str, np.ndarray], Flops]:
+        """SNIP's connection sensitivity of every weight that may be sparse (float64, the tensor's shape), and what computing it cost.
+
+        Args:
+            weights: of the dense network. Gradients are over `masks.batches` batches, as in `importance`.
+
+        Raises:
+            ValueError, FloatingPointError: as `importance`.
+        """
+        self.check(data, memory.kept_samples)
+        return rankings.sensitivity(self, self.run(weights, {}, data, memory, is_dense=True), device)
 
     def importance_after(self, done: Session, masks: Masks, data: TaskData, device: int) -> tuple[dict[str, np.ndarray], Flops]:
-        """I per sparse tensor behind a session: what it left, or what `importance` computes for it; and what that cost."""
+        """What masks are ranked by behind a session: what it left, or what `importance` computes for it; and what that cost."""
         if done.importance is not None:
             return done.importance, Flops(masks=3 * sum(count_active(masks).values()))
         return self.importance(done.state, masks, data, done.memory, device=device)

@@ -16,10 +16,10 @@ from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
 from sparcl_core.networks.models import ModelConfig
 from sparcl_core.solo import start_model
-from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.tdm import TDMConfig
+from sparcl_core.sparsity.update import Action
 from sparcl_core.wire.error_feedback import WireConfig
 from sparcl_core.wire.protocol import Instruction
 
@@ -56,7 +56,7 @@ class Lab:
     def new_device(self) -> DeviceState:
         return new_device(self.learner, self.stream)
 
-    def next_version(self, share: float = 1.0, what: tdm.Action | None = None) -> None:
+    def next_version(self, share: float = 1.0, what: Action | None = None) -> None:
         """Move a share of the weights by about 0.01, change the masks if asked to, publish."""
         for name, value in self.weights.items():
             moved = self.rng.random(value.shape) < share
@@ -65,10 +65,9 @@ class Lab:
             value += (moved * 0.01 * self.rng.standard_normal(value.shape)).astype(value.dtype)
         if what:
             importance = {name: self.rng.random(mask.shape) for name, mask in self.broadcast.masks.items()}
-            config, sparsity, number = self.method.tdm, self.method.sparsity, self.broadcast.mask_version + 1
-            masks = self.broadcast.masks
-            update = tdm.plan_update(what, masks, self.weights, importance, config=config, sparsity=sparsity, number=number)
-            self.broadcast.update_masks(self.weights, update, config, sparsity)
+            scheme, number = self.learner.scheme, self.broadcast.mask_version + 1
+            update = scheme.plan(what, self.broadcast.masks, self.weights, importance, number=number, epoch=1)
+            self.broadcast.update_masks(self.weights, update, scheme)
         self.broadcast.publish(self.weights)
 
     def receive(self, device: DeviceState, payloads: tuple[Encoded, ...] | None = None) -> DeviceState:

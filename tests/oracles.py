@@ -67,6 +67,67 @@ def tdm_survivors(active: list[bool], weights: list[float], importance: list[flo
     return keep_highest(active, score, min(keep, sum(active)))
 
 
+# --- sparse training beside TDM ---------------------------------------------------------------------------------------
+
+
+def erk_densities(shapes: list[tuple[int, ...]], sparsity: float) -> list[Fraction]:
+    """Erdos-Renyi-Kernel: density = eps * (sum of the kernel's sides) / (their product), all layers together at density 1 - s.
+
+    A layer that would be above 1 is dense, one after the other, the most crowded first, and eps is found anew for those that are left.
+    """
+    sizes, scores = [math.prod(shape) for shape in shapes], [Fraction(sum(shape), math.prod(shape)) for shape in shapes]
+    dense: list[int] = []
+    while True:
+        sparse = [i for i in range(len(shapes)) if i not in dense]
+        budget = (1 - exact(sparsity)) * sum(sizes) - sum(sizes[i] for i in dense)
+        eps = budget / sum(scores[i] * sizes[i] for i in sparse)
+        worst = max(sparse, key=lambda i: scores[i])
+        if eps * scores[worst] <= 1:
+            return [Fraction(1) if i in dense else eps * scores[i] for i in range(len(shapes))]
+        dense.append(worst)
+
+
+def rigl_share(epoch: int, epochs: int, exchange: float, until: float) -> float:
+    """f(t) = alpha / 2 * (1 + cos(t pi / T_end))."""
+    return exchange / 2 * (1 + math.cos(epoch * math.pi / (until * epochs)))
+
+
+def rigl_update(active: list[bool], weights: list[float], gradients: list[float], share: float) -> tuple[list[int], list[int]]:
+    """Places that are dropped and grown in one layer: k smallest |w| of the active ones, then the k largest |gradient| of all inactive."""
+    places = [i for i, is_active in enumerate(active) if is_active]
+    k = min(math.floor(share * len(places) + 0.5), len(active) - len(places))
+    dropped: list[int] = []
+    for _ in range(k):  # of equals the lower index stays
+        dropped.append(min((i for i in places if i not in dropped), key=lambda i: (abs(weights[i]), -i)))
+    free = [i for i in range(len(active)) if not active[i] or i in dropped]
+    grown: list[int] = []
+    for _ in range(k):
+        grown.append(max((i for i in free if i not in grown), key=lambda i: (abs(gradients[i]), -i)))
+    return sorted(dropped), sorted(grown)
+
+
+def set_removed(weights: list[float], zeta: float) -> list[bool]:
+    """Of active weights: the share zeta of the smallest positive, the share zeta of the largest negative ones, and all zeros."""
+    gone = [weight == 0 for weight in weights]
+    for sign in (1, -1):
+        own = [i for i, weight in enumerate(weights) if weight * sign > 0]
+        own.sort(key=lambda i: (abs(weights[i]), -i))
+        for i in own[: math.floor(exact(zeta) * len(own) + Fraction(1, 2))]:
+            gone[i] = True
+    return gone
+
+
+def highest_of_all(layers: list[list[float]], keep: int) -> list[list[bool]]:
+    """One ranking of all layers; of equals the earlier layer, then the lower index; a layer keeps its highest whatever the others have."""
+    kept = [[False] * len(layer) for layer in layers]
+    for layer, own in zip(layers, kept, strict=True):
+        own[max(range(len(layer)), key=lambda i: (layer[i], -i))] = True
+    order = sorted((-score, number, i) for number, layer in enumerate(layers) for i, score in enumerate(layer) if not kept[number][i])
+    for _, number, i in order[: max(0, keep - len(layers))]:
+        kept[number][i] = True
+    return kept
+
+
 # --- DGM -------------------------------------------------------------------------------------------------------------
 
 

@@ -17,8 +17,8 @@ from client.state.received_model import Model
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Layout, Payload, SparseTensor
 from sparcl_core.networks.models import fresh_statistics
-from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_
+from sparcl_core.sparsity.update import MaskUpdate
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +120,9 @@ class _Held:
     def _redo(self, payload: Payload) -> None:
         """A mask update whose growth is drawn here as it was at the server."""
         _expect(payload.mask_version, self.mask_version + 1, "mask")
-        method = self.config.method
-        update = tdm.MaskUpdate(payload.mask_version, payload.kind, _places(payload, self.masks))
-        self.masks = tdm.update_masks(
-            self.masks, self._dropped_from(), update, config=method.tdm, sparsity=method.sparsity, seed=self.config.seed
+        scheme = self.config.method.scheme(self.config.task_epochs, self.config.seed)
+        self.masks = scheme.redo(
+            self.masks, self._dropped_from(), MaskUpdate(payload.mask_version, payload.kind, _places(payload, self.masks))
         )
         self.mask_version = payload.mask_version
 

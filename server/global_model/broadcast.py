@@ -15,8 +15,9 @@ from server.snapshot import Snapshot, pack, same_model, under, unpack, within
 from sparcl_core import codec
 from sparcl_core.codec import Encoded, Layout, SparseTensor
 from sparcl_core.seeding import generator
-from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_, num_active, shrink
+from sparcl_core.sparsity.scheme import Scheme
+from sparcl_core.sparsity.update import MaskUpdate, surviving
 from sparcl_core.wire.error_feedback import WireConfig, code_update, statistics_form
 
 
@@ -57,10 +58,16 @@ class Broadcast:
         """The version that was published last."""
         return Base(self.version, self.mask_version, self.masks)
 
-    def update_masks(self, weights: State, update: tdm.MaskUpdate, config: tdm.TDMConfig, sparsity: float) -> None:
-        """Change the masks by an update that devices can redo; dropped places of `weights` and of the held model become 0, in place."""
-        self._pending_mask.append(self._places(update.what, update.dropped, update.number))
-        self.masks = tdm.update_masks(self.masks, [weights, self.held], update, config=config, sparsity=sparsity, seed=self.seed)
+    def update_masks(self, weights: State, update: MaskUpdate, scheme: Scheme) -> None:
+        """Change the masks by an update; dropped places of `weights` and of the held model become 0, in place.
+
+        Devices are sent what it drops, and redo the rest; what is grown only where they could not draw it.
+        """
+        self._pending_mask.append(self._places(update.what if update.grown is None else "drop", update.dropped, update.number))
+        before, self.masks = self.masks, surviving(self.masks, update)
+        if update.grown is not None:
+            self._pending_mask.append(self._places("add", update.grown, update.number))
+        self.masks = scheme.redo(before, [weights, self.held], update)
         self.mask_version = update.number
 
     def replace_masks(self, masks: Masks, weights: State | None = None) -> None:

@@ -1,9 +1,9 @@
 """Who decides which weights exist: the server between rounds, or every device for itself.
 
-`SharedMasks`: TDM at the server. In the round before an update devices report importance (which are bounded) or votes; the next
-downlink carries what is dropped, and everybody draws the same growth.
-`LocalMasks`: TDM on the devices (FedDST, Bibikar et al. 2022). Each device starts a round from the global mask, adapts it, and sends what
-it dropped; the server draws the same growth, averages over holders, and keeps the largest weights of the union in every
+`SharedMasks`: at the server. In the round before an update devices report what its scheme asks for, importance (which is bounded) or votes;
+the next downlink carries what is dropped, and everybody draws the same growth, or is sent it where it is not drawn (RigL).
+`LocalMasks`: on the devices (FedDST, Bibikar et al. 2022). Each device starts a round from the global mask, adapts it, and sends what
+it changed; the server averages over holders, and keeps the largest weights of the union in every
 layer, so that the model stays as sparse as it was. K masks of density d that were drawn apart would have a union of
 density 1 - (1 - d)^K: `Diversity` watches it.
 """
@@ -16,9 +16,10 @@ from server.aggregation.update import Update
 from server.global_model.broadcast import Base, Broadcast
 from server.snapshot import Snapshot, in_order, under, within
 from sparcl_core.codec import CodecError, Layout, Payload, SparseTensor
-from sparcl_core.config import MethodConfig
-from sparcl_core.sparsity import tdm
-from sparcl_core.sparsity.masks import Masks, State, num_active, shrink
+from sparcl_core.sparsity.masks import Masks, State, shrink
+from sparcl_core.sparsity.schedule import Sessions
+from sparcl_core.sparsity.scheme import Scheme
+from sparcl_core.sparsity.update import MaskUpdate, surviving
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,16 @@ class Reported:
 class SharedMasks:
     """One mask for all, updated between rounds."""
 
-    def __init__(self, method: MethodConfig, schedule: tdm.Schedule, importance: str):
-        """`importance`: form of the reports, see `WireConfig`."""
-        self.method, self.schedule, self.by_votes = method, schedule, importance == "votes"
+    def __init__(self, scheme: Scheme, schedule: Sessions, importance: str):
+        """`importance`: form of the reports, see `WireConfig`; what RigL asks for are votes in any case."""
+        self.scheme, self.schedule, self.by_votes = scheme, schedule, importance == "votes" or scheme.needs == "gradients"
+        self.asks = scheme.needs != "nothing"
         self._reported: dict[str, np.ndarray] = {}
         self._is_owed = False
 
     def wants_report(self, task: int, session: int) -> bool:
-        """Does a mask update follow this session?"""
-        return self._is_owed or self.schedule.action(task, session + 1) == "adapt"
+        """Does a mask update follow this session that devices are asked about?"""
+        return self.asks and (self._is_owed or self.schedule.action(task, session + 1) == "adapt")
 
     def before_round(self, task: int, session: int, weights: State, broadcast: Broadcast) -> Masks:
         """Update the masks if the schedule says so; dropped places of `weights` become 0, in place.
@@ -93,25 +95,23 @@ class SharedMasks:
         what = self.schedule.action(task, session)
         if what == "rest" and self._is_owed:
             what = "adapt"
-        self._is_owed = what == "adapt" and not self._reported
+        self._is_owed = self.asks and what == "adapt" and not self._reported
         if what == "rest" or self._is_owed:
             return {}
-        number, method = broadcast.mask_version + 1, self.method
-        if what == "adapt" and self.by_votes:
-            update = tdm.plan_by_votes(broadcast.masks, weights, self._reported, config=method.tdm, sparsity=method.sparsity, number=number)
+        planned = {"number": broadcast.mask_version + 1, "epoch": session * self.schedule.session_epochs}
+        if what == "adapt" and self.asks and self.by_votes:
+            update = self.scheme.plan_by_votes(broadcast.masks, weights, self._reported, **planned)
         else:
-            update = tdm.plan_update(
-                what, broadcast.masks, weights, self._reported, config=method.tdm, sparsity=method.sparsity, number=number
-            )
-        surviving = tdm.surviving(broadcast.masks, update)
-        broadcast.update_masks(weights, update, method.tdm, method.sparsity)
-        return surviving
+            update = self.scheme.plan(what, broadcast.masks, weights, self._reported, **planned)
+        left = surviving(broadcast.masks, update)
+        broadcast.update_masks(weights, update, self.scheme)
+        return left
 
     def read(self, payload: Payload | None, device: int, server_round: int, base: Base) -> Reported:
         """A device's report of a round, None if it sent none. Raises CodecError if it is none that was asked for."""
         if payload is None:
             return Reported()
-        wanted = "votes" if self.by_votes else "importance"
+        wanted = "candidates" if self.scheme.needs == "gradients" else "votes" if self.by_votes else "importance"
         if payload.kind != wanted or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a report of {wanted} was asked for, and it must cover the masked tensors; this is {payload.kind!r}")
         if not self.by_votes:
@@ -120,7 +120,10 @@ class SharedMasks:
         return Reported(importance=votes)
 
     def after_round(self, updates: list[Update], reports: list[tuple[int, dict]], weights: State, broadcast: Broadcast) -> None:
-        """Keep the weighted mean of the reports for the next update."""
+        """Keep the mean of the reports for the next update, weighted by samples; where devices name what to grow, each counts once: few
+        name the same places, and the device with the most data would decide all of them."""
+        if self.scheme.needs == "gradients":
+            reports = [(1, votes) for _, votes in reports]
         self._reported = mean_importance(reports, broadcast.layout) if reports else {}
 
     def snapshot(self) -> Snapshot:
@@ -138,8 +141,8 @@ class LocalMasks:
 
     by_votes = False
 
-    def __init__(self, method: MethodConfig, seed: int):
-        self.method, self.seed = method, seed
+    def __init__(self, scheme: Scheme):
+        self.scheme = scheme
 
     def wants_report(self, task: int, session: int) -> bool:
         return False
@@ -149,22 +152,24 @@ class LocalMasks:
         return {}
 
     def read(self, payload: Payload | None, device: int, server_round: int, base: Base) -> Reported:
-        """The masks that a device trained with, from what it dropped; None: it kept them. Raises CodecError if that is no such update."""
+        """The masks that a device trained with, from what it changed; None: it kept them. Raises CodecError if that is no such update."""
         if payload is None:
             return Reported(base.masks)
-        if payload.kind not in ("grow", "adapt") or payload.tensors.keys() != base.masks.keys():
+        kinds = ("flip",) if self.scheme.needs == "gradients" else ("grow", "adapt")
+        if payload.kind not in kinds or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a mask update must cover the masked tensors; this is {payload.kind!r}")
-        dropped = {name: tensor.places for name, tensor in payload.tensors.items()}
-        if payload.kind == "grow" and any(places.size for places in dropped.values()):
+        named = {name: tensor.places for name, tensor in payload.tensors.items()}
+        if payload.kind == "flip":
+            return Reported(_flipped(base.masks, named))
+        if payload.kind == "grow" and any(places.size for places in named.values()):
             raise CodecError("a mask update that only grows drops weights: damaged")
-        update = tdm.MaskUpdate(server_round, payload.kind, dropped, device)
         try:
-            return Reported(tdm.update_masks(base.masks, [], update, config=self.method.tdm, sparsity=self.method.sparsity, seed=self.seed))
+            return Reported(self.scheme.redo(base.masks, [], MaskUpdate(server_round, payload.kind, named, device)))
         except ValueError as error:  # more dropped than there are to grow back
             raise CodecError(f"a mask update that cannot be redone: {error}") from error
 
     def after_round(self, updates: list[Update], reports: list[tuple[int, dict]], weights: State, broadcast: Broadcast) -> None:
-        """Keep the largest weights of the union, as many per layer as the sparsity allows; the others become 0, in place.
+        """Keep the largest weights of the union, as many per layer as the server's own mask has; the others become 0, in place.
 
         The server's own mask is part of the union: a weight that every device dropped stays in the running with its old value,
         unless `aggregation.unheld` has set it to 0.
@@ -175,8 +180,7 @@ class LocalMasks:
         thinned = {}
         for name, mask in broadcast.masks.items():
             union = np.logical_or.reduce([mask, *(masks[name] for masks in own)])
-            active = min(num_active(mask.size, self.method.sparsity), int(np.count_nonzero(union)))
-            thinned[name] = shrink(union, np.abs(weights[name]), active)
+            thinned[name] = shrink(union, np.abs(weights[name]), int(np.count_nonzero(mask)))
         broadcast.replace_masks(thinned, weights)
 
     def snapshot(self) -> Snapshot:
@@ -185,3 +189,14 @@ class LocalMasks:
 
     def restore(self, snapshot: Snapshot, broadcast: Broadcast) -> None:
         pass
+
+
+def _flipped(masks: Masks, places: dict[str, np.ndarray]) -> Masks:
+    """`masks` with these places the other way round. Raises CodecError if a layer has another count then."""
+    result = {}
+    for name, mask in masks.items():
+        result[name] = mask.copy()
+        result[name].reshape(-1)[places[name]] ^= True
+        if np.count_nonzero(result[name]) != np.count_nonzero(mask):
+            raise CodecError(f"a mask update grows another number of weights of {name} than it drops: damaged")
+    return result

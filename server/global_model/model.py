@@ -21,8 +21,9 @@ from server.global_model.masks import Diversity, LocalMasks, SharedMasks, divers
 from server.global_model.optimizer import ServerOptimizer
 from server.global_model.settings import ModelSettings, Start
 from server.snapshot import Snapshot, same_model, under, within
-from sparcl_core.sparsity import tdm
-from sparcl_core.sparsity.masks import Masks, apply_masks_
+from sparcl_core.sparsity.initial import laid_over
+from sparcl_core.sparsity.masks import Masks, State, apply_masks_
+from sparcl_core.sparsity.snip import chosen_by_votes
 
 
 class GlobalModel:
@@ -33,21 +34,22 @@ class GlobalModel:
         whole, layout: of all tensors, and of those that cross the wire.
         broadcasts: what is published, a broadcast per tier.
         diversity: of the devices' masks in the last round; None without masks, or devices.
+        awaits_masks: devices are still to find the first mask on their data; the one that is there stands in for it.
     """
 
     def __init__(self, settings: ModelSettings, start: Start, sparsities: tuple[float, ...]):
         """`sparsities`: of the tiers that devices are in, ascending; the first is the experiment's own."""
         method, federation = settings.method, settings.federation
-        tdm.check(method.tdm, method.sparsity, federation.task_epochs)
+        scheme = method.scheme(federation.task_epochs, settings.seed)
+        scheme.check()
         self.settings, self.whole, self.classifier = settings, start.layout, start.classifier
         self.layout = self.whole if federation.batchnorm == "global" else self.whole.without_statistics()
         self.weights = {name: value.copy() for name, value in start.weights.items()}
-        wire, seed = settings.wire, settings.seed
-        self.broadcasts = TieredBroadcast(start.weights, start.masks, self.layout, sparsities, wire=wire, seed=seed)
+        self.sparsities, self._dense, self.awaits_masks = sparsities, start.dense, start.dense is not None
+        self.broadcasts = self._first_broadcasts(start.masks)
         self.optimizer = ServerOptimizer(settings.optimizer, self.layout)
-        schedule = tdm.Schedule(method.tdm, method.sparsity, federation.task_epochs, federation.local_epochs)
-        is_shared = federation.mask == "shared"
-        self.masking = SharedMasks(method, schedule, wire.importance) if is_shared else LocalMasks(method, seed)
+        schedule, is_shared = scheme.schedule(federation.local_epochs), federation.mask == "shared"
+        self.masking = SharedMasks(scheme, schedule, settings.wire.importance) if is_shared else LocalMasks(scheme)
         self.mask_schedule = MaskSchedule(federation.rounds_per_task, settings.follows_reports)
         self.diversity: Diversity | None = None
         self.seen, self.seen_statistics, self.rollback = Seen(), Seen(), Rollback()
@@ -70,6 +72,13 @@ class GlobalModel:
     def recomputes_statistics(self) -> bool:
         """Do devices recompute the model's statistics before it is evaluated?"""
         return self.settings.federation.batchnorm == "recompute" and bool(self.whole.statistics)
+
+    def choose_masks(self, votes: State) -> None:
+        """Begin with the masks that devices want, before any device was sent anything. `votes`: how many name each place, by tensor."""
+        method = self.settings.method
+        masks = chosen_by_votes(votes, method.masks, sparsity=method.sparsity, seed=self.settings.seed)
+        self.weights, self.awaits_masks = laid_over(self._dense, masks, method.model.rescale), False
+        self.broadcasts = self._first_broadcasts(masks)
 
     def begin_round(self, server_round: int) -> tuple[bool, str]:
         """Update the masks if it is their turn, and publish the next version.
@@ -147,6 +156,7 @@ class GlobalModel:
         """All that changes from round to round, see `server.snapshot`."""
         apart = self.diversity
         return {
+            "awaits_masks": np.array(self.awaits_masks),
             "diversity": np.array([] if apart is None else [apart.union_density, apart.distance], np.float64),
             **under("weights", self.weights),
             **under("broadcasts", self.broadcasts.snapshot()),
@@ -168,8 +178,14 @@ class GlobalModel:
         self.seen = Seen.restored(within("seen", snapshot))
         self.seen_statistics = Seen.restored(within("seen_statistics", snapshot))
         self.rollback.restore(within("rollback", snapshot), self.weights)
+        self.awaits_masks = bool(snapshot["awaits_masks"])
         apart = snapshot["diversity"].tolist()
         self.diversity = Diversity(*apart) if apart else None
+
+    def _first_broadcasts(self, masks: Masks) -> TieredBroadcast:
+        """Of the weights as they are, before anything was published."""
+        wire, seed = self.settings.wire, self.settings.seed
+        return TieredBroadcast(self.weights, masks, self.layout, self.sparsities, wire=wire, seed=seed)
 
     def _remember(self, server_round: int, judged: Judged) -> None:
         """What `take_back` goes back to."""

@@ -33,9 +33,11 @@ class Start:
         classifier: tensors whose first axis is the class.
         weights: inactive ones are 0.
         masks: the shared ones.
+        dense: all weights, where devices are to find the first mask (`masks.initial = "snip"`), and `masks` stand in for it; else None.
     """
 
     layout: Layout
     classifier: tuple[str, ...]
     weights: State
     masks: Masks
+    dense: State | None = None

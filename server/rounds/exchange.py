@@ -51,12 +51,14 @@ class Exchange:
         """The version that was published last for the device's tier."""
         return self.model.broadcasts[self.tier(device)].base
 
-    def instruct(self, chosen: Chosen, *, action: str, server_round: int, time: float, wants_report: bool) -> Request:
-        """What asks a device to train (or to recompute statistics)."""
+    def instruct(
+        self, chosen: Chosen, *, action: str, server_round: int, time: float, wants_report: bool, brings_model: bool = True
+    ) -> Request:
+        """What asks a device to train (or for something beside training)."""
         member, device = chosen.member, chosen.member.device
         tier = self.tier(device)
         broadcast = self.model.broadcasts[tier]
-        payloads = broadcast.payloads(self.held.get(device, 0))
+        payloads = broadcast.payloads(self.held.get(device, 0)) if brings_model else ()
         data = tuple(payload.data for payload in payloads)
         # masks are the shared ones' business: sparser tiers are not asked
         instruction = Instruction(server_round, chosen.step, self.local_epochs, wants_report and not tier, data)

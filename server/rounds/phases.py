@@ -45,9 +45,9 @@ class PhaseCosts:
     def training(self, request: Request, flops: Flops, dense_flops: Flops) -> Phase:
         return Phase("train", self._compute(request, flops, self.is_sparse), self._compute(request, dense_flops, False))
 
-    def calibration(self, request: Request, flops: Flops) -> Phase:
-        """A forward pass that recomputes BatchNorm statistics; the dense twin, which averages them, has none."""
-        return Phase("calibrate", self._compute(request, flops, self.is_sparse))
+    def errand(self, name: str, request: Request, flops: Flops) -> Phase:
+        """What a device computes beside training, as a forward pass that recomputes BatchNorm statistics; the dense twin has none."""
+        return Phase(name, self._compute(request, flops, self.is_sparse))
 
     def _compute(self, request: Request, flops: Flops, is_sparse: bool) -> Cost:
         return compute_cost(

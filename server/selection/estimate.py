@@ -6,6 +6,7 @@ share of the data that data removal leaves at the end, without either, and nothi
 ends is not estimated.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from sparcl_core.costs.flops import LayerShape, Passes, per_sample
 from sparcl_core.costs.memory import Held, footprint
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.registry import make_method
-from sparcl_core.sparsity.masks import num_active
+from sparcl_core.sparsity.densities import active_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Workload:
     Attributes:
         method, epochs: settings of the learner, local epochs of a round.
         layers, model: of the dense model.
-        masked: sizes of the tensors that are sparse; empty for a dense run.
+        shapes: of the tensors that are sparse; empty for a dense run.
         moved: activation bytes of one sample.
         input_bytes, classes: of a sample in the buffer.
         is_joint: current data and replay share one forward pass.
@@ -60,12 +61,17 @@ class Workload:
     epochs: int
     layers: tuple[LayerShape, ...]
     model: Held
-    masked: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
     moved: int
     input_bytes: int
     classes: int
     is_joint: bool
     least: int = 1
+
+    @cached_property
+    def masked(self) -> dict[str, int]:
+        """Sizes of the tensors that are sparse."""
+        return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
     @cached_property
     def learning(self) -> LearningMethod:
@@ -74,8 +80,7 @@ class Workload:
 
     def level(self, sparsity: float) -> Level:
         """The work at `sparsity`, gradient masks as dense as their settings say in proportion."""
-        method = self.method
-        active = {name: num_active(size, sparsity) for name, size in self.masked.items()}
+        method, active = self.method, self._active(sparsity)
         share = 1.0
         if method.is_sparse and method.dgm.enabled:
             share = method.dgm.keep if method.dgm.sparsity is None else (1 - method.dgm.sparsity) / (1 - method.sparsity)
@@ -94,15 +99,24 @@ class Workload:
             buffered: [n], samples that the devices' buffers can hold.
             samples: [n], the most that a device has in a step: no batch is larger.
         """
-        method = self.method
-        active = {name: num_active(size, sparsity) for name, size in self.masked.items()}
+        method, active = self.method, self._active(sparsity)
         batch = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch)
         in_flight = self.learning.samples_per_forward(batch, self.is_joint)
         per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize
         arrays = self.learning.arrays_bytes(self.model, active, buffered=buffered, classes=self.classes)
-        fixed = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True).total
+        ranked = method.masks.gradients_held(self.masked.values())
+        need = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True, ranked=ranked)
         kept = buffered * per_sample_held + self.learning.kept_samples(samples) * (self.input_bytes + 8)
-        return fixed + self.moved * in_flight + kept + arrays
+        return need.total + self.moved * in_flight + kept + arrays
+
+    @cached_property
+    def dense_memory(self) -> int:
+        """Bytes that one forward and backward pass of a batch through the dense network needs: weights, gradients and activations."""
+        activations = self.moved * self.method.learner.batch_size
+        return footprint(self.model, active={}, updated={}, activations=activations, method_bytes=0, federated=False).total
+
+    def _active(self, sparsity: float) -> dict[str, int]:
+        return active_counts(self.method.masks.densities, self.shapes, sparsity)
 
     @property
     def layer_passes(self) -> int:

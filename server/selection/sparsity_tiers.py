@@ -49,11 +49,13 @@ class Tiers:
         levels: of the tiers that have devices, ascending in sparsity; the first is the experiment's own.
         of: [N] int64, the tier of each device, -1: it cannot take part.
         reasons: device -> why it cannot.
+        minds_memory: what does not fit into a device's memory is not asked of it.
     """
 
     levels: tuple[Level, ...]
     of: np.ndarray
     reasons: dict[int, str]
+    minds_memory: bool = True
 
     @property
     def sparsities(self) -> tuple[float, ...]:
@@ -93,4 +95,5 @@ def assign(config: BudgetConfig, workload: Workload, hardware: Hardware, *, buff
             reasons[device] = f"a round takes {joules_of[-1][device]:.3g} J {at}, its budget is {config.joules_per_round:g} J"
     used = sorted({0, *np.unique(tier[tier >= 0]).tolist()})
     place = {old: new for new, old in enumerate(used)} | {-1: -1}
-    return Tiers(tuple(levels[number] for number in used), np.array([place[old] for old in tier.tolist()], np.int64), reasons)
+    of = np.array([place[old] for old in tier.tolist()], np.int64)
+    return Tiers(tuple(levels[number] for number in used), of, reasons, minds_memory=config.memory != "ignore")

@@ -21,9 +21,9 @@ from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
 from sparcl_core.config import KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import make_method
-from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
+from sparcl_core.sparsity.settings import MaskConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 from sparcl_core.task_change import ChangeConfig
 from sparcl_core.wire.error_feedback import WireConfig
@@ -56,6 +56,7 @@ class Experiment:
     stream: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
     tdm: TDMConfig = field(default_factory=TDMConfig)
     ddr: DDRConfig = field(default_factory=DDRConfig)
     dgm: DGMConfig = field(default_factory=DGMConfig)
@@ -96,18 +97,22 @@ class Experiment:
             yield f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only"
 
     def _schedule(self) -> Iterator[str]:
-        """What TDM's rules say of sparsity and the length of tasks."""
-        federation = self.federation
+        """What the rules of the masks' scheme say of sparsity and the length of tasks."""
+        federation, name = self.federation, self.masks.scheme
+        scheme = self.method.scheme(federation.task_epochs, self.seed)
         try:
-            tdm.check(self.method.tdm, self.sparsity, federation.task_epochs)
+            scheme.check()
         except ValueError as error:
             yield str(error)
             return
-        schedule = tdm.Schedule(self.tdm, self.sparsity, federation.task_epochs, federation.local_epochs)
-        if self.tdm.enabled and self.sparsity > 0 and not any(schedule.action(1, s) == "adapt" for s in range(schedule.sessions)):
+        if self.sparsity == 0 or name == "static" or (name == "tdm" and not self.tdm.enabled):
+            return
+        schedule = scheme.schedule(federation.local_epochs)
+        if not any(schedule.action(1, session) == "adapt" for session in range(schedule.sessions)):
+            off = "tdm.enabled=false" if name == "tdm" else "masks.scheme=static"
             yield (
                 f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
-                f"{federation.task_epochs} epochs; take shorter rounds, or set tdm.enabled=false"
+                f"{federation.task_epochs} epochs; take shorter rounds, or set {off}"
             )
 
     def _contradictions(self) -> Iterator[str]:
@@ -122,7 +127,17 @@ class Experiment:
             yield "clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it"
         if self.budget.memory == "fit" and federation.mask == "local":
             yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"
-        if self.tdm.gradient == "last-step" and federation.mask == "local":
+        if self.budget.memory == "fit" and self.masks.densities != "uniform":
+            yield (
+                f"budget.memory is 'fit', but masks.densities {self.masks.densities!r}: nested masks thin all layers alike; "
+                f"take masks.densities=uniform"
+            )
+        if self.masks.initial == "snip" and self.model.weights:
+            yield (
+                "masks.initial is 'snip', but model.weights names a file: devices draw the dense network that they rank from the seed, and "
+                "have no such file; take masks.initial=magnitude, or leave model.weights empty"
+            )
+        if self.masks.scheme == "tdm" and self.tdm.gradient == "last-step" and federation.mask == "local":
             yield (
                 "tdm.gradient is 'last-step', but federation.mask is 'local': such masks change before a round, when the last step was of "
                 "another model; take tdm.gradient=mean, or federation.mask=shared"
@@ -139,7 +154,7 @@ class Experiment:
 
     @property
     def method(self) -> MethodConfig:
-        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity, self.kernels)
+        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity, self.kernels, self.masks)
 
     @property
     def rounds(self) -> int:
@@ -159,6 +174,7 @@ def dense_twin(experiment: Experiment) -> Experiment:
         experiment,
         name=f"{experiment.name}-dense",
         sparsity=0.0,
+        masks=MaskConfig(),
         tdm=replace(experiment.tdm, enabled=False),
         ddr=replace(experiment.ddr, enabled=False),
         dgm=replace(experiment.dgm, enabled=False, sparsity=None),

@@ -32,7 +32,7 @@ def available() -> list[str]:
 def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool = True) -> Experiment:
     """The experiment in a file, with `key=value` overrides applied in order.
 
-    Overrides that make tasks shorter make stage lengths of the file (`tdm.stage_epochs`, `ddr.stage_epochs`) shorter in the same
+    Overrides that make tasks shorter make stage lengths of the file (`stage_epochs` of masks, tdm and ddr) shorter in the same
     proportion, so that a task keeps its stages; one that an override sets stays as it is.
 
     Args:
@@ -180,7 +180,7 @@ def _task_epochs(tree: dict[str, Any]) -> int:
 def _follow(tree: dict[str, Any], before: int, overridden: set[str]) -> None:
     """Shorten stage lengths as tasks of `before` epochs were shortened, in place."""
     after = _task_epochs(tree)
-    for name in ("tdm", "ddr"):
+    for name in ("masks", "tdm", "ddr"):
         section = tree.get(name)
         length = section.get("stage_epochs") if isinstance(section, dict) else None
         if 0 < after < before and type(length) is int and length > 0 and not {name, f"{name}.stage_epochs"} & overridden:

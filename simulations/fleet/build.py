@@ -54,7 +54,7 @@ def _workload(e: Experiment, learner: Learner) -> Workload:
         epochs=e.federation.local_epochs,
         layers=learner.layers,
         model=learner.held,
-        masked={name: layout.size(name) for name in layout.shapes if name in layout.masked},
+        shapes={name: shape for name, shape in layout.shapes.items() if name in layout.masked},
         moved=activation_bytes(learner.model, learner.inputs.shape),
         input_bytes=int(np.prod(learner.inputs.shape)),
         classes=learner.inputs.num_classes,

@@ -13,6 +13,7 @@ from sparcl_core.codec import WIDTH
 from sparcl_core.costs.flops import per_sample
 from sparcl_core.learner import Learner
 from sparcl_core.sparsity import ddr
+from sparcl_core.sparsity.densities import active_counts
 from sparcl_core.sparsity.masks import num_active
 
 
@@ -39,10 +40,13 @@ def ceilings(world: World) -> Ceilings:
     e = world.experiment
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     sizes = {name: learner.layout.size(name) for name in learner.layout.shapes if name in learner.layout.masked}
-    active = {name: num_active(size, e.sparsity) for name, size in sizes.items()}
-    updated = (
-        {name: num_active(size, learner.gradient_sparsity) for name, size in sizes.items()} if learner.draws_gradient_masks else active
-    )
+    active = active_counts(e.masks.densities, {name: learner.layout.shapes[name] for name in sizes}, e.sparsity)
+    updated = active
+    if learner.draws_gradient_masks and e.masks.densities == "uniform":
+        updated = {name: num_active(size, learner.gradient_sparsity) for name, size in sizes.items()}
+    elif learner.draws_gradient_masks:  # as large a share of what is active in every layer
+        share = (1 - learner.gradient_sparsity) / (1 - e.sparsity)
+        updated = {name: num_active(size, 1 - share * active[name] / size) for name, size in sizes.items()}
     dense, sparse = per_sample(learner.layers, sizes, sizes), per_sample(learner.layers, active, updated)
     share = data_share(e.ddr, e.federation.task_epochs)
     rest = sum(learner.layout.size(name) for name in learner.layout.shapes) - sum(sizes.values())

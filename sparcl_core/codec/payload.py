@@ -23,11 +23,12 @@ from sparcl_core.codec.values import VALUES, Quantised
 VERSION = 2
 MAGIC = b"SpC"
 _FIXED = struct.Struct("<3sBBI")  # magic, format version, kind, layout fingerprint
-# Kinds of model payloads, and of mask payloads. `add` counts its places over the inactive weights, `whole` over all.
+# Kinds of model payloads, and of mask payloads. `add` counts its places over the inactive weights, others of these over all weights.
 MODEL_KINDS = ("delta", "whole", "statistics")
-MASK_KINDS = ("importance", "votes", "grow", "adapt", "drop", "add")
+MASK_KINDS = ("importance", "votes", "grow", "adapt", "drop", "add", "candidates", "keep", "flip")
 KINDS = (*MODEL_KINDS, *MASK_KINDS)
-PLACES_ONLY = ("votes", "grow", "adapt", "drop", "add")
+PLACES_ONLY = ("votes", "grow", "adapt", "drop", "add", "candidates", "keep", "flip")
+OVER_ALL = ("whole", "candidates", "keep", "flip")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Encoded:
 
 def reference(kind: str, layout: Layout, name: str, masks: dict[str, np.ndarray]) -> Reference:
     """The places that positions of `name` are counted over in a payload of `kind`."""
-    if kind == "whole":  # it brings its own masks; those that a device may hold are out of date
+    if kind in OVER_ALL:  # a whole model brings its own masks; those that a device may hold are out of date
         return Reference(layout.size(name))
     if kind == "add":
         places = np.flatnonzero(~masks[name])

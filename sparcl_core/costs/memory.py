@@ -3,7 +3,8 @@
 What a device that stores only what it must holds, counted by formula whatever the machine that simulates it holds:
 - weights: active weights and everything dense, 4 bytes each (8 in float64);
 - masks: one bit per maskable weight, and one bit per active weight for the gradient mask;
-- gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense;
+- gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense; in a round in which RigL
+  ranks inactive weights, those of the largest sparse layer, or of all of them, if these are more (`MaskConfig.gradients_held`);
 - activations: what autograd keeps for backward, measured on the dense model per sample, times the samples of a forward pass (the parts
   of a loss that do not share one run backward one after the other);
 - method: what the learning method keeps: its buffer, raw inputs, labels (8 bytes) and logits, and its arrays;
@@ -104,6 +105,7 @@ def footprint(
     activations: int,
     method_bytes: int,
     federated: bool,
+    ranked: int = 0,
 ) -> Footprint:
     """Memory of one device.
 
@@ -111,13 +113,14 @@ def footprint(
         active, updated: exact counts of the weight and gradient masks per sparse tensor (none: a dense device).
         activations: bytes that are alive at once, `activation_bytes` for each sample of a forward pass.
         method_bytes: what the learning method keeps, `kept_bytes` of a device's memory.
+        ranked: weights of sparse tensors whose gradients a ranking holds at once, in a round that has one.
     """
     itemsize, held = model.itemsize, model.active_weights(active)
     maskable = sum(model.parameters[name] for name in active)
     return Footprint(
         weights=held * itemsize + model.buffer_bytes,
         masks=math.ceil(maskable / 8) + math.ceil(sum(active.values()) / 8) if active else 0,
-        gradients=(held - sum(active.values()) + sum(updated.values())) * itemsize,
+        gradients=(held - sum(active.values()) + max(sum(updated.values()), ranked)) * itemsize,
         activations=activations,
         method=method_bytes,
         federation=2 * held * itemsize if federated else 0,

@@ -5,6 +5,7 @@ and "zero" are different facts: an active weight may be 0 (a newly grown one is)
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from sparcl_core.seeding import generator
 
 Masks = dict[str, np.ndarray]
 State = dict[str, np.ndarray]
+LayerSparsity = float | Mapping[str, float]  # of all tensors, or by name
 
 
 def num_active(size: int, sparsity: float) -> int:
@@ -19,15 +21,20 @@ def num_active(size: int, sparsity: float) -> int:
     return max(1, math.floor((1.0 - sparsity) * size + 0.5 + 1e-6))  # in floats 1 - 0.9 is below a tenth: 1.5 of 15 must go up
 
 
+def of_layer(sparsity: LayerSparsity, name: str) -> float:
+    return sparsity[name] if isinstance(sparsity, Mapping) else sparsity
+
+
 def random_mask(shape: tuple[int, ...], active: int, rng: np.random.Generator) -> np.ndarray:
     """A mask with exactly `active` places, uniform over all such masks."""
     return grow(np.zeros(shape, dtype=bool), active, rng)
 
 
-def initial_masks(shapes: dict[str, tuple[int, ...]], sparsity: float, seed: int) -> Masks:
-    """One random mask per tensor, uniform sparsity per layer, each drawn from its own address."""
+def initial_masks(shapes: Mapping[str, tuple[int, ...]], sparsity: LayerSparsity, seed: int) -> Masks:
+    """One random mask per tensor, each drawn from its own address."""
     return {
-        name: random_mask(shape, num_active(math.prod(shape), sparsity), generator(seed, "mask", name)) for name, shape in shapes.items()
+        name: random_mask(shape, num_active(math.prod(shape), of_layer(sparsity, name)), generator(seed, "mask", name))
+        for name, shape in shapes.items()
     }
 
 

@@ -24,10 +24,12 @@ from typing import Literal
 
 import numpy as np
 
-from sparcl_core.seeding import generator
-from sparcl_core.sparsity.masks import Masks, State, grow, highest, num_active
-
-Action = Literal["rest", "grow", "adapt"]
+from sparcl_core.sparsity.masks import LayerSparsity, Masks, State, grow, highest, num_active, of_layer
+from sparcl_core.sparsity.schedule import Sessions
+from sparcl_core.sparsity.schedule import stage_length as tenth_or
+from sparcl_core.sparsity.scheme import Scheme
+from sparcl_core.sparsity.settings import MaskConfig
+from sparcl_core.sparsity.update import Action, MaskUpdate, drop_
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def check(config: TDMConfig, sparsity: float, epochs: int) -> None:
 
 def stage_length(config: TDMConfig, epochs: int) -> int:
     """dk for a task of `epochs` epochs."""
-    return config.stage_epochs or max(1, round(epochs / 10))
+    return tenth_or(config.stage_epochs, epochs)
 
 
 def num_stages(epochs: int, length: int) -> int:
@@ -117,10 +119,8 @@ def action(task: int, stage: int, stages: int) -> Action:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """When masks change, for a task cut into sessions (a federation's rounds) of `session_epochs` local epochs.
-
-    An update happens before the first session of a stage. A task grows nothing at its start if no later session of it
+class Schedule(Sessions):
+    """An update happens before the first session of a stage. A task grows nothing at its start if no later session of it
     adapts: sessions too long for the stages would otherwise add p_inter with every task and never take it back.
     """
 
@@ -128,14 +128,6 @@ class Schedule:
     sparsity: float
     task_epochs: int
     session_epochs: int
-
-    @property
-    def sessions(self) -> int:
-        return math.ceil(self.task_epochs / self.session_epochs)
-
-    def epochs(self, session: int) -> int:
-        """Local epochs of session `session`, from 0; the last may be shorter."""
-        return min(self.session_epochs, self.task_epochs - session * self.session_epochs)
 
     def action(self, task: int, session: int) -> Action:
         """What happens to the masks before `session` of `task`; beyond the last session nothing does."""
@@ -151,29 +143,8 @@ class Schedule:
         return what
 
 
-@dataclass(frozen=True)
-class MaskUpdate:
-    """One update of all masks, as a value: its running number, what it does, and what it drops.
-
-    `dropped[name]`: sorted flat indices into the tensor. `device`: whose own masks they are; None: those that all share.
-    Growth is drawn from number and device, so whoever holds the old masks, the settings and the seed can redo the update: growth
-    costs no positions on the wire.
-    """
-
-    number: int
-    what: Action
-    dropped: dict[str, np.ndarray]
-    device: int | None = None
-
-    def growth(self, seed: int, name: str) -> np.random.Generator:
-        """Where the growth of one tensor is drawn from."""
-        if self.device is None:
-            return generator(seed, "grow", self.number, name)
-        return generator(seed, "grow", "device", self.device, self.number, name)
-
-
 def plan_update(
-    what: Action, masks: Masks, state: State, importance: dict[str, np.ndarray], *, config: TDMConfig, sparsity: float, number: int
+    what: Action, masks: Masks, state: State, importance: dict[str, np.ndarray], *, config: TDMConfig, sparsity: LayerSparsity, number: int
 ) -> MaskUpdate:
     """Decide one update.
 
@@ -193,7 +164,7 @@ def plan_update(
 
 
 def plan_by_votes(
-    masks: Masks, state: State, votes: dict[str, np.ndarray], *, config: TDMConfig, sparsity: float, number: int
+    masks: Masks, state: State, votes: dict[str, np.ndarray], *, config: TDMConfig, sparsity: LayerSparsity, number: int
 ) -> MaskUpdate:
     """Decide an `adapt` from votes: the places with the largest share of votes go; of equal shares the smaller |w|, then the higher index.
 
@@ -209,47 +180,61 @@ def plan_by_votes(
     return MaskUpdate(number, "adapt", _lowest(masks, scores, config, sparsity))
 
 
-def _lowest(masks: Masks, scores: dict[str, np.ndarray], config: TDMConfig, sparsity: float) -> dict[str, np.ndarray]:
+def _lowest(masks: Masks, scores: dict[str, np.ndarray], config: TDMConfig, sparsity: LayerSparsity) -> dict[str, np.ndarray]:
     """The places that shrinking to sparsity s + p_intra drops. `scores`: over the active places."""
     dropped = {}
     for name, mask in masks.items():
         places = np.flatnonzero(mask)
-        target = min(num_active(mask.size, sparsity + exchanged_share(config.p_intra, sparsity)), places.size)
+        own = of_layer(sparsity, name)
+        target = min(num_active(mask.size, own + exchanged_share(config.p_intra, own)), places.size)
         if not np.isfinite(scores[name]).all():
             raise ValueError(f"a score of {name} is NaN or infinite: weights cannot be ranked")
         dropped[name] = places[~highest(scores[name], target)]
     return dropped
 
 
-def surviving(masks: Masks, update: MaskUpdate) -> Masks:
-    """The masks after the drop and before the growth.
-
-    Raises:
-        ValueError: if a place to be dropped is not active: the update was made for other masks.
-    """
+def update_masks(masks: Masks, states: list[State], update: MaskUpdate, *, config: TDMConfig, sparsity: LayerSparsity, seed: int) -> Masks:
+    """The masks after `update`; dropped places are set to 0 in every one of `states` (weights, residuals), in place."""
     result = {}
-    for name, mask in masks.items():
-        kept = mask.copy()
-        if not kept.reshape(-1)[update.dropped[name]].all():
-            raise ValueError(f"update {update.number} drops inactive places of {name}: it was made for other masks")
-        kept.reshape(-1)[update.dropped[name]] = False
-        result[name] = kept
-    return result
-
-
-def update_masks(masks: Masks, states: list[State], update: MaskUpdate, *, config: TDMConfig, sparsity: float, seed: int) -> Masks:
-    """The masks after `update`; dropped places are set to 0 in every one of `states` (weights, residuals), in place.
-
-    Dropped means after the drop and before the growth: a place that is dropped and grown back restarts at 0.
-    """
-    result = {}
-    for name, kept in surviving(masks, update).items():
-        for state in states:
-            state[name][~kept] = 0
-        held = int(np.count_nonzero(kept))
+    for name, kept in drop_(masks, states, update).items():
+        held, own = int(np.count_nonzero(kept)), of_layer(sparsity, name)
         if update.what == "grow":
-            target = held + math.floor(exchanged_share(config.p_inter, sparsity) * kept.size + 0.5)
+            target = min(held + math.floor(exchanged_share(config.p_inter, own) * kept.size + 0.5), kept.size)
         else:
-            target = num_active(kept.size, sparsity)
+            target = num_active(kept.size, own)
         result[name] = grow(kept, target - held, update.growth(seed, name))
     return result
+
+
+class TDM(Scheme):
+    """`masks.scheme = "tdm"`: the functions of this module with a run's settings."""
+
+    needs = "importance"
+
+    def __init__(self, config: MaskConfig, sparsity: float, *, task_epochs: int, seed: int, tdm: TDMConfig):
+        super().__init__(config, sparsity, task_epochs=task_epochs, seed=seed)
+        self.tdm = tdm
+
+    @property
+    def stage_epochs(self) -> int:
+        return stage_length(self.tdm, self.task_epochs)
+
+    def check(self) -> None:
+        check(self.tdm, self.sparsity, self.task_epochs)
+        if self.tdm.enabled and self.config.densities == "global":
+            raise ValueError(
+                "masks.densities is 'global', but masks.scheme 'tdm': TDM returns every layer to a density that is known beforehand; "
+                "take masks.densities=uniform or erk, or masks.scheme=static, set or rigl"
+            )
+
+    def schedule(self, session_epochs: int) -> Schedule:
+        return Schedule(self.tdm, self.sparsity, self.task_epochs, session_epochs)
+
+    def plan(self, what: Action, masks: Masks, state: State, found: State, *, number: int, epoch: int) -> MaskUpdate:
+        return plan_update(what, masks, state, found, config=self.tdm, sparsity=self.layer_sparsity(masks), number=number)
+
+    def plan_by_votes(self, masks: Masks, state: State, votes: State, *, number: int, epoch: int) -> MaskUpdate:
+        return plan_by_votes(masks, state, votes, config=self.tdm, sparsity=self.layer_sparsity(masks), number=number)
+
+    def redo(self, masks: Masks, states: list[State], update: MaskUpdate) -> Masks:
+        return update_masks(masks, states, update, config=self.tdm, sparsity=self.layer_sparsity(masks), seed=self.seed)

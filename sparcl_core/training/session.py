@@ -62,7 +62,7 @@ class SessionLoop:
         """`running`: from `setup.run`, with a memory that may be written to."""
         self.setup, self.running, self.masks, self.device = setup, running, running.masks, device
         self.active = count_active(self.masks)
-        self.gradient_sparsity = _gradient_sparsity(setup, self.masks, sum(self.active.values()))
+        self.gradient_sparsity = _gradient_sparsity(setup, self.masks, self.active)
         drawn_later = torch.zeros if setup.draws_gradient_masks else torch.ones
         self.union = {name: drawn_later(count, dtype=torch.bool) for name, count in self.active.items()}  # over active places
         self.updated: dict[str, Tensor] = {}  # the gradient masks, likewise
@@ -164,7 +164,7 @@ class SessionLoop:
         setup, one = self.setup, dict(zip(self.names, current, strict=True))
         other = dict(zip(self.names, of_draws, strict=True)) if of_draws else {}
         self.updated = {
-            name: gradient_masking.draw(combine(setup.dgm, one[name], other.get(name)), mask.size, self.gradient_sparsity)
+            name: gradient_masking.draw(combine(setup.dgm, one[name], other.get(name)), mask.size, self.gradient_sparsity[name])
             for name, mask in self.masks.items()
         }
         setup.network.want_gradients(self.updated)
@@ -179,7 +179,7 @@ class SessionLoop:
             if name in self.updated:
                 gradient.mul_(self.updated[name])
         torch._foreach_add_(self.parameters, gradients, alpha=-self.setup.config.lr)
-        if self.setup.tdm.gradient == "last-step":
+        if self.setup.keeps_last_gradient:
             self.last = dict(zip(self.names, gradients, strict=True))
 
     def diverged(self, what: str) -> FloatingPointError:
@@ -246,7 +246,12 @@ def _add(gradients: list[Tensor], found: list[Tensor] | None) -> list[Tensor]:
     return gradients
 
 
-def _gradient_sparsity(setup: Setup, masks: Masks, active: int) -> float:
-    """q of this session: on a sparser device than the experiment's, masks keep as large a share of what it has."""
-    usual = sum(num_active(mask.size, setup.sparsity) for mask in masks.values())
-    return setup.gradient_sparsity if active >= usual else 1 - (1 - setup.gradient_sparsity) * active / usual
+def _gradient_sparsity(setup: Setup, masks: Masks, active: dict[str, int]) -> dict[str, float]:
+    """q of this session by tensor: where layers differ in density, and on a sparser device than the experiment's, masks keep as large a
+    share of what is active."""
+    updated = 1 - setup.gradient_sparsity
+    if setup.masking.densities != "uniform":
+        share = updated / (1 - setup.sparsity)
+        return {name: 1 - share * active[name] / mask.size for name, mask in masks.items()}
+    usual, held = sum(num_active(mask.size, setup.sparsity) for mask in masks.values()), sum(active.values())
+    return dict.fromkeys(masks, setup.gradient_sparsity if held >= usual else 1 - updated * held / usual)

@@ -1,6 +1,7 @@
 """What a learner works with, whichever device it trains: the network, the method, and the settings of all mechanisms."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -24,7 +25,8 @@ class Setup:
     """Made once, used for one device after another; nothing of a device stays in it.
 
     Attributes:
-        config, tdm, ddr, dgm: settings.
+        config, tdm, ddr, dgm, masking: settings.
+        scheme: what changes the masks.
         method: the learning method.
         network: the one that is trained; `frozen`: those beside it that a method asks for.
         held, layers, layout: of the dense model.
@@ -39,6 +41,8 @@ class Setup:
         """`task_epochs`: K, local epochs of a whole task, from which the schedules of DDR derive."""
         self.inputs, self.config, self.tdm, self.ddr, self.dgm = inputs, method.learner, method.tdm, method.ddr, method.dgm
         self.task_epochs, self.seed, self.sparsity = task_epochs, seed, method.sparsity
+        self.masking, self.scheme = method.masks, method.scheme(task_epochs, seed)
+        self.keeps_last_gradient = self.scheme.needs == "importance" and method.tdm.gradient == "last-step"
         self.draws_gradient_masks = method.is_sparse and method.dgm.enabled
         self.gradient_sparsity = gradient_masking.gradient_sparsity(method.dgm, method.sparsity) if self.draws_gradient_masks else 0.0
         self.method = make_method(method.learner)
@@ -46,7 +50,8 @@ class Setup:
         self.model, self.dtype, self.layout = self.network.model, self.network.dtype, self.network.layout
         self.layers = layer_shapes(self.model, inputs.shape)
         self.held = Held.of(self.model)
-        self.frozen = FrozenNetworks(lambda: Network(method, inputs), self.layers)
+        self._new_network = lambda: Network(method, inputs)
+        self.frozen = FrozenNetworks(self._new_network, self.layers)
         self.is_joint = self.config.joint_forward and not has_batch_statistics(self.model)
         self.least = smallest_batch(self.model, inputs.shape)
         if self.config.batch_size < self.least:
@@ -55,6 +60,11 @@ class Setup:
                 f"{inputs.shape[2]} sees one value per channel of a sample, so a batch needs at least {self.least}; "
                 f"take more, or a net without BatchNorm (model.name=cnn)"
             )
+
+    @cached_property
+    def dense(self) -> Network:
+        """A network that never has masks, for gradients of weights that are not active."""
+        return self._new_network()
 
     @property
     def classifier(self) -> tuple[str, ...]:
@@ -93,11 +103,12 @@ class Setup:
         active = count_active(masks)
         return per_sample(self.layers, active, active)
 
-    def run(self, state: State, masks: Masks, data: TaskData, memory: Memory) -> Running:
-        """The network loaded with `state`, and what its method needs for the steps."""
-        self.network.load(state, masks)
+    def run(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, is_dense: bool = False) -> Running:
+        """The network loaded with `state`, and what its method needs for the steps. `is_dense`: inactive weights are parameters, too."""
+        network = self.dense if is_dense else self.network
+        network.load(state, {} if is_dense else masks)
         self.frozen.begin()
-        running = Running(network=self.network, state=state, masks=masks, data=data, memory=memory, freeze=self.frozen.freeze)
+        running = Running(network=network, state=state, masks=masks, data=data, memory=memory, freeze=self.frozen.freeze)
         running.prepared = self.method.prepare(running)
         return running
 

@@ -58,7 +58,7 @@ def loss_parts(
         rows: of the task's data.
         drawn: from `draws`.
     """
-    data, buffer, model = running.data, running.memory.buffer, setup.network.model
+    data, buffer, model = running.data, running.memory.buffer, running.network.model
     raw = [data.x[rows], *(buffer.x[draw] for draw in drawn)]
     inputs = [normalise(augment(torch.from_numpy(x), setup.config.augment, rng), setup.inputs, setup.dtype) for x in raw]
     joint = model(torch.cat(inputs)).split([len(x) for x in inputs]) if setup.is_joint else None

@@ -13,6 +13,7 @@ from sparcl_core.codec import CodecError
 from sparcl_core.learner import Learner
 from sparcl_core.sparsity import tdm
 from sparcl_core.sparsity.masks import apply_masks_
+from sparcl_core.sparsity.update import MaskUpdate
 
 # -- brought up to date
 
@@ -76,8 +77,8 @@ def test_a_place_that_is_dropped_and_grown_back_restarts_at_zero():
     device = lab.receive(lab.new_device())
     device = replace(device, residual={key: np.ones_like(value) * lab_mask(lab, key) for key, value in device.residual.items()})
     active = np.flatnonzero(lab.broadcast.masks[name])
-    update = tdm.MaskUpdate(1, "adapt", {name: active[1:]})
-    lab.broadcast.update_masks(lab.weights, update, lab.method.tdm, lab.method.sparsity)
+    update = MaskUpdate(1, "adapt", {name: active[1:]})
+    lab.broadcast.update_masks(lab.weights, update, lab.learner.scheme)
     lab.broadcast.publish(lab.weights)
     device = lab.receive(device)
     lab.assert_up_to_date(device)
@@ -108,7 +109,7 @@ def test_a_residual_goes_through_mask_updates_like_the_weights(whole):
         lab.next_version(share=0.02, what=what)
         if what:
             dropped = decoded_places(lab, old)
-            update = tdm.MaskUpdate(lab.broadcast.mask_version, what, dropped)
+            update = MaskUpdate(lab.broadcast.mask_version, what, dropped)
             redone = tdm.update_masks(old, [wanted], update, config=lab.method.tdm, sparsity=lab.method.sparsity, seed=SEED)
             assert_same_arrays(redone, lab.broadcast.masks)
     chain = tuple(payload for version in range(2, 6) for payload in lab.broadcast._steps[version])

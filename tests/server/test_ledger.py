@@ -46,7 +46,7 @@ class Books:
         return self.written(self.ledger.computed, where, phase, ending=ending, **measures)
 
     def calibrated(self, where: Where, flops: Flops) -> Row:
-        return self.written(self.ledger.computed, where, self.costs.calibration(self.request(where), flops))
+        return self.written(self.ledger.computed, where, self.costs.errand("calibrate", self.request(where), flops))
 
     def request(self, where: Where, sizes: Sizes = EMPTY, extra_s=(0.0, 0.0)) -> Request:
         return Request(Member(where.device, where.device + 1, (5,)), where, Base(1, 0, {}), sizes, 0, extra_s)

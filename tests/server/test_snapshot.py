@@ -40,6 +40,8 @@ VARIANTS = {
     "async, nested tiers": (
         SHORT, "clock.mode=async", "clock.buffer_size=1", "federation.cohort_size=2", "budget.memory=fit", "wire.importance=f32",
     ),
+    "first masks, gradients": (SHORT, "masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
+    "gradients on devices": (SHORT, "federation.mask=local", "masks.scheme=rigl", "masks.stage_epochs=1"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip
 # the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
@@ -133,7 +135,7 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         ".federation.now", ".federation.is_over", ".federation.ledger.rows", ".federation.ledger.wall_times", ".federation.exchange.held",
         *(f".federation.cohorts.history.{name}" for name in ("finished", "last_round", "loss", "message_bytes")),
         *(f".federation.cohorts.conditions.batteries.{name}" for name in ("level_j", "time", "spent_j", "day")),
-        *(f".federation.model.{name}" for name in ("weights", "diversity", "seen", "rollback", "broadcasts._nested_at")),
+        *(f".federation.model.{name}" for name in ("weights", "awaits_masks", "diversity", "seen", "rollback", "broadcasts._nested_at")),
         *(f".federation.model.broadcasts.by_tier.{name}" for name in PUBLISHED),
         *(f".federation.model.{name}" for name in ("mask_schedule.task", "mask_schedule.session", "mask_schedule.reports")),
         *(f".federation.model.{name}" for name in ("masking._reported", "masking._is_owed", "optimizer.first", "optimizer.second")),

@@ -50,8 +50,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
         ("learner.method=er", "ddr.criterion=forgetting"),
         ("federation.local_epochs=2", "tdm.stage_epochs=2", "tdm.importance=two-term", "dgm.importance=two-term", "dgm.interval=3"),
         ("sparsity=0",),
+        ("masks.scheme=set", "masks.stage_epochs=1"),
+        ("masks.scheme=rigl", "masks.stage_epochs=1", "masks.densities=erk", "masks.batches=2"),
+        ("masks.scheme=static", "masks.initial=snip", "masks.densities=global"),
+        ("masks.initial=snip", "masks.densities=erk"),
+        ("masks.scheme=set", "masks.initial=magnitude", "masks.densities=global", "masks.stage_epochs=2"),
     ],
-    ids=["derpp", "er", "two-term", "dense"],
+    ids=["derpp", "er", "two-term", "dense", "set", "rigl", "snip", "tdm-from-snip", "set-from-magnitude"],
 )
 def test_a_federation_of_one_is_sparcl_alone(dtype, tolerance, overrides):
     alone, federated = run_both(dtype, *overrides)

@@ -7,6 +7,8 @@ from worlds import assert_same_arrays
 from server.global_model.broadcast import Broadcast
 from sparcl_core.codec import Layout, decode
 from sparcl_core.sparsity import tdm
+from sparcl_core.sparsity.schemes import make_scheme
+from sparcl_core.sparsity.settings import MaskConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 from sparcl_core.wire.error_feedback import WireConfig
 
@@ -105,7 +107,7 @@ def test_a_mask_update_zeroes_what_it_drops_on_both_sides():
     importance = {"w": np.random.default_rng(1).random((20, 10))}
     update = tdm.plan_update("adapt", broadcast.masks, weights, importance, config=CONFIG, sparsity=SPARSITY, number=1)
     assert update.dropped["w"].size == 20  # from 100 active ones to (1 - 0.5 - 0.1) * 200 = 80
-    broadcast.update_masks(weights, update, CONFIG, SPARSITY)
+    broadcast.update_masks(weights, update, make_scheme(MaskConfig(), CONFIG, SPARSITY, task_epochs=10, seed=3))
     broadcast.publish(weights)
     assert broadcast.mask_version == 1 and broadcast.masks["w"].sum() == 100
     for state in (weights, broadcast.held):

@@ -31,7 +31,7 @@ from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 
 METHOD = MethodConfig(ModelConfig("mlp"), LearnerConfig(batch_size=4), TDMConfig(), DDRConfig(), DGMConfig(), sparsity=0.5)
-WORK = Workload(METHOD, 1, (LayerShape("w", 100, 1, False),), Held({"w": 100}, 4, 0), {"w": 100}, 0, 16, 10, True)
+WORK = Workload(METHOD, 1, (LayerShape("w", 100, 1, False),), Held({"w": 100}, 4, 0), {"w": (100,)}, 0, 16, 10, True)
 
 
 class Windows(Availability):

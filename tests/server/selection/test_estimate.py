@@ -19,7 +19,7 @@ from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.masks import num_active
 
 WORK = Workload(METHOD, 2, (LayerShape("w", 1000, 1, False), LayerShape("out", 100, 1, False)), Held({"w": 1000, "out": 100}, 4, 0),
-                {"w": 1000}, 50, 16, 10, True)  # fmt: skip
+                {"w": (1000,)}, 50, 16, 10, True)  # fmt: skip
 
 
 def estimates_of(work: Workload = WORK, **figures) -> Estimates:
@@ -89,7 +89,7 @@ def test_parts_of_the_loss_that_run_one_by_one_pass_the_layers_again():
 
 
 def test_a_dense_run_has_the_dense_rate_for_all():
-    dense = replace(WORK, method=replace(METHOD, sparsity=0.0), masked={})
+    dense = replace(WORK, method=replace(METHOD, sparsity=0.0), shapes={})
     level = dense.level(0.0)
     assert level.sparse_flops == 0 and level.held == 1100
     estimates = Estimates(Hardware.alike(DeviceProfile("toy", **TOY), 1), dense, (level,), np.zeros(1, np.int64))

@@ -24,7 +24,7 @@ from sparcl_core.sparsity.masks import count_active, initial_masks, num_active
 from sparcl_core.wire.protocol import Report
 
 SIZES = {"conv2.weight": 576, "fc.weight": 2048}
-WORK = Workload(METHOD, 1, (LayerShape("w", 1000, 1, False),), Held({"w": 1000}, 4, 0), {"w": 1000}, 10, 16, 10, True)
+WORK = Workload(METHOD, 1, (LayerShape("w", 1000, 1, False),), Held({"w": 1000}, 4, 0), {"w": (1000,)}, 10, 16, 10, True)
 
 
 def hardware(**figures) -> Hardware:
@@ -99,7 +99,7 @@ def test_an_energy_budget_refuses_or_fits_as_well():
 
 
 def test_a_dense_run_has_no_sparser_tiers():
-    dense = replace(WORK, method=replace(METHOD, sparsity=0.0), masked={})
+    dense = replace(WORK, method=replace(METHOD, sparsity=0.0), shapes={})
     tiers = assign(BudgetConfig("fit"), dense, hardware(memory_bytes=[1e9, 10.0]), buffered=np.zeros(2, np.int64), samples=np.full(2, 20))
     assert len(tiers.levels) == 1 and tiers.of.tolist() == [0, -1]
 

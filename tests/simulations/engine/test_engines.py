@@ -104,8 +104,12 @@ def test_nor_on_how_a_script_starts_it(on_inline, six_cores):
 
 @pytest.mark.parametrize(
     "overrides",
-    [("federation.mask=local", "server_optimizer.name=momentum"), ("wire.importance=votes", "wire.up_share=0.3")],
-    ids=["local", "votes"],
+    [
+        ("federation.mask=local", "server_optimizer.name=momentum"),
+        ("wire.importance=votes", "wire.up_share=0.3"),
+        ("masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
+    ],
+    ids=["local", "votes", "snip, rigl"],
 )
 def test_nor_does_it_with_masks_of_devices_or_votes(overrides, pool):
     """One task: the default wire rounds at random, and so must every engine, by address."""

@@ -7,18 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl_core.sparsity.masks import apply_masks_, initial_masks
-from sparcl_core.sparsity.tdm import (
-    MaskUpdate,
-    Schedule,
-    TDMConfig,
-    check,
-    exchanged_share,
-    num_stages,
-    plan_update,
-    stage_length,
-    surviving,
-    update_masks,
-)
+from sparcl_core.sparsity.tdm import Schedule, TDMConfig, check, exchanged_share, num_stages, plan_update, stage_length, update_masks
+from sparcl_core.sparsity.update import MaskUpdate, surviving
 
 SHAPES = {"conv": (10, 5, 2, 2), "fc": (20, 10)}  # 200 weights each: a share of 0.01 is 2 weights
 CONFIG = TDMConfig(p_intra=0.05, p_inter=0.1)  # 10 and 20 weights

@@ -1,0 +1,53 @@
+"""Section [masks]: where the first mask of a run comes from, how dense each layer is, and what changes the mask later."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+SchemeName = Literal["tdm", "set", "rigl", "static"]
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Settings of the weight masks; docs/sparsity.md compares the schemes.
+
+    Attributes:
+        scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020), or
+            `static`: nothing does.
+        initial: the first mask: `random`; `magnitude`, the largest initial weights, drawn or from model.weights; or `snip`, the weights
+            of highest connection sensitivity on data of the first task (Lee et al. 2019).
+        densities: `uniform`, every layer as sparse as the network; `erk`, Erdos-Renyi-Kernel (Evci et al. 2020), as dense as a layer is
+            narrow; `global`, one ranking of all layers' weights, as SNIP is published: for `magnitude` and `snip`.
+        exchange: share of a layer's active weights that an update exchanges: SET's zeta, RigL's drop fraction at the start of a task.
+        until: share of a task's epochs in which updates happen; None: 0.75 for rigl, 1 for set.
+        stage_epochs: epochs between updates; 0 takes max(1, round(K / 10)). SET's paper has 1.
+        batches: batches of current data that RigL's gradients and SNIP's sensitivity are computed from; 0: all of the task's data once.
+    """
+
+    scheme: SchemeName = "tdm"
+    initial: Literal["random", "magnitude", "snip"] = "random"
+    densities: Literal["uniform", "erk", "global"] = "uniform"
+    exchange: float = 0.3
+    until: float | None = None
+    stage_epochs: int = 0
+    batches: int = 1
+
+    def __post_init__(self):
+        if self.densities == "global" and self.initial == "random":
+            raise ValueError("densities is 'global', but initial 'random' ranks nothing: take initial=snip or magnitude, or densities=erk")
+        if not 0 < self.exchange < 1:
+            raise ValueError(f"exchange is {self.exchange}: a share of the active weights, in (0, 1); scheme=static exchanges none")
+        if self.until is not None and not 0 < self.until <= 1:
+            raise ValueError(f"until is {self.until}: a share of a task's epochs, in (0, 1]")
+        if self.stage_epochs < 0 or self.batches < 0:
+            raise ValueError(f"stage_epochs is {self.stage_epochs}, batches {self.batches}: neither may be negative")
+
+    def gradients_held(self, sizes: Iterable[int]) -> int:
+        """Weights of sparse tensors, of these `sizes`, whose gradients a mask update holds at once besides what a step does.
+
+        RigL looks at every weight. Over one batch a layer is ranked and forgotten before the next, as its paper proposes; over several
+        the gradients of all layers add up.
+        """
+        if self.scheme != "rigl":
+            return 0
+        return max(sizes, default=0) if self.batches == 1 else sum(sizes)
