@@ -74,6 +74,18 @@ def test_a_round_by_hand():
     assert only(estimates.joules(one, np.array([10]), 300, 200)) == pytest.approx(4 * train + 2 * transfer + 0.001 * 500)
 
 
+def test_a_budget_of_flops_ends_a_round_early():
+    """The round by hand takes 60 passes in 6 steps; with a third of its FLOPs, 20 in 2. A step is taken whatever it costs."""
+    level = WORK.level(0.5)
+    whole = 60 * (level.sparse_flops + level.dense_flops)
+    for budget, share in ((whole, 1.0), (2 * whole, 1.0), (whole / 3, 1 / 3), (1.0, 1 / 6)):
+        bound = replace(WORK, method=replace(METHOD, learner=replace(METHOD.learner, flops_budget=float(budget))))
+        found = only(estimates_of(bound).train_s(np.array([0]), np.array([10])))
+        assert found == pytest.approx(share * only(estimates_of().train_s(np.array([0]), np.array([10]))))
+        least = only(estimates_of(bound).least_s(np.array([0]), np.array([10]), 0))
+        assert 0 < least <= only(estimates_of().least_s(np.array([0]), np.array([10]), 0))
+
+
 def test_energy_may_be_stated_by_the_flop():
     level, estimates = WORK.level(0.5), estimates_of(active_w=0.0, j_per_flop=0.01, radio_j_per_byte=0.0, idle_w=0.0)
     assert only(estimates.joules(np.array([0]), np.array([10]), 0, 0)) == pytest.approx(
@@ -104,9 +116,9 @@ def test_a_dense_run_has_the_dense_rate_for_all():
     [
         (), ("ddr.enabled=false",), ("sparsity=0",), ("learner.joint_forward=false",), ("learner.method=sgd",), ("dgm.enabled=false",),
         ("federation.local_epochs=2", "federation.rounds_per_task=6"),
-        ("stream.online=true", "ddr.enabled=false", "stream.partition=iid"),
+        ("stream.online=true", "ddr.enabled=false", "stream.partition=iid"), ("learner.flops_budget=3e5", "ddr.enabled=false"),
     ],
-    ids=["default", "all-data", "dense", "apart", "sgd", "no-dgm", "epochs", "online"],
+    ids=["default", "all-data", "dense", "apart", "sgd", "no-dgm", "epochs", "online", "budget"],
 )  # fmt: skip
 def test_the_estimate_is_close_to_the_ledger_and_the_bound_below_it(overrides, tmp_path):
     """Of what the ledger has, only the importance reports, the look for a change and the rankings are not estimated; replay is estimated
