@@ -7,7 +7,7 @@ wherever the runtime keeps a Context. A failure carries device, round and stage,
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class _Trainer:
         self._learner: Learner | None = None
         self._versions: ModelCache | None = None
         self._activations = 0
+        self._received: tuple[tuple[bytes, int], dict[str, np.ndarray]] = ((b"", 0), {})
 
     @property
     def learner(self) -> Learner:
@@ -100,8 +101,9 @@ class _Trainer:
             device, done = local_round.train(device, instruction, self.learner, stream, number=number, config=config)
             compute = time.thread_time() - before
         with _stage(where, "report"):
-            layout, server_round = self.learner.layout, instruction.round
-            device, report = local_round.report(device, done, layout, number=number, config=config, server_round=server_round)
+            layout, channel = self.learner.layout, self.learner.auxiliary.up
+            to = {"number": number, "config": config, "server_round": instruction.round, "channel": channel}
+            device, report = local_round.report(device, done, layout, **to)
             saved = save_state(device)
         context.state["device"] = ConfigRecord(saved)
         measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started, "compute-seconds": compute}
@@ -139,6 +141,7 @@ class _Trainer:
         with _stage(where, "receive"):
             stream = self.stream_of(number)
             device = self._brought(context, stream, instruction.payloads)
+            device = replace(device, memory=replace(device.memory, received=self._beside(instruction, device)))
         return instruction, device, stream, where
 
     @staticmethod
@@ -147,8 +150,17 @@ class _Trainer:
         number = _number(context)
         with _stage(f"device {number}", "instruction"):
             wire = content["instruction"]
-            instruction = Instruction.from_wire(wire["control"], wire["payloads"])
+            instruction = Instruction.from_wire(wire["control"], wire["payloads"], wire.get("auxiliary", b""))
         return number, instruction, f"device {number}, round {instruction.round}"
+
+    def _beside(self, instruction: Instruction, device: DeviceState) -> dict[str, np.ndarray]:
+        """What came beside the model, decoded once for all devices that hold the same version."""
+        if not instruction.auxiliary:
+            return {}
+        of = (instruction.auxiliary, device.version)
+        if self._received[0] != of:
+            self._received = of, self.learner.auxiliary.down.decode(instruction.auxiliary, device.masks, device.version)[0]
+        return self._received[1]
 
     def _brought(self, context: Context, stream: Stream, payloads: tuple[bytes, ...]) -> DeviceState:
         """The device after `payloads` (`client.state.apply_payloads`), the work that devices share done once."""
@@ -175,6 +187,7 @@ class _Trainer:
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         alive = self._activations * learner.samples_per_forward(session.memory.ddr.kept.size)
         kept = kept_bytes(device.memory) + learner.kept_data_bytes(session.memory.ddr.kept.size)
+        kept += learner.auxiliary.down.held_bytes(active)
         whole = {name: mask.size for name, mask in done.masks.items()}
         has_ranked = done.importance is not None or (done.update is not None and done.update.grown is not None)
         ranked = learner.masking.gradients_held(whole.values()) if has_ranked else 0
@@ -200,7 +213,8 @@ def _number(context: Context) -> int:
 
 
 def _report_record(report: Report) -> ConfigRecord:
-    return ConfigRecord({"control": report.control, "delta": report.delta, "masks": report.masks})
+    parts = {"control": report.control, "delta": report.delta, "masks": report.masks}
+    return ConfigRecord(parts | {"auxiliary": report.auxiliary} if report.auxiliary else parts)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def read_report(reply: Message) -> Report:
     wire = reply.content["report"]
     if absent := [key for key in ("control", "delta", "masks") if key not in wire]:
         raise CodecError(f"the report has no part {absent[0]!r}")
-    parts = [wire[key] for key in ("control", "delta", "masks")]
+    parts = [wire[key] for key in ("control", "delta", "masks")] + [wire.get("auxiliary", b"")]
     if not all(isinstance(part, bytes) for part in parts):
         raise CodecError("a part of the report is not made of bytes")
     return Report.from_wire(*parts)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -39,9 +39,11 @@ from sparcl_core.task_data import TaskData
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparcl_core.codec import Layout
     from sparcl_core.networks.masked import Network
 
 Arrays = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Samples(NamedTuple):
@@ -96,7 +98,10 @@ class Running:
         memory: what the device keeps; the steps write to its buffer.
         freeze: state, masks -> a network that is not trained; [B, C, H, W] -> logits [B, classes] in evaluation mode. What goes through
             it is counted.
+        received: what the server has sent for the method (`SendsArrays`), by name; empty where nothing came, as on a single device.
         prepared: what `LearningMethod.prepare` returned.
+        correction: what `Correction.prepare` returned.
+        steps: that were done.
     """
 
     network: Network
@@ -105,10 +110,62 @@ class Running:
     data: TaskData
     memory: Memory
     freeze: Callable[[State, Masks], Callable[[Tensor], Tensor]]
+    received: Arrays = field(default_factory=dict)
     prepared: Any = None
+    correction: Any = None
+    steps: int = 0
 
 
-class LearningMethod:
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """What one device has sent beside its update. arrays: by name; samples: those of its task that it has trained on."""
+
+    device: int
+    samples: int
+    arrays: Arrays
+
+
+class SendsArrays:
+    """What crosses the wire in a federation beside the model and its updates. As it is: nothing.
+
+    The server keeps the arrays of `shapes_down`, zeros before the first round, and sends them to every device that it asks, whole and
+    lossless. A device has them as `running.received`, its steps being done it answers with those of `shapes_up`, and `combine` makes what
+    the server keeps from now on. An array that bears the name and the shape of a sparse tensor crosses over its active places alone.
+
+    Attributes:
+        counts: names among `shapes_up` of numbers of samples: whole, and at most what the device has trained on. All others are held
+            against those of other devices, as updates are (`server.defence.clipping`).
+        in_order: what is combined must be of the devices of one round, so that rounds cannot be buffered.
+        needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
+    """
+
+    counts: ClassVar[tuple[str, ...]] = ()
+    in_order: ClassVar[bool] = False
+    needs_shared_masks: ClassVar[bool] = False
+
+    def shapes_up(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
+        """Names and shapes of what a device sends. `classifier`: tensors of the last layer, weight first, whose rows are classes."""
+        return {}
+
+    def shapes_down(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
+        """Names and shapes of what the server keeps, and sends."""
+        return {}
+
+    def upload(self, running: Running) -> Arrays:
+        """What a device sends behind a session; asked after `end_session`. `running.steps` were done."""
+        return {}
+
+    def combine(self, kept: Arrays, uploads: list[Upload], fleet: int) -> Arrays:
+        """What the server keeps after a round: new arrays, made of those that it has kept.
+
+        Args:
+            uploads: of devices whose updates are used as they came, at least one, in device order.
+            fleet: devices that there are.
+        """
+        return kept
+
+
+class LearningMethod(SendsArrays):
     """A method, made of its settings. As it is: cross-entropy on current data, nothing kept, nothing replayed.
 
     Attributes:
@@ -118,6 +175,8 @@ class LearningMethod:
         teachers: networks through which each batch of current data goes forward.
         keeps_data: the device keeps the data of all tasks, and a task's data are those of all tasks so far.
         apart: `gradients` wants those of the draws beside those of current data.
+        needs_server: it is for a federation, and not for a device alone.
+        personal: devices have models of their own, so that it is these that are evaluated.
     """
 
     name: ClassVar[str] = ""
@@ -126,6 +185,8 @@ class LearningMethod:
     teachers: ClassVar[int] = 0
     keeps_data: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    needs_server: ClassVar[bool] = False
+    personal: ClassVar[bool] = False
 
     def __init__(self, config: LearnerConfig):
         self.config = config
