@@ -23,6 +23,7 @@ from client.streams.stream import Stream
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
 from sparcl_core.costs.memory import activation_bytes, footprint, kept_bytes
+from sparcl_core.evaluation import TestData, Tester
 from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
 from sparcl_core.sparsity.masks import State, count_active
@@ -33,15 +34,21 @@ class DeviceError(RuntimeError):
     """A device failed; the message says which, in what round and at what stage."""
 
 
-def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner] = Learner) -> ClientApp:
+def make_client_app(
+    config: ClientConfig,
+    stream_of: Callable[[int], Stream],
+    make_learner: Callable[..., Learner] = Learner,
+    test_data: TestData | None = None,
+) -> ClientApp:
     """A ClientApp that can stand for any device of the fleet, one after another.
 
     Args:
         stream_of: device number -> its stream.
         make_learner: arguments of `Learner` -> the one that trains; another than `Learner` for devices that do not train as they should.
+        test_data: what devices' own models are evaluated on, if they are.
     """
     app = ClientApp()
-    trainer = _Trainer(config, stream_of, make_learner)
+    trainer = _Trainer(config, stream_of, make_learner, test_data)
 
     @app.query()
     def describe(message: Message, context: Context) -> Message:
@@ -64,13 +71,21 @@ def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream], ma
         """Which weights of the dense network would you keep, by your data?"""
         return Message(trainer.sensitivity(message.content, context), reply_to=message)
 
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """How good is the model that you would use? A measurement: the device keeps what it has."""
+        return Message(trainer.evaluate(message.content, context), reply_to=message)
+
     return app
 
 
 class _Trainer:
     """Holds what devices share: the reusable learner and the models; made when the first message arrives, in the process that trains."""
 
-    def __init__(self, config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner]):
+    def __init__(
+        self, config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner], test_data: TestData | None
+    ):
+        self.test_data = test_data
         self.config, self.stream_of, self.make_learner = config, stream_of, make_learner
         self._learner: Learner | None = None
         self._versions: ModelCache | None = None
@@ -134,6 +149,18 @@ class _Trainer:
             report, flops = local_round.places_to_keep(self.learner, stream, instruction, number=number, config=self.config)
         measures = {f"flops.{key}": value for key, value in asdict(flops).items()}
         return RecordDict({"report": _report_record(report), "measures": MetricRecord(measures)})
+
+    def evaluate(self, content: RecordDict, context: Context) -> RecordDict:
+        """Right answers of this device's own model to the test data of every task; `context.state` stays as it is."""
+        _, device, stream, where = self._receive(content, context)
+        with _stage(where, "evaluate"):
+            if self.test_data is None:
+                raise ValueError("this app was made without test data: set evaluate_on=devices where it is made")
+            own = replace(device.memory, received={})
+            correct, total = Tester(self.learner, self.test_data).count(device.base, device.masks, own)
+            had = {task for task, own in zip(stream.order[: device.step + 1], stream.samples, strict=False) if len(own)}
+        counts = {"correct": correct.reshape(-1).tolist(), "total": total.reshape(-1).tolist(), "tasks": sorted(map(int, had))}
+        return RecordDict({"evaluation": ConfigRecord(counts)})
 
     def _receive(self, content: RecordDict, context: Context) -> tuple[Instruction, DeviceState, Stream, str]:
         """The instruction, and the device brought to the model that it speaks of."""

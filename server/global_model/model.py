@@ -67,6 +67,10 @@ class GlobalModel:
         return self.broadcast.masks
 
     @property
+    def num_classes(self) -> int:
+        return self.whole.shapes[self.classifier[0]][0]
+
+    @property
     def voting_rows(self) -> tuple[str, ...]:
         """Tensors of whose rows only those count that a device has seen the class of."""
         return self.classifier if self.settings.aggregation.row_voting else ()

@@ -28,7 +28,7 @@ class Auxiliary:
         for part, sender in self.parts.items():
             up |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_up(model, classifier).items()}
             down |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_down(model, classifier).items()}
-        self.up, self.down = Channel.of(up, model, np.dtype(dtype)), Channel.of(down, model, np.dtype(dtype))
+        self.up, self.down = Channel.of(up, model, dtype), Channel.of(down, model, dtype)
         self.counts = tuple(f"{part}/{name}" for part, sender in self.parts.items() for name in sender.counts)
 
     def start(self) -> Arrays:

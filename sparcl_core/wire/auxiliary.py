@@ -21,17 +21,17 @@ class Channel:
 
     Attributes:
         layout: of the arrays, named PREFIX/NAME.
-        dtype: of all of them, that of the model.
+        dtype: of all of them, that of the model: float32 or float64.
     """
 
     layout: Layout
-    dtype: np.dtype
+    dtype: str
 
     @classmethod
-    def of(cls, shapes: dict[str, tuple[int, ...]], model: Layout, dtype: np.dtype) -> "Channel":
+    def of(cls, shapes: dict[str, tuple[int, ...]], model: Layout, dtype: str) -> "Channel":
         """A channel for arrays of these shapes, beside a model of layout `model`."""
         masked = {name for name, shape in shapes.items() if _tensor(name) in model.masked and shape == model.shapes[_tensor(name)]}
-        return cls(Layout(shapes, frozenset(masked)), np.dtype(dtype))
+        return cls(Layout(shapes, frozenset(masked)), dtype)
 
     def __bool__(self) -> bool:
         return bool(self.layout.shapes)
@@ -40,7 +40,7 @@ class Channel:
         """What the arrays take on a device with `active` weights in each sparse tensor of the model."""
         layout = self.layout
         places = [active[_tensor(name)] if name in layout.masked else layout.size(name) for name in layout.shapes]
-        return sum(places) * self.dtype.itemsize
+        return sum(places) * np.dtype(self.dtype).itemsize
 
     def encode(self, arrays: Arrays, masks: Masks, version: int) -> Encoded:
         """`arrays` as bytes; those of sparse tensors as far as `masks` go. `version`: of the model that they belong to.
@@ -50,7 +50,7 @@ class Channel:
         """
         if (found := {name: value.shape for name, value in arrays.items()}) != self.layout.shapes:
             raise ValueError(f"arrays to send have shapes {found}: {self.layout.shapes} are wanted")
-        form, named, coded = "f64" if self.dtype == np.float64 else "f32", self._named(masks), {}
+        form, named, coded = "f64" if self.dtype == "float64" else "f32", self._named(masks), {}
         for name in self.layout.shapes:
             value = arrays[name]
             over, flat = codec.reference(codec.AUXILIARY, self.layout, name, named), value.reshape(-1)
