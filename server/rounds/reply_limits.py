@@ -85,8 +85,8 @@ def most_reply_bytes(layout: Layout, beside: Layout) -> int:
     A coordinate takes at most 8 bytes of value (f64; narrower forms with a scale for every place, `wire.block=1`, take 3) and one bit of
     position: a bitmap is always among the forms that the codec chooses from, and it takes the smallest. A reply brings at most four such
     payloads: the update, importance of the masked tensors, what is shown of running statistics, and what is beside the model. Each has
-    headers, checksum and tables of frequencies: at most 1 KB per tensor. Control, measures, and Flower's names around them are a few hundred bytes, and 1 bit per
-    class: 64 KB leave room for what other versions add.
+    headers, checksum and tables of frequencies: at most 1 KB per tensor. Control, measures, and Flower's names around them are a few
+    hundred bytes, and 1 bit per class: 64 KB leave room for what other versions add.
     """
     statistics = sum(layout.size(name) for name in layout.statistics)
     masked = sum(layout.size(name) for name in layout.masked)

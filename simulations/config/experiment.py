@@ -175,15 +175,15 @@ class Experiment:
         for shown, sender in zip(named, (correction, method), strict=True):
             if sender.in_order and self.clock.is_buffered:
                 yield (
-                    f"{shown}, but clock.mode is {self.clock.mode!r}: what its devices send beside their updates is of one round, and there "
-                    f"updates of several are averaged; take clock.mode=sync"
+                    f"{shown}, but clock.mode is {self.clock.mode!r}: what its devices send beside their updates is of one round, and "
+                    f"there updates of several are averaged; take clock.mode=sync"
                 )
             if sender.needs_shared_masks and federation.mask == "local":
                 yield f"{shown}, but federation.mask is 'local': its arrays are over masks that all devices share; take mask=shared"
         if correction.all_gradients and self.method.is_sparse and self.dgm.enabled:
             yield (
-                f"federation.correction is {federation.correction!r}, but dgm.enabled is true: it needs the gradients of all active weights, "
-                f"of which DGM computes a part; set dgm.enabled=false"
+                f"federation.correction is {federation.correction!r}, but dgm.enabled is true: it needs the gradients of all active "
+                f"weights, of which DGM computes a part; set dgm.enabled=false"
             )
         if self.evaluate_on == "server" and (federation.batchnorm == "fedbn" or method.personal):
             why = "federation.batchnorm is 'fedbn'" if federation.batchnorm == "fedbn" else f"learner.method is {self.learner.method!r}"
