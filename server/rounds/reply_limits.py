@@ -60,13 +60,14 @@ class Workbook:
         steps = work.epochs * -(-own // work.method.learner.batch_size)
         in_round, passes = (method.step_passes(epochs * own, epochs * own) for epochs in (work.epochs, work.epochs + 2))
         weights = sum(work.model.parameters.values())
-        between = method.task_passes(max(samples), capacity, weights)
-        computed = cost.whole * (passes.trained + between.trained) + cost.forward * passes.taught
+        between, beside = method.task_passes(max(samples), capacity, weights), method.session_passes(own)
+        computed = cost.whole * (passes.trained + between.trained) + cost.forward * (passes.taught + beside.taught)
         flops = {
             "train_sparse": computed, "train_dense": computed, "importance": computed, "masks": self._maskable * (steps + 6),
-            "paper": 3 * (passes.trained + passes.taught) * cost.forward, "statistics": (own + capacity + between.taught) * cost.forward,
+            "paper": 3 * (passes.trained + passes.taught + beside.taught) * cost.forward,
+            "statistics": (own + capacity + between.taught) * cost.forward,
             "samples": passes.trained + between.trained, "steps": steps,
-            "method": method.step_flops(weights * steps, passes.replayed) + between.flops
+            "method": method.step_flops(weights * steps, passes.replayed) + between.flops + beside.flops
             + work.correcting.step_flops(weights * steps) + work.correcting.session_flops(weights),
         }  # fmt: skip
         counts = {

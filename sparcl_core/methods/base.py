@@ -54,12 +54,14 @@ class Samples(NamedTuple):
         y: [B] int64.
         rows: [B], which samples of the task or of the buffer these are.
         logits: [B, classes], as the buffer holds them; None for the task's data.
+        features: [B, D], what the classifier is given, with its gradient; None unless the method `wants_features`.
     """
 
     x: Tensor
     y: Tensor
     rows: np.ndarray
     logits: Tensor | None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,6 +104,7 @@ class Running:
         prepared: what `LearningMethod.prepare` returned.
         correction: what `Correction.prepare` returned.
         steps: that were done.
+        rng: of the step, for what a term draws.
     """
 
     network: Network
@@ -114,6 +117,7 @@ class Running:
     prepared: Any = None
     correction: Any = None
     steps: int = 0
+    rng: np.random.Generator | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +179,7 @@ class LearningMethod(SendsArrays):
         teachers: networks through which each batch of current data goes forward.
         keeps_data: the device keeps the data of all tasks, and a task's data are those of all tasks so far.
         apart: `gradients` wants those of the draws beside those of current data.
+        wants_features: its terms are given features beside logits.
         needs_server: it is for a federation, and not for a device alone.
         personal: devices have models of their own, so that it is these that are evaluated.
     """
@@ -185,6 +190,7 @@ class LearningMethod(SendsArrays):
     teachers: ClassVar[int] = 0
     keeps_data: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    wants_features: ClassVar[bool] = False
     needs_server: ClassVar[bool] = False
     personal: ClassVar[bool] = False
 
@@ -313,6 +319,10 @@ class LearningMethod(SendsArrays):
             buffered: samples in the buffer.
             weights: of the dense network; there are fewer features than that.
         """
+        return Passes()
+
+    def session_passes(self, samples: Count) -> Passes:
+        """What `prepare` and `end_session` compute, with `samples` in the task; those that go through `Running.freeze` among them."""
         return Passes()
 
     def kept_samples(self, samples: Count) -> Count:

@@ -17,6 +17,9 @@ OURS = {
     "er": "sparcl_core.methods.er:ER",
     "der": "sparcl_core.methods.der:DER",
     "derpp": "sparcl_core.methods.derpp:DERpp",
+    "flwf2t": "sparcl_core.methods.flwf2t:FLwF2T",
+    "refed": "sparcl_core.methods.refed:ReFed",
+    "fedspace": "sparcl_core.methods.fedspace:FedSpace",
 }
 OUR_CORRECTIONS = {
     "none": "sparcl_core.methods.correction:Correction",

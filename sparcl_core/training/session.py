@@ -198,11 +198,13 @@ class SessionLoop:
         if self.last:
             importance = {name: spread(name, combine(setup.tdm, self.last[name], None), np.float64) for name in self.masks}
         paper = self.cost.forward * setup.method.paper_passes(Passes(self.samples, self.replayed, setup.frozen.samples))
+        corrected_flops = setup.correction.session_flops(self.weights)
+        between = setup.method.session_passes(int(np.count_nonzero(self.running.memory.ddr.kept))).flops + corrected_flops
         return Session(
             state=state,
             memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays, corrected=corrected),
-            flops=self.flops + setup.frozen.flops + Flops(paper=paper, method=setup.correction.session_flops(self.weights)),
-            dense_flops=self.twin.flops + Flops(method=setup.correction.session_flops(self.twin.weights)),
+            flops=self.flops + setup.frozen.flops + Flops(paper=paper, method=between),
+            dense_flops=self.twin.flops + self.twin.session(),
             samples=self.samples,
             replayed=self.replayed,
             dropped=self.dropped,
@@ -236,6 +238,13 @@ class DenseTwin:
                 break
             self.flops += flops + Flops(paper=self.forward * method.paper_passes(method.step_passes(batch, drawn, memory.arrays)))
             self.offered += batch
+
+    def session(self) -> Flops:
+        """Before and behind the steps."""
+        passes = self.setup.method.session_passes(self.running.memory.ddr.kept.size)
+        between = passes.flops + self.setup.correction.session_flops(self.weights)
+        paper = self.setup.method.paper_passes(Passes(taught=passes.taught))
+        return self.cost.teach(passes.taught) + Flops(method=between, paper=self.forward * paper)
 
 
 def step_flops(setup: Setup, cost: SampleFlops, batch: int, drawn: int, *, arrays: Arrays, weights: int) -> Flops:
