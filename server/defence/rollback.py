@@ -104,7 +104,7 @@ class Rollback:
             before[name].reshape(-1)[np.unpackbits(where[name], count=value.size).astype(bool)] = values[name]
         optimizer, beside = within("optimizer", snapshot), within("beside", snapshot)
         optimizer = in_order(sorted(optimizer), optimizer)
-        self.step = Step(said["round"], before, optimizer, said["told"], said["version"], in_order(beside, beside))
+        self.step = Step(said["round"], before, optimizer, said["told"], said["version"], in_order(sorted(beside), beside))
 
 
 def _text(said: dict) -> np.ndarray:

@@ -208,7 +208,8 @@ class GlobalModel:
         told = judged.bounded.told(server_round)
         before = {name: value.copy() for name, value in self.weights.items()}
         optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
-        self.rollback.moved(Step(server_round, before, optimizer, told, self.broadcast.version, self.beside.kept), judged.trained_with)
+        beside = dict(sorted(self.beside.kept.items()))
+        self.rollback.moved(Step(server_round, before, optimizer, told, self.broadcast.version, beside), judged.trained_with)
 
     def _move(self, server_round: int, updates: list[Update]) -> str:
         """The server's step. Returns why it was taken back, empty if it was not."""

@@ -3,12 +3,12 @@ Workshop on Federated Learning for Computer Vision, arXiv:2304.03626), whose pro
 
     CE(f(x), y) + prototype_weight * mean_c CE(h(P_c + r e), c) + representation_weight * CE(cos(z, P) / T, y)
 
-x, y: the current batch, z its features, what the last layer h is given; c: classes that the server knows and the task does not have; e:
-standard normal noise; the last term, over the classes that the server knows, draws features to the prototype of their class and away from
-others.
+x, y: the current batch, z its features, what the last layer h is given; c: classes that the server knows and the task does not have;
+e: standard normal noise; the last term, over the classes that the server knows, draws features to the prototype of their class and
+away from others.
 
-Behind its steps a device goes through its task's data once more and sends of each of its classes the mean feature and the number of samples,
-and how far features lie from their means, a variance a feature. The server keeps
+Behind its steps a device goes through its task's data once more and sends of each of its classes the mean feature and the number of
+samples, and how far features lie from their means, a variance a feature. The server keeps
 
     P_c = sum_k n_kc P_kc / sum_k n_kc, over the devices of a round that have c, else what it had;   r^2 = the same mean of variances
 
