@@ -43,7 +43,7 @@ VARIANTS = {
     "first masks, gradients": (SHORT, "masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
     "gradients on devices": (SHORT, "federation.mask=local", "masks.scheme=rigl", "masks.stage_epochs=1"),
     "scaffold": (SHORT, "dgm.enabled=false", "federation.correction=scaffold"),
-    "prototypes": ("learner.method=fedspace", "federation.rounds_per_task=2"),
+    "prototypes": (SHORT, "learner.method=fedspace"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip
 # the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
