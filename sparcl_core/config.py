@@ -94,7 +94,7 @@ class LearnerConfig:
     """Settings of the learning method and its optimiser. A method with settings of its own has a `Config` that is derived from this.
 
     Attributes:
-        method: derpp or another of `sparcl_core.methods.registry` (docs/methods.md), or `package.module:name` for a method of the user's own.
+        method: derpp or another of `sparcl_core.methods.registry` (docs/methods.md), or `package.module:name` for one of the user's own.
         lr: learning rate of SGD.
         batch_size: samples per step, and per buffer draw (mammoth's minibatch_size).
         alpha: weight of the distillation term of der and derpp.
