@@ -103,7 +103,7 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     try:
         names = sparse_names(model, method.model)
         per_forward = make_method(method.learner).samples_per_forward(batch, is_joint)
-        chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - experiment.sparsity)
+        chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - method.first_sparsity)
     finally:
         torch.set_num_threads(threads)
     return replace(experiment, kernels=chosen)

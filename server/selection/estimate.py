@@ -105,7 +105,8 @@ class Workload:
             buffered: [n], samples that the devices' buffers can hold.
             samples: [n], the most that a device has in a step: no batch is larger.
         """
-        method, active = self.method, self._active(sparsity)
+        method = self.method
+        active = self._active(0.0 if method.masks.begins_dense else sparsity)
         batch = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch)
         in_flight = self.learning.samples_per_forward(batch, self.is_joint)
         per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize

@@ -22,6 +22,7 @@ from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
 from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import make_correction, make_method
+from sparcl_core.methods.situation import Situation
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.settings import MaskConfig
@@ -123,7 +124,7 @@ class Experiment:
             return
         schedule = scheme.schedule(federation.local_epochs)
         if not any(schedule.action(1, session) == "adapt" for session in range(schedule.sessions)):
-            off = "tdm.enabled=false" if name == "tdm" else "masks.scheme=static"
+            off = {"tdm": "tdm.enabled=false", "packnet": "a smaller masks.until"}.get(name, "masks.scheme=static")
             yield (
                 f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
                 f"{federation.task_epochs} epochs; take shorter rounds, or set {off}"
@@ -133,6 +134,7 @@ class Experiment:
         """Settings that contradict each other."""
         federation, stream = self.federation, self.stream
         yield from self._federated()
+        yield from self._of_the_method()
         if self.clock.is_buffered and federation.batchnorm not in ("global", "fedbn"):
             yield (
                 f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "
@@ -190,6 +192,23 @@ class Experiment:
             yield f"{why}, where every device has a model of its own, but evaluate_on is 'server': set evaluate_on=devices"
         if federation.batchnorm == "fedbn" and self.model.weights:
             yield "federation.batchnorm is 'fedbn', but model.weights names a file: what it has of BatchNorm would reach no device"
+
+    def _of_the_method(self) -> Iterator[str]:
+        """Why the learning method cannot run in this situation."""
+        method, stream, federation = make_method(self.learner), self.stream, self.federation
+        at_once = stream.advance == "rounds" and not stream.pace_spread and not stream.start_spread
+        alike = stream.order == "same" and stream.cycles == 1 and stream.new_classes_share == 1
+        situation = Situation(
+            setting=stream.setting, tasks=stream.tasks, blur=stream.blur, sparsity=self.sparsity, scheme=self.masks.scheme,
+            is_in_step=stream.boundaries == "known" and at_once and alike, batchnorm=federation.batchnorm, evaluate_on=self.evaluate_on,
+            optimizer=self.server_optimizer.name, fits_memory=self.budget.memory == "fit",
+        )  # fmt: skip
+        yield from method.problems(situation)
+        if self.masks.scheme == "packnet" and not method.owns:
+            yield (
+                f"masks.scheme is 'packnet', but learner.method {self.learner.method!r}: its masks are for a method whose tasks own weights; "
+                f"set learner.method=packnet, or another masks.scheme"
+            )
 
     @property
     def method(self) -> MethodConfig:

@@ -1,7 +1,7 @@
 """Training FLOPs, counted from shapes and exact mask counts. 1 multiply-accumulate (MAC) = 2 FLOPs.
 
 For a layer with A dense MACs per sample, k of its n weights active and g of them in the gradient mask:
-- forward 2 A k/n; gradient of the input the same (none for the first layer); gradient of the weights 2 A g/n;
+- forward 2 A k/n; gradient of the input the same (none where no weight before the layer has one); gradient of the weights 2 A g/n;
 - a step that re-draws the gradient mask computes the weight gradient at all active weights, 2 A k/n;
 - for every sample of current data and of every replay draw.
 Convolutions and linear layers are counted, as torch.utils.flop_counter does (padding included); normalisation, ReLU and
@@ -177,12 +177,14 @@ def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: 
     Args:
         layers: from `layer_shapes`.
         active: active weights k of each sparse tensor; layers not named are dense.
-        updated: weights g whose gradient is computed, likewise.
+        updated: weights g whose gradient is computed, likewise; layers not named: of all. A layer needs the gradient of its input if
+            that of any weight before it is computed.
     """
-    sparse = dense = forward = forward_sparse = 0
+    sparse = dense = forward = forward_sparse = before = 0
     for layer in layers:
         k, g = active.get(layer.name, layer.weights), updated.get(layer.name, layer.weights)
-        cost = 2 * layer.uses * (k + (0 if layer.first else k) + g)
+        cost = 2 * layer.uses * (k + (k if before else 0) + g)
+        before += g
         forward += 2 * layer.uses * k
         if layer.name in active:
             sparse += cost

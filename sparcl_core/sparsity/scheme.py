@@ -16,15 +16,15 @@ from sparcl_core.sparsity.settings import MaskConfig
 from sparcl_core.sparsity.update import Action, MaskUpdate
 
 Places = dict[str, np.ndarray]  # sorted flat indices by tensor
-Needs = Literal["nothing", "importance", "gradients"]
+Needs = Literal["nothing", "importance", "gradients", "owners"]
 
 
 class Scheme:
     """Static masks, and what all schemes share.
 
     Attributes:
-        needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); or `gradients`,
-            the absolute ones of every weight, inactive ones included.
+        needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); `gradients`,
+            the absolute ones of every weight, inactive ones included; or `owners`, whose each place is (PackNet).
         config: section [masks].
         sparsity: s of the network.
         task_epochs: K.
@@ -39,6 +39,11 @@ class Scheme:
     def stage_epochs(self) -> int:
         """Epochs between updates, which a device that is alone trains in one session."""
         return stage_length(self.config.stage_epochs, self.task_epochs)
+
+    @property
+    def asks(self) -> bool:
+        """Do devices compute what an update is decided by?"""
+        return self.needs in ("importance", "gradients")
 
     def check(self) -> None:
         """Rules that need the sparsity and the length of a task too. Raises ValueError."""

@@ -1,5 +1,6 @@
 """Which scheme `masks.scheme` names."""
 
+from sparcl_core.sparsity.packnet import PackNet
 from sparcl_core.sparsity.rigl import RigL
 from sparcl_core.sparsity.scheme import Scheme
 from sparcl_core.sparsity.set import SET
@@ -14,4 +15,4 @@ def make_scheme(config: MaskConfig, tdm: TDMConfig, sparsity: float, *, task_epo
         return Scheme(config, sparsity, **common)
     if config.scheme == "tdm":
         return TDM(config, sparsity, **common, tdm=tdm)
-    return {"set": SET, "rigl": RigL}[config.scheme](config, sparsity, **common)
+    return {"set": SET, "rigl": RigL, "packnet": PackNet}[config.scheme](config, sparsity, **common)

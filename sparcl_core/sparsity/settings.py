@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-SchemeName = Literal["tdm", "set", "rigl", "static"]
+SchemeName = Literal["tdm", "set", "rigl", "packnet", "static"]
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,15 @@ class MaskConfig:
     """Settings of the weight masks; docs/sparsity.md compares the schemes.
 
     Attributes:
-        scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020), or
-            `static`: nothing does.
+        scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020),
+            `packnet`, which the method of that name needs (Mallya and Lazebnik 2018), or `static`: nothing does.
         initial: the first mask: `random`; `magnitude`, the largest initial weights, drawn or from model.weights; or `snip`, the weights
             of highest connection sensitivity on data of the first task (Lee et al. 2019).
         densities: `uniform`, every layer as sparse as the network; `erk`, Erdos-Renyi-Kernel (Evci et al. 2020), as dense as a layer is
             narrow; `global`, one ranking of all layers' weights, as SNIP is published: for `magnitude` and `snip`.
         exchange: share of a layer's active weights that an update exchanges: SET's zeta, RigL's drop fraction at the start of a task.
-        until: share of a task's epochs in which updates happen; None: 0.75 for rigl, 1 for set.
+        until: share of a task's epochs in which updates happen; None: 0.75 for rigl, 1 for set. Of packnet: behind which it
+            prunes; None: 0.7.
         stage_epochs: epochs between updates; 0 takes max(1, round(K / 10)). SET's paper has 1.
         batches: batches of current data that RigL's gradients and SNIP's sensitivity are computed from; 0: all of the task's data once.
     """
@@ -41,6 +42,11 @@ class MaskConfig:
             raise ValueError(f"until is {self.until}: a share of a task's epochs, in (0, 1]")
         if self.stage_epochs < 0 or self.batches < 0:
             raise ValueError(f"stage_epochs is {self.stage_epochs}, batches {self.batches}: neither may be negative")
+
+    @property
+    def begins_dense(self) -> bool:
+        """Are all weights active when the run begins, whatever its sparsity?"""
+        return self.scheme == "packnet"
 
     def gradients_held(self, sizes: Iterable[int]) -> int:
         """Weights of sparse tensors, of these `sizes`, whose gradients a mask update holds at once besides what a step does.

@@ -1,0 +1,55 @@
+"""Which weights a session may move: all but those that its method has frozen (`LearningMethod.frozen`)."""
+
+import torch
+from torch import Tensor
+
+from sparcl_core.costs.flops import SampleFlops, per_sample
+from sparcl_core.methods.base import Running
+from sparcl_core.sparsity.masks import count_active
+from sparcl_core.training.setup import Setup
+
+
+class Movable:
+    """Of the network as it is loaded for the session.
+
+    Attributes:
+        frozen: as the method gives it.
+        free: the weights that may move, bool over the active places, of sparse tensors of which some are frozen.
+    """
+
+    def __init__(self, setup: Setup, running: Running):
+        network, masks = setup.network, running.masks
+        self.network, self.layers, self.active = network, setup.layers, count_active(masks)
+        self.frozen = setup.method.frozen(running, setup.classifier)
+        self.free = {name: ~network.gather(name, self.frozen[name]) for name in masks if name in self.frozen}
+        held = [name for name, kept in self.frozen.items() if name not in masks and kept.all()]
+        network.hold(set(held))
+        self._no_gradient = dict.fromkeys(held, 0)
+        dense = [name for name in network.parameters if name in self.frozen and name not in masks]
+        self._moving = {name: ~network.gather(name, self.frozen[name]) for name in dense}
+        self._parameters = list(network.parameters.values())
+        self._wanted = [parameter for parameter in self._parameters if parameter.requires_grad]
+        self.want_all()
+
+    @property
+    def every(self) -> dict[str, Tensor]:
+        """The weights of sparse tensors that may move, bool over their active places."""
+        return {name: torch.ones(count, dtype=torch.bool) for name, count in self.active.items()} | self.free
+
+    def want_all(self) -> None:
+        """From now on compute the gradients of all weights that may move."""
+        self.network.want_gradients(self.free or None)
+
+    def cost(self, updated: dict[str, Tensor]) -> SampleFlops:
+        """Of a sample, with the gradients of these weights of sparse tensors, and of those of dense ones that may move."""
+        return per_sample(self.layers, self.active, {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient)
+
+    def gradients(self, loss: Tensor, retain_graph: bool) -> list[Tensor]:
+        """Of all parameters, in their order; 0 where none is computed."""
+        found = iter(torch.autograd.grad(loss, self._wanted, retain_graph=retain_graph))
+        return [next(found) if parameter.requires_grad else torch.zeros_like(parameter) for parameter in self._parameters]
+
+    def hold_(self, name: str, gradient: Tensor) -> None:
+        """Set the gradient of a dense tensor to 0 where it is frozen, in place."""
+        if name in self._moving:
+            gradient.mul_(self._moving[name])
