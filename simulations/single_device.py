@@ -72,8 +72,9 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     def session_done(progress: Progress) -> None:
         nonlocal so_far
         so_far = one_more(so_far, progress, fresh)
-        accuracy = evaluate(progress.state, learner.method.owners(progress.memory), progress.memory).accuracy if progress.epoch == epochs else None
-        if accuracy is not None:
+        accuracy = None
+        if progress.epoch == epochs:
+            accuracy = evaluate(progress.state, learner.method.owners(progress.memory), progress.memory).accuracy
             so_far = replace(so_far, accuracy=np.concatenate([so_far.accuracy, accuracy[None]]))
         if point:
             point.save(so_far)

@@ -82,7 +82,7 @@ class SharedMasks:
     """
 
     def __init__(self, scheme: Scheme, schedule: Sessions, masks: Masks, importance: str):
-        """`masks`: those that it begins with; `importance`: form of the reports, see `WireConfig`; what RigL asks for are votes in any case."""
+        """`masks`: to begin with; `importance`: form of the reports, see `WireConfig`; what RigL asks for are votes in any case."""
         self.scheme, self.schedule, self.by_votes = scheme, schedule, importance == "votes" or scheme.needs == "gradients"
         self.asks = scheme.asks
         self.owners: Owners = nobody(masks) if scheme.needs == "owners" else {}

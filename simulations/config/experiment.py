@@ -206,8 +206,8 @@ class Experiment:
         yield from method.problems(situation)
         if self.masks.scheme == "packnet" and not method.owns:
             yield (
-                f"masks.scheme is 'packnet', but learner.method {self.learner.method!r}: its masks are for a method whose tasks own weights; "
-                f"set learner.method=packnet, or another masks.scheme"
+                f"masks.scheme is 'packnet', but learner.method {self.learner.method!r}: these masks are for a method whose tasks own "
+                f"weights; set learner.method=packnet, or another masks.scheme"
             )
 
     @property

@@ -1,8 +1,8 @@
 """What each device paid, and what the model is worth to it: one row a device, from the ledger and the evaluations of a run.
 
-A device's accuracy is Class-IL, or Task-IL where the method has no other, on the test data in the device's own mix of (task, class) over its whole stream; its forgetting is that of
-the matrix of its own steps, in its own order, each task in the device's own mix of classes. Where devices' own models are evaluated, its
-accuracy is that of its own in the last evaluation, a mean over the tasks that it has had.
+A device's accuracy is Class-IL, or Task-IL where the method has no other, on the test data in the device's own mix of (task, class) over
+its whole stream; its forgetting is that of the matrix of its own steps, in its own order, each task in the device's own mix of classes.
+Where devices' own models are evaluated, its accuracy is that of its own in the last evaluation, a mean over the tasks that it has had.
 """
 
 import numpy as np

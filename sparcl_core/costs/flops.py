@@ -1,7 +1,7 @@
 """Training FLOPs, counted from shapes and exact mask counts. 1 multiply-accumulate (MAC) = 2 FLOPs.
 
 For a layer with A dense MACs per sample, k of its n weights active and g of them in the gradient mask:
-- forward 2 A k/n; gradient of the input the same (none where no weight before the layer has one); gradient of the weights 2 A g/n;
+- forward 2 A k/n; gradient of the input the same (none for the first layer); gradient of the weights 2 A g/n;
 - a step that re-draws the gradient mask computes the weight gradient at all active weights, 2 A k/n;
 - for every sample of current data and of every replay draw.
 Convolutions and linear layers are counted, as torch.utils.flop_counter does (padding included); normalisation, ReLU and
@@ -171,20 +171,19 @@ class SampleFlops:
         )
 
 
-def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int]) -> SampleFlops:
+def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int], *, quiet: int = 0) -> SampleFlops:
     """FLOPs of a forward and backward pass of one sample.
 
     Args:
         layers: from `layer_shapes`.
         active: active weights k of each sparse tensor; layers not named are dense.
-        updated: weights g whose gradient is computed, likewise; layers not named: of all. A layer needs the gradient of its input if
-            that of any weight before it is computed.
+        updated: weights g whose gradient is computed, likewise; of layers that are not named, that of all.
+        quiet: layers, the first ones, in which nothing moves: neither they nor the one behind them need the gradient of their input.
     """
-    sparse = dense = forward = forward_sparse = before = 0
-    for layer in layers:
+    sparse = dense = forward = forward_sparse = 0
+    for number, layer in enumerate(layers):
         k, g = active.get(layer.name, layer.weights), updated.get(layer.name, layer.weights)
-        cost = 2 * layer.uses * (k + (k if before else 0) + g)
-        before += g
+        cost = 2 * layer.uses * (k + (0 if layer.first or 0 < number <= quiet else k) + g)
         forward += 2 * layer.uses * k
         if layer.name in active:
             sparse += cost

@@ -19,12 +19,14 @@ class Movable:
 
     def __init__(self, setup: Setup, running: Running):
         network, masks = setup.network, running.masks
-        self.network, self.layers, self.active = network, setup.layers, count_active(masks)
-        self.frozen = setup.method.frozen(running, setup.classifier)
+        self.network, self.layers, self.active, classifier = network, setup.layers, count_active(masks), setup.classifier
+        self.frozen = setup.method.frozen(running, classifier)
         self.free = {name: ~network.gather(name, self.frozen[name]) for name in masks if name in self.frozen}
         held = [name for name, kept in self.frozen.items() if name not in masks and kept.all()]
         network.hold(set(held))
         self._no_gradient = dict.fromkeys(held, 0)
+        rest = set(network.parameters) - {layer.name for layer in setup.layers} - set(classifier)  # biases, normalisation
+        self._is_quiet = rest <= set(held)
         dense = [name for name in network.parameters if name in self.frozen and name not in masks]
         self._moving = {name: ~network.gather(name, self.frozen[name]) for name in dense}
         self._parameters = list(network.parameters.values())
@@ -42,7 +44,11 @@ class Movable:
 
     def cost(self, updated: dict[str, Tensor]) -> SampleFlops:
         """Of a sample, with the gradients of these weights of sparse tensors, and of those of dense ones that may move."""
-        return per_sample(self.layers, self.active, {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient)
+        counts = {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient
+        quiet = 0
+        while self._is_quiet and counts.get(self.layers[quiet].name, 1) == 0:
+            quiet += 1
+        return per_sample(self.layers, self.active, counts, quiet=quiet)
 
     def gradients(self, loss: Tensor, retain_graph: bool) -> list[Tensor]:
         """Of all parameters, in their order; 0 where none is computed."""
