@@ -176,7 +176,7 @@ class _Alone:
             activations=self.activations * learner.samples_per_forward(samples),
             method_bytes=kept_bytes(self.memory) + learner.kept_data_bytes(samples),
             federated=False,
-            ranked=learner.masking.gradients_held(mask.size for mask in self.masks.values()) if has_ranked else 0,
+            ranked=learner.scheme.gradients_held(mask.size for mask in self.masks.values()) if has_ranked else 0,
         ).total
 
     def _update_masks(self, what: Action, session: int) -> None:

@@ -104,7 +104,7 @@ class Workload:
         in_flight = self.learning.samples_per_forward(batch, self.is_joint)
         per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize
         arrays = self.learning.arrays_bytes(self.model, active, buffered=buffered, classes=self.classes)
-        ranked = method.masks.gradients_held(self.masked.values())
+        ranked = method.scheme(task_epochs=1, seed=0).gradients_held(self.masked.values())
         need = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True, ranked=ranked)
         kept = buffered * per_sample_held + self.learning.kept_samples(samples) * (self.input_bytes + 8)
         return need.total + self.moved * in_flight + kept + arrays

@@ -99,8 +99,8 @@ class Experiment:
     def _schedule(self) -> Iterator[str]:
         """What the rules of the masks' scheme say of sparsity and the length of tasks."""
         federation, name = self.federation, self.masks.scheme
-        scheme = self.method.scheme(federation.task_epochs, self.seed)
         try:
+            scheme = self.method.scheme(federation.task_epochs, self.seed)
             scheme.check()
         except ValueError as error:
             yield str(error)

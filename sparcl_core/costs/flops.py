@@ -45,8 +45,8 @@ class Flops:
     sparse, and in all others.
 
     Training is what steps compute: forward and backward passes, and forward passes of a teacher beside them.
-    `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
-    bound: gradients of dense weights are not needed for it), and those that a method computes where a task begins or ends. `masks`: one
+    `importance`: gradients computed for a ranking of weights (TDM, RigL, SNIP), counted as whole training passes (an upper bound: those of
+    tensors that are never sparse are not needed for it), and those that a method computes where a task begins or ends. `masks`: one
     operation per weight that a ranking looks at.
     `statistics`: forward passes that train nothing: those that recompute BatchNorm statistics, those whose loss tells a change of task, and
     those that a method computes where a task begins or ends.
