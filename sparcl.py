@@ -84,7 +84,7 @@ def train_one(experiment: "str | Experiment" = "split-digits", *overrides: str, 
     """One device that sees all data, without Flower or Ray, as with `sparcl train-one`. Arguments and errors: as for `run`."""
     made = _resolved(experiment, overrides, dense)
     preflight = _import("simulations.preflight")
-    preflight.expect(preflight.experiment_files(made))
+    preflight.expect(preflight.alone(made), preflight.experiment_files(made))
     from simulations.build import choose_kernels
     from simulations.single_device import train_one
 

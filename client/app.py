@@ -7,7 +7,7 @@ wherever the runtime keeps a Context. A failure carries device, round and stage,
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from client.streams.stream import Stream
 from sparcl_core import codec
 from sparcl_core.codec import SparseTensor
 from sparcl_core.costs.memory import activation_bytes, footprint, kept_bytes
+from sparcl_core.evaluation import TestData, Tester
 from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
 from sparcl_core.sparsity.masks import State, count_active
@@ -33,15 +34,21 @@ class DeviceError(RuntimeError):
     """A device failed; the message says which, in what round and at what stage."""
 
 
-def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner] = Learner) -> ClientApp:
+def make_client_app(
+    config: ClientConfig,
+    stream_of: Callable[[int], Stream],
+    make_learner: Callable[..., Learner] = Learner,
+    test_data: TestData | None = None,
+) -> ClientApp:
     """A ClientApp that can stand for any device of the fleet, one after another.
 
     Args:
         stream_of: device number -> its stream.
         make_learner: arguments of `Learner` -> the one that trains; another than `Learner` for devices that do not train as they should.
+        test_data: what devices' own models are evaluated on, if they are.
     """
     app = ClientApp()
-    trainer = _Trainer(config, stream_of, make_learner)
+    trainer = _Trainer(config, stream_of, make_learner, test_data)
 
     @app.query()
     def describe(message: Message, context: Context) -> Message:
@@ -64,17 +71,26 @@ def make_client_app(config: ClientConfig, stream_of: Callable[[int], Stream], ma
         """Which weights of the dense network would you keep, by your data?"""
         return Message(trainer.sensitivity(message.content, context), reply_to=message)
 
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """How good is the model that you would use? A measurement: the device keeps what it has."""
+        return Message(trainer.evaluate(message.content, context), reply_to=message)
+
     return app
 
 
 class _Trainer:
     """Holds what devices share: the reusable learner and the models; made when the first message arrives, in the process that trains."""
 
-    def __init__(self, config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner]):
+    def __init__(
+        self, config: ClientConfig, stream_of: Callable[[int], Stream], make_learner: Callable[..., Learner], test_data: TestData | None
+    ):
+        self.test_data = test_data
         self.config, self.stream_of, self.make_learner = config, stream_of, make_learner
         self._learner: Learner | None = None
         self._versions: ModelCache | None = None
         self._activations = 0
+        self._received: tuple[tuple[bytes, int], dict[str, np.ndarray]] = ((b"", 0), {})
 
     @property
     def learner(self) -> Learner:
@@ -100,8 +116,9 @@ class _Trainer:
             device, done = local_round.train(device, instruction, self.learner, stream, number=number, config=config)
             compute = time.thread_time() - before
         with _stage(where, "report"):
-            layout, server_round = self.learner.layout, instruction.round
-            device, report = local_round.report(device, done, layout, number=number, config=config, server_round=server_round)
+            layout, channel = self.learner.layout, self.learner.auxiliary.up
+            to = {"number": number, "config": config, "server_round": instruction.round, "channel": channel}
+            device, report = local_round.report(device, done, layout, **to)
             saved = save_state(device)
         context.state["device"] = ConfigRecord(saved)
         measured = self._measures(device, done) | {"wall-seconds": time.perf_counter() - started, "compute-seconds": compute}
@@ -133,12 +150,25 @@ class _Trainer:
         measures = {f"flops.{key}": value for key, value in asdict(flops).items()}
         return RecordDict({"report": _report_record(report), "measures": MetricRecord(measures)})
 
+    def evaluate(self, content: RecordDict, context: Context) -> RecordDict:
+        """Right answers of this device's own model to the test data of every task; `context.state` stays as it is."""
+        _, device, stream, where = self._receive(content, context)
+        with _stage(where, "evaluate"):
+            if self.test_data is None:
+                raise ValueError("this app was made without test data: set evaluate_on=devices where it is made")
+            own = replace(device.memory, received={})
+            correct, total = Tester(self.learner, self.test_data).count(device.base, device.masks, own)
+            had = {task for task, own in zip(stream.order[: device.step + 1], stream.samples, strict=False) if len(own)}
+        counts = {"correct": correct.reshape(-1).tolist(), "total": total.reshape(-1).tolist(), "tasks": sorted(map(int, had))}
+        return RecordDict({"evaluation": ConfigRecord(counts)})
+
     def _receive(self, content: RecordDict, context: Context) -> tuple[Instruction, DeviceState, Stream, str]:
         """The instruction, and the device brought to the model that it speaks of."""
         number, instruction, where = self._read(content, context)
         with _stage(where, "receive"):
             stream = self.stream_of(number)
             device = self._brought(context, stream, instruction.payloads)
+            device = replace(device, memory=replace(device.memory, received=self._beside(instruction, device)))
         return instruction, device, stream, where
 
     @staticmethod
@@ -147,8 +177,17 @@ class _Trainer:
         number = _number(context)
         with _stage(f"device {number}", "instruction"):
             wire = content["instruction"]
-            instruction = Instruction.from_wire(wire["control"], wire["payloads"])
+            instruction = Instruction.from_wire(wire["control"], wire["payloads"], wire.get("auxiliary", b""))
         return number, instruction, f"device {number}, round {instruction.round}"
+
+    def _beside(self, instruction: Instruction, device: DeviceState) -> dict[str, np.ndarray]:
+        """What came beside the model, decoded once for all devices that hold the same version."""
+        if not instruction.auxiliary:
+            return {}
+        of = (instruction.auxiliary, device.version)
+        if self._received[0] != of:
+            self._received = of, self.learner.auxiliary.down.decode(instruction.auxiliary, device.masks, device.version)[0]
+        return self._received[1]
 
     def _brought(self, context: Context, stream: Stream, payloads: tuple[bytes, ...]) -> DeviceState:
         """The device after `payloads` (`client.state.apply_payloads`), the work that devices share done once."""
@@ -175,6 +214,7 @@ class _Trainer:
         updated = {name: int(np.count_nonzero(mask)) for name, mask in session.updated.items()}
         alive = self._activations * learner.samples_per_forward(session.memory.ddr.kept.size)
         kept = kept_bytes(device.memory) + learner.kept_data_bytes(session.memory.ddr.kept.size)
+        kept += learner.auxiliary.down.held_bytes(active)
         whole = {name: mask.size for name, mask in done.masks.items()}
         has_ranked = done.importance is not None or done.update is not None
         ranked = learner.scheme.gradients_held(whole.values()) if has_ranked else 0
@@ -200,7 +240,8 @@ def _number(context: Context) -> int:
 
 
 def _report_record(report: Report) -> ConfigRecord:
-    return ConfigRecord({"control": report.control, "delta": report.delta, "masks": report.masks})
+    parts = {"control": report.control, "delta": report.delta, "masks": report.masks}
+    return ConfigRecord(parts | {"auxiliary": report.auxiliary} if report.auxiliary else parts)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class ClientConfig:
         wire: how updates are coded.
         mask: `shared`, the server updates one mask for all; `local`, every device adapts its own within a round.
         batchnorm: `global`, running statistics cross the wire like weights; `local`, they stay on the device; `recompute`, the server
-            asks for those of the global model.
+            asks for those of the global model; `fedbn`, weights, biases and statistics stay on the device.
         chunks: pieces that a task comes in, see `client.streams.stream.Streams`.
         change: how a device notices that its task has changed; None: it is told.
     """
@@ -30,10 +30,10 @@ class ClientConfig:
     seed: int
     wire: WireConfig = field(default_factory=WireConfig)
     mask: Literal["shared", "local"] = "shared"
-    batchnorm: Literal["global", "local", "recompute"] = "global"
+    batchnorm: Literal["global", "local", "recompute", "fedbn"] = "global"
     chunks: int = 1
     change: ChangeConfig | None = None
 
     def layout(self, whole: Layout) -> Layout:
         """What of a model with layout `whole` crosses the wire in every round."""
-        return whole if self.batchnorm == "global" else whole.without_statistics()
+        return whole.sent(self.batchnorm)

@@ -25,6 +25,7 @@ from sparcl_core.sparsity.masks import Masks, State
 from sparcl_core.sparsity.update import MaskUpdate
 from sparcl_core.task_data import TaskData
 from sparcl_core.training.session import Session
+from sparcl_core.wire.auxiliary import Channel
 from sparcl_core.wire.error_feedback import code_active, code_update, statistics_form
 from sparcl_core.wire.protocol import Instruction, Report
 
@@ -68,8 +69,8 @@ def train(
         flops += cost
     seen = device.seen.copy()
     seen[np.unique(data.y)] = True
-    device = replace(device, memory=session.memory, seen=seen)
-    if config.batchnorm == "local":
+    device = replace(device, memory=replace(session.memory, received={}), seen=seen)
+    if config.batchnorm in ("local", "fedbn"):
         device = replace(device, statistics={name: session.state[name] for name in device.statistics})
     return device, Round(
         session=session, masks=masks, update=update, importance=importance, flops=flops,
@@ -158,9 +159,9 @@ def _adapt(
 
 
 def report(
-    device: DeviceState, done: Round, whole: Layout, *, number: int, config: ClientConfig, server_round: int
+    device: DeviceState, done: Round, whole: Layout, *, number: int, config: ClientConfig, server_round: int, channel: Channel
 ) -> tuple[DeviceState, Report]:
-    """The round's update as bytes, and the device with what encoding lost kept back."""
+    """The round's update as bytes, and the device with what encoding lost kept back. channel: for what is sent beside it."""
     layout, wire, base = config.layout(whole), config.wire, device.model.base
     coded, residuals = {}, {}
     for name in layout.shapes:
@@ -180,7 +181,9 @@ def report(
     versions = (device.version, device.mask_version)
     delta = codec.encode("delta", layout, coded, model_version=device.version, mask_version=device.mask_version)
     masks = _mask_payload(device, done, layout=layout, config=config, versions=versions)
-    told = Report(device.version, done.session.samples, device.seen, delta.data, masks.data if masks else b"", done.has_changed)
+    beside = channel.encode(done.session.upload, device.masks, device.version).data if channel else b""
+    mask_update = masks.data if masks else b""
+    told = Report(device.version, done.session.samples, device.seen, delta.data, mask_update, done.has_changed, beside)
     return replace(device, residual=residuals), told
 
 

@@ -12,20 +12,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.fleet.roster import Roster
 from server.global_model.masks import Diversity
+from server.rounds.evaluation import Evaluate, Evaluation, OwnModels, evaluate_devices
 from server.rounds.federation import Counts, Federation, Talk
 from server.rounds.first_masks import find_masks
 from server.rounds.recalibration import recalibrate
 from server.rounds.registration import enrol, register
 from server.strategy import SparCLStrategy
-from sparcl_core.sparsity.masks import State
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """accuracy: [2, T], Class-IL and Task-IL per task. by_class: [2, T, C], the same per true class; NaN where there is no test sample."""
-
-    accuracy: np.ndarray
-    by_class: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,7 @@ class RoundRecord:
         accuracy, by_class: see `Evaluation`; None where this round was not evaluated.
         diversity: of the devices' masks; None without masks.
         time: virtual second at which it was over.
+        own: of devices' own models, where it is these that were evaluated.
     """
 
     round: int
@@ -51,6 +44,7 @@ class RoundRecord:
     diversity: Diversity | None = None
     by_class: np.ndarray | None = None
     time: float = 0.0
+    own: OwnModels | None = None
 
 
 def run_rounds(
@@ -59,10 +53,11 @@ def run_rounds(
     *,
     rounds: int,
     evaluate_every: int,
-    evaluate: Callable[[State], Evaluation],
+    evaluate: Evaluate,
     observe: Callable[[RoundRecord], None],
     roster: Roster | None = None,
     first_round: int = 0,
+    own_models: int | None = None,
 ) -> None:
     """All rounds, or as many as there are before the virtual clock ends the run.
 
@@ -71,6 +66,7 @@ def run_rounds(
         observe: told of every round when it is over; of round 0, the untrained model, first.
         roster: the fleet, where it is known, as in a simulation; without it every node is asked who it is.
         first_round: 0, the evaluation of the untrained model; or the round behind the one that `strategy` was restored at.
+        own_models: evaluate those of so many devices instead, as soon as any has trained (`server.rounds.evaluation`); 0: of all.
     """
     federation, played, talk = strategy.federation, strategy.rounds, talk_over(grid)
     if roster is None:
@@ -93,7 +89,9 @@ def run_rounds(
         is_due = ends_task or (evaluate_every > 0 and server_round % evaluate_every == 0)
         if is_due:
             recalibrate(federation, server_round, talk, counts.reached)
-        found = evaluate(strategy.weights) if is_due else None
+        found = evaluate_devices(federation, server_round, talk, own_models) if is_due and own_models is not None else None
+        if is_due and found is None:
+            found = evaluate(strategy.weights)
         observe(finished(federation, server_round, task, counts, ends_task=ends_task, found=found))
 
 
@@ -129,6 +127,7 @@ def finished(
         diversity=federation.model.diversity,
         by_class=found.by_class if found else None,
         time=federation.now,
+        own=found.own if found else None,
     )
 
 

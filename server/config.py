@@ -1,5 +1,6 @@
 """Settings of the federation."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,15 +19,21 @@ class FederationConfig:
             server thins what comes back to the target sparsity (FedDST, Bibikar et al. 2022; all of it with `masks.scheme = "rigl"`).
         batchnorm: what happens to BatchNorm's running statistics. `global`: they cross the wire and are averaged like weights;
             `local`: they stay on the device (SiloBN, Andreux et al. 2020), and the global model is evaluated with their average;
-            `recompute`: before an evaluation devices recompute those of the global model in one pass (HeteroFL, Diao et al. 2021).
+            `recompute`: before an evaluation devices recompute those of the global model in one pass (HeteroFL, Diao et al. 2021);
+            `fedbn`: statistics, weights and biases of BatchNorm stay on the device (FedBN, Li et al. 2021), whose own model is evaluated.
+        correction: of the devices' steps, see `sparcl_core.methods.correction`: none (FedAvg), fedprox or scaffold, or
+            `package.module:name`.
+        mu: weight of FedProx's term, which keeps a device's model near the one that it was sent; 0 is FedAvg.
     """
 
     rounds_per_task: int = 10
     local_epochs: int = 2
     cohort_size: int = 0
     mask: Literal["shared", "local"] = "shared"
-    batchnorm: Literal["global", "local", "recompute"] = "global"
+    batchnorm: Literal["global", "local", "recompute", "fedbn"] = "global"
     rounds: int = 0
+    correction: str = "none"
+    mu: float = 0.0
 
     def __post_init__(self):
         if self.rounds_per_task < 1 or self.local_epochs < 1:
@@ -35,6 +42,10 @@ class FederationConfig:
             raise ValueError(f"rounds is {self.rounds}: a number of rounds, or 0 for those of all tasks")
         if self.cohort_size < 0:
             raise ValueError(f"cohort_size is {self.cohort_size}: 0 for all devices, or a number of devices")
+        if not 0 <= self.mu < math.inf:
+            raise ValueError(f"mu is {self.mu}: the weight of FedProx's term must be finite and may not be negative")
+        if self.mu and self.correction in ("none", "scaffold"):
+            raise ValueError(f"mu is {self.mu}, but correction is {self.correction!r}: mu is FedProx's; set correction=fedprox, or mu=0")
 
     @property
     def task_epochs(self) -> int:

@@ -28,7 +28,7 @@ from sparcl_core.codec import Sizes
 from sparcl_core.costs.device import Cost
 from sparcl_core.costs.flops import FLOP_COLUMNS
 
-PHASES = ("register", "sensitivity", "download", "train", "upload", "calibrate", "aggregate")
+PHASES = ("register", "sensitivity", "download", "train", "upload", "calibrate", "aggregate", "evaluate")
 DELIVERED = ("ok", "clipped")  # outcomes of an upload whose update counts
 SERVER, STRANGER = -1, -2  # in the place of a device: the server itself, and a node that is none
 KINDS = tuple(field.name for field in fields(Sizes))

@@ -22,6 +22,7 @@ from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.build import make_cohorts
 from simulations.fleet.mix import Fleet, make_hardware
+from sparcl_core.evaluation import TestData
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
@@ -62,7 +63,19 @@ class World:
     @property
     def app_args(self) -> tuple:
         """Arguments of `client_app.client_app`; its arrays are the large part, and every worker of a node maps the same copy."""
-        return self.client_config, self.streams
+        common = self.client_config, self.streams
+        return common if self.own_models is None else (*common, self.test_data)
+
+    @property
+    def own_models(self) -> int | None:
+        """So many devices' own models are evaluated, 0: all; None: the server's is."""
+        return self.experiment.evaluate_devices if self.experiment.evaluate_on == "devices" else None
+
+    @property
+    def test_data(self) -> TestData:
+        """What models are evaluated on."""
+        raw, streams = self.data.raw, self.streams
+        return TestData(raw.test_x, raw.test_y, streams.classes, streams.domains)
 
 
 def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Experiment:
@@ -137,7 +150,7 @@ def make_roster(streams: Streams) -> Roster:
 def make_evaluator(world: World) -> Evaluator:
     """Accuracy of a model on the world's test data."""
     e = world.experiment
-    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.data.raw, world.streams.classes, world.streams.domains)
+    return Evaluator(Learner(e.method, world.data.inputs, 1, e.seed), world.test_data)
 
 
 def make_strategy(world: World) -> SparCLStrategy:

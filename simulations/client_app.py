@@ -5,8 +5,9 @@ from flwr.clientapp import ClientApp
 from client.app import make_client_app
 from client.config import ClientConfig
 from client.streams.stream import Streams
+from sparcl_core.evaluation import TestData
 
 
-def client_app(config: ClientConfig, streams: Streams) -> ClientApp:
+def client_app(config: ClientConfig, streams: Streams, test_data: TestData | None = None) -> ClientApp:
     """The ClientApp of any device; made in every worker process from arguments that travel once."""
-    return make_client_app(config, streams.__getitem__)
+    return make_client_app(config, streams.__getitem__, test_data=test_data)

@@ -57,6 +57,11 @@ def sensitivity(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Wait for the fleet, run all rounds, log the result, and write it if `out` names a file.
@@ -75,7 +80,7 @@ def main(grid: Grid, context: Context) -> None:
         log.info(_line(record, experiment.stream))
 
     rounds = {"rounds": experiment.rounds, "evaluate_every": experiment.evaluate_every}
-    run_rounds(grid, strategy, **rounds, evaluate=make_evaluator(world), observe=observe)
+    run_rounds(grid, strategy, **rounds, evaluate=make_evaluator(world), observe=observe, own_models=world.own_models)
     ensure_anyone_came(strategy.federation)
     result = {"experiment": experiment.name, "seed": experiment.seed, **_figures(records), "totals": strategy.ledger.totals()}
     log.info("result: %s", json.dumps(result["accuracy"]))

@@ -21,6 +21,7 @@ from simulations.engine.address import masked
 from simulations.fleet.mix import read_fleet
 from simulations.fleet.profiles import load_profile
 from sparcl_core.foreign import printable
+from sparcl_core.methods.registry import make_method
 
 WHOLE = "whole.json"  # in the place of run.json when all results are written, see `simulations.results.resumable`
 
@@ -46,6 +47,15 @@ def experiment_files(experiment: Experiment) -> Iterator[str]:
             f"data.path: cannot read {printable(repr(data.path))}: {there}; it is a folder with train.parquet and test.parquet, "
             f"and this command runs in {printable(os.getcwd())}"
         )
+
+
+def alone(experiment: Experiment) -> Iterator[str]:
+    """What cannot be for a single device, which has no server."""
+    named = make_method(experiment.learner)
+    if named.needs_server:
+        yield f"learner.method is {experiment.learner.method!r}, which needs the server of a federation: sparcl run has one"
+    if (correction := experiment.federation.correction) != "none":
+        yield f"federation.correction is {correction!r}, but there is no federation: set federation.correction=none, or take sparcl run"
 
 
 def output_folder(parent: Path) -> Iterator[str]:

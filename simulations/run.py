@@ -180,6 +180,7 @@ def _play(world: World, strategy: SparCLStrategy, grid: EngineGrid, *, observe: 
         observe=observe,
         roster=make_roster(world.streams),
         first_round=first_round,
+        own_models=world.own_models,
     )
     threads, started = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)  # so that the same bits come out on every engine

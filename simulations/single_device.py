@@ -18,6 +18,7 @@ from simulations.evaluate import Evaluator
 from simulations.fleet.profiles import load_profile
 from sparcl_core.costs.device import Cost, compute_cost
 from sparcl_core.costs.memory import activation_bytes
+from sparcl_core.evaluation import TestData
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
 from sparcl_core.metrics import continual
@@ -65,7 +66,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     check_tested(streams.classes, data.raw.test_y)
     tasks = [streams[0].task(number) for number in range(experiment.stream.tasks)]
     learner = Learner(method, data.inputs, epochs, seed)
-    evaluate = Evaluator(learner, data.raw, streams.classes, streams.domains)
+    evaluate = Evaluator(learner, TestData(data.raw.test_x, data.raw.test_y, streams.classes, streams.domains))
     so_far = point.load() if point else None
 
     def session_done(progress: Progress) -> None:

@@ -153,8 +153,16 @@ def weight_of_a_loss(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
+class CorrectionConfig:
+    """What corrects the steps of devices. name: see `sparcl_core.methods.registry.CORRECTIONS`; mu: weight of FedProx's term."""
+
+    name: str = "none"
+    mu: float = 0.0
+
+
+@dataclass(frozen=True)
 class MethodConfig:
-    """How a device learns: backbone, learning method, weight sparsity, where it comes from, and the three mechanisms.
+    """How a device learns: backbone, learning method, correction of its steps, sparsity, where it comes from, and the three mechanisms.
 
     Raises:
         ValueError: where two settings contradict each other: sparsity outside [0, 1), q below s.
@@ -168,6 +176,7 @@ class MethodConfig:
     sparsity: float
     kernels: KernelConfig = field(default_factory=KernelConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
 
     def __post_init__(self):
         if not 0 <= self.sparsity < 1:

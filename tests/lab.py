@@ -82,7 +82,9 @@ class Lab:
         return local_round.train(device, instruction, self.learner, self.stream, number=0, config=self.config)
 
     def report(self, device: DeviceState, done: local_round.Round, server_round: int = 1):
-        return local_round.report(device, done, self.learner.layout, number=0, config=self.config, server_round=server_round)
+        return local_round.report(
+            device, done, self.learner.layout, number=0, config=self.config, server_round=server_round, channel=self.learner.auxiliary.up
+        )
 
     def sent(self, report) -> dict[str, codec.SparseTensor]:
         """What arrives at the server."""

@@ -16,7 +16,7 @@ PACKAGES = {"sparcl_core": (), "client": ("sparcl_core",), "server": ("sparcl_co
 FLOORS = {  # from the ground up
     "sparcl_core": (
         "seeding foreign metrics task_change", "plugins", "task_data domains batches", "sparsity", "config replay",
-        "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo",
+        "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo evaluation",
     ),
     "client": ("config streams", "state", "local_round", "app"),
     "server": (

@@ -25,7 +25,7 @@ class DeviceState:
 
     Attributes:
         model: what it has received, shared with all devices that hold the same version.
-        statistics: running statistics that stay on the device; empty if they cross the wire.
+        statistics: tensors of BatchNorm that stay on the device; empty if all of them cross the wire.
         residual: what encoding has lost so far, for every tensor of the model.
         memory: buffer, data removal, epochs, what its learning method keeps.
         task: the task it last trained on, -1 before the first; where it is not told, as many changes as it has noticed.
@@ -75,11 +75,17 @@ def save_state(device: DeviceState) -> dict[str, bytes]:
     head = {
         "counts": [device.task, device.step, memory.epochs, memory.twin_offered, buffer.offered, removal.stages],
         "method": list(memory.arrays),
+        "correction": list(memory.corrected),
         "statistics": list(device.statistics),
         "residual": "".join(form for form, _ in packed),
     }
     arrays = [device.seen, device.losses, buffer.x, buffer.y, buffer.logits, *(getattr(removal, key) for key in _DDR_ARRAYS)]
-    arrays += [*memory.arrays.values(), *device.statistics.values(), *(array for _, arrays in packed for array in arrays)]
+    arrays += [
+        *memory.arrays.values(),
+        *memory.corrected.values(),
+        *device.statistics.values(),
+        *(array for _, arrays in packed for array in arrays),
+    ]
     return {"model": device.model.saved, "own": array_bytes.write(head, [np.asarray(array, order="C") for array in arrays])}
 
 
@@ -105,7 +111,8 @@ def load_own(own: bytes, model: Model | None) -> DeviceState:
     seen, losses = next(arrays), next(arrays)
     buffer = Buffer(next(arrays), next(arrays), next(arrays), offered)
     removal = DDRState(**{key: next(arrays) for key in _DDR_ARRAYS}, stages=stages)
-    memory = Memory(buffer, removal, epochs, twin_offered, {name: next(arrays) for name in head["method"]})
+    kept, corrected = ({name: next(arrays) for name in head[part]} for part in ("method", "correction"))
+    memory = Memory(buffer, removal, epochs, twin_offered, kept, corrected)
     statistics = {name: next(arrays) for name in head["statistics"]}
     residual = {}
     if model is not None:

@@ -8,7 +8,7 @@ the next update is as bad: only one that stays, and that a device has trained wi
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,7 @@ ROUNDS = 3  # without an update, after which it does not matter any more how few
 class Step:
     """The model's last update: what was there before it, and what was seen. told: the largest of its updates, and what stood out.
 
-    version: the last of the model that was published without it.
+    version: the last of the model that was published without it; beside: the arrays beside the model, as they were.
     """
 
     round: int
@@ -30,6 +30,7 @@ class Step:
     optimizer: Snapshot
     told: str
     version: int
+    beside: State = field(default_factory=dict)
 
 
 class Rollback:
@@ -88,7 +89,7 @@ class Rollback:
         for name, value in self.step.weights.items():
             where = value.view(f"u{value.itemsize}").reshape(-1) != 0  # by their bits: -0.0 is not 0
             arrays |= {f"where/{name}": np.packbits(where), f"values/{name}": value.reshape(-1)[where]}
-        return arrays | under("optimizer", self.step.optimizer)
+        return arrays | under("optimizer", self.step.optimizer) | under("beside", self.step.beside)
 
     def restore(self, snapshot: Snapshot, weights: State) -> None:
         """Go on where `snapshot` was taken. `weights`: of the model, for names and shapes."""
@@ -101,8 +102,9 @@ class Rollback:
         for name, value in weights.items():
             before[name] = np.zeros_like(value)
             before[name].reshape(-1)[np.unpackbits(where[name], count=value.size).astype(bool)] = values[name]
-        optimizer = within("optimizer", snapshot)
-        self.step = Step(said["round"], before, in_order(sorted(optimizer), optimizer), said["told"], said["version"])
+        optimizer, beside = within("optimizer", snapshot), within("beside", snapshot)
+        optimizer = in_order(sorted(optimizer), optimizer)
+        self.step = Step(said["round"], before, optimizer, said["told"], said["version"], in_order(sorted(beside), beside))
 
 
 def _text(said: dict) -> np.ndarray:

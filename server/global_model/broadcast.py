@@ -129,15 +129,19 @@ class Broadcast:
     def whole(self) -> Encoded:
         """The held model, lossless, masks included."""
         if self._whole is None:
-            tensors = {}
-            for name, value in self.held.items():
-                flat = value.reshape(-1)
-                places = np.flatnonzero(self.masks[name]) if name in self.masks else np.arange(flat.size)
-                form = "f64" if value.dtype == np.float64 else "f32"
-                over = codec.reference("whole", self.layout, name, self.masks)
-                tensors[name] = codec.quantise(SparseTensor(places, flat[places]), over, form, name)
-            self._whole = codec.encode("whole", self.layout, tensors, model_version=self.version, mask_version=self.mask_version)
+            self._whole = self.whole_of(self.held)
         return self._whole
+
+    def whole_of(self, weights: State) -> Encoded:
+        """These weights as `whole` has the held ones, in this version's place."""
+        tensors = {}
+        for name in self.layout.shapes:
+            flat = weights[name].reshape(-1)
+            places = np.flatnonzero(self.masks[name]) if name in self.masks else np.arange(flat.size)
+            form = "f64" if flat.dtype == np.float64 else "f32"
+            over = codec.reference("whole", self.layout, name, self.masks)
+            tensors[name] = codec.quantise(SparseTensor(places, flat[places]), over, form, name)
+        return codec.encode("whole", self.layout, tensors, model_version=self.version, mask_version=self.mask_version)
 
     def snapshot(self) -> Snapshot:
         """All that changes from round to round, see `server.snapshot`. The whole model's payload is made anew when it is needed."""

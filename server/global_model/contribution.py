@@ -1,6 +1,6 @@
 """What devices contribute to the model in a round, and what of it is used: what is refused, and what is scaled down."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from server.aggregation.average import chosen
 from server.aggregation.config import AggregationConfig
@@ -23,6 +23,7 @@ class Contribution:
         sizes: bytes of the report by kind.
         statistics: BatchNorm's, where they stay on the device.
         has_changed: the device found that its task has.
+        beside: the arrays that it sent beside its update.
     """
 
     update: Update
@@ -31,6 +32,7 @@ class Contribution:
     sizes: Sizes
     statistics: State | None = None
     has_changed: bool = False
+    beside: State = field(default_factory=dict)
 
     @property
     def device(self) -> int:

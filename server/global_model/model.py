@@ -13,6 +13,7 @@ from server.aggregation.update import Update
 from server.defence.clipping import Seen, Unusual
 from server.defence.rollback import Rollback, Step
 from server.errors import FleetError
+from server.global_model.auxiliary import Beside
 from server.global_model.batchnorm import Observed, bounded_statistics, pooled_statistics
 from server.global_model.broadcast import Broadcast, TieredBroadcast
 from server.global_model.contribution import Contribution, Judged, judge, judge_importance
@@ -33,6 +34,7 @@ class GlobalModel:
         weights: w.
         whole, layout: of all tensors, and of those that cross the wire.
         broadcasts: what is published, a broadcast per tier.
+        beside: the arrays that a method or a correction has beside the model.
         diversity: of the devices' masks in the last round; None without masks, or devices.
         awaits_masks: devices are still to find the first mask on their data; the one that is there stands in for it.
     """
@@ -43,7 +45,7 @@ class GlobalModel:
         scheme = method.scheme(federation.task_epochs, settings.seed)
         scheme.check()
         self.settings, self.whole, self.classifier = settings, start.layout, start.classifier
-        self.layout = self.whole if federation.batchnorm == "global" else self.whole.without_statistics()
+        self.layout = self.whole.sent(federation.batchnorm)
         self.weights = {name: value.copy() for name, value in start.weights.items()}
         self.sparsities, self._dense, self.awaits_masks = sparsities, start.dense, start.dense is not None
         self.broadcasts = self._first_broadcasts(start.masks)
@@ -51,6 +53,7 @@ class GlobalModel:
         schedule, is_shared = scheme.schedule(federation.local_epochs), federation.mask == "shared"
         self.masking = SharedMasks(scheme, schedule, settings.wire.importance) if is_shared else LocalMasks(scheme)
         self.mask_schedule = MaskSchedule(federation.rounds_per_task, settings.follows_reports)
+        self.beside = Beside(method, start)
         self.diversity: Diversity | None = None
         self.seen, self.seen_statistics, self.rollback = Seen(), Seen(), Rollback()
 
@@ -62,6 +65,10 @@ class GlobalModel:
     @property
     def masks(self) -> Masks:
         return self.broadcast.masks
+
+    @property
+    def num_classes(self) -> int:
+        return self.whole.shapes[self.classifier[0]][0]
 
     @property
     def voting_rows(self) -> tuple[str, ...]:
@@ -90,6 +97,7 @@ class GlobalModel:
         surviving = self.masking.before_round(task, session, self.weights, self.broadcast)
         wants_report = self.masking.wants_report(task, session)
         self.optimizer.drop(surviving)
+        self.beside.drop(self.masks)
         return wants_report, self.publish()
 
     def publish(self) -> str:
@@ -106,8 +114,10 @@ class GlobalModel:
             return taken_back
         return ""
 
-    def apply(self, server_round: int, contributions: list[Contribution]) -> Judged:
+    def apply(self, server_round: int, contributions: list[Contribution], fleet: int) -> Judged:
         """Move the model by the average of a round's contributions, in device order, as far as they are used; then the masks follow.
+
+        `fleet`: devices that there are.
 
         Raises:
             FleetError: if that makes it infinite, and so did the update before.
@@ -120,6 +130,9 @@ class GlobalModel:
             self._remember(server_round, judged)
             taken_back = self._move(server_round, [one.update for one in used])
         self._follow(used)
+        stood_out = {one.device for one in judged.unusual}
+        sound = [] if taken_back else [one for one in used if one.device not in stood_out]
+        judged = replace(judged, unusual=[*judged.unusual, *self.beside.combine(sound, fleet, self.settings.aggregation)])
         shown = [Observed(one.device, one.update.samples, one.statistics) for one in used if one.statistics]
         unusual = self.set_statistics(shown) if shown else []  # these are never sent: they are what the model is evaluated with
         self.mask_schedule.advance([one.has_changed for one in used])
@@ -148,6 +161,7 @@ class GlobalModel:
         self.weights = step.weights
         apply_masks_(self.weights, self.masks)
         self.optimizer.restore(step.optimizer)
+        self.beside.kept = step.beside
         self.optimizer.drop(self.masks)
         self.broadcasts.restart(self.weights)
         return f"{step.told} was taken back: {reason}"
@@ -161,6 +175,7 @@ class GlobalModel:
             **under("weights", self.weights),
             **under("broadcasts", self.broadcasts.snapshot()),
             **under("optimizer", self.optimizer.snapshot()),
+            **under("beside", self.beside.snapshot()),
             **under("masking", self.masking.snapshot()),
             **under("mask_schedule", self.mask_schedule.snapshot()),
             **under("seen", self.seen.snapshot()),
@@ -173,6 +188,7 @@ class GlobalModel:
         self.weights = same_model("weights", snapshot, self.weights)
         self.broadcasts.restore(within("broadcasts", snapshot))
         self.optimizer.restore(within("optimizer", snapshot))
+        self.beside.restore(within("beside", snapshot))
         self.masking.restore(within("masking", snapshot), self.broadcast)
         self.mask_schedule.restore(within("mask_schedule", snapshot))
         self.seen = Seen.restored(within("seen", snapshot))
@@ -192,7 +208,8 @@ class GlobalModel:
         told = judged.bounded.told(server_round)
         before = {name: value.copy() for name, value in self.weights.items()}
         optimizer = {name: array.copy() for name, array in sorted(self.optimizer.snapshot().items())}
-        self.rollback.moved(Step(server_round, before, optimizer, told, self.broadcast.version), judged.trained_with)
+        beside = dict(sorted(self.beside.kept.items()))
+        self.rollback.moved(Step(server_round, before, optimizer, told, self.broadcast.version, beside), judged.trained_with)
 
     def _move(self, server_round: int, updates: list[Update]) -> str:
         """The server's step. Returns why it was taken back, empty if it was not."""

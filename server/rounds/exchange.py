@@ -30,7 +30,7 @@ class Exchange:
 
     def __init__(self, model: GlobalModel, tiers: Tiers, conditions: Conditions, workload: Workload):
         self.model, self.tiers, self.conditions = model, tiers, conditions
-        self.workbook = Workbook(workload, model.whole)
+        self.workbook = Workbook(workload, model.whole, model.beside.channel_up.layout)
         self.most_bytes = self.workbook.reply_bytes
         self.local_epochs = model.settings.federation.local_epochs
         self.shown = model.whole if model.settings.federation.batchnorm == "local" and model.whole.statistics else None
@@ -61,10 +61,12 @@ class Exchange:
         payloads = broadcast.payloads(self.held.get(device, 0)) if brings_model else ()
         data = tuple(payload.data for payload in payloads)
         # masks are the shared ones' business: sparser tiers are not asked
+        beside = self.model.beside.payload(tier, broadcast.base) if action == "train" else None
         instruction = Instruction(server_round, chosen.step, self.local_epochs, wants_report and not tier, data)
-        wire = ConfigRecord({"control": instruction.control, "payloads": list(data)})
+        parts = {"control": instruction.control, "payloads": list(data)}
+        wire = ConfigRecord(parts | {"auxiliary": beside.data} if beside else parts)
         message = Message(RecordDict({"instruction": wire}), member.node_id, action, group_id=str(server_round))
-        sizes = sum((payload.sizes for payload in payloads), Sizes(header=len(instruction.control)))
+        sizes = sum((payload.sizes for payload in (*payloads, *([beside] if beside else ()))), Sizes(header=len(instruction.control)))
         extra_s = tuple(self.conditions.jitter(device, server_round, f"{action}-{way}") for way in ("down", "up"))
         where = Where(server_round, chosen.step, device, time)
         rest_bytes = message_bytes(message) - metadata_bytes(message.metadata)
@@ -87,6 +89,8 @@ class Exchange:
         broadcast, model = self.model.broadcasts[tier], self.model
         try:
             found = replies.accept(reply.report, request, broadcast, model.masking, voting_rows=model.voting_rows, most_samples=most)
+            beside, sizes = model.beside.read(reply.report, request.base)
+            found = replace(found, beside=beside, sizes=found.sizes + sizes)
         except CodecError as error:
             return Verdict(problem=f"{request}, stage decode: {error}")
         if tier:  # it holds fewer weights than the shared mask has

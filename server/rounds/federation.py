@@ -129,7 +129,7 @@ class Federation:
 
     def finish(self, server_round: int, contributions: list[Contribution]) -> Counts:
         """Average these, in device order, into the model; what stands out of them is clipped or refused, with its row."""
-        judged = self.model.apply(server_round, contributions)
+        judged = self.model.apply(server_round, contributions, len(self.cohorts.roster))
         self._note(server_round, judged.taken_back)
         self._amend(judged.unusual)
         self.history.transferred([(self.exchange.tier(one.device), one.sizes.total) for one in judged.used], UP)

@@ -50,7 +50,8 @@ def pack(flights: dict[int, Flight]) -> Snapshot:
         request, reply = flight.request, flight.reply
         key = next((known for known, found in masks.items() if found is request.base.masks), f"{len(masks)}")
         masks[key] = request.base.masks
-        parts = (reply.report.control, reply.report.delta, reply.report.masks) if reply.report else ()
+        report = reply.report
+        parts = (report.control, report.delta, report.masks, report.auxiliary) if report else ()
         data += parts
         entries.append(
             {

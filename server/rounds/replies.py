@@ -45,13 +45,18 @@ def oversize(reply: Message, bounds: Bounds) -> str:
     return f"the reply has {size} bytes: for this model at most {most} can be needed" if size > most else ""
 
 
-def missing(reply: Message, where: str) -> str:
-    """Why there is nothing to decode; empty if there is. Fit to be printed. `where`: whose reply, and of which round."""
+def missing(reply: Message, where: str, records: tuple[str, ...] = ("report", "measures")) -> str:
+    """Why there is nothing to decode; empty if there is. Fit to be printed.
+
+    Args:
+        where: whose reply, and of which round.
+        records: that it must have.
+    """
     if reply.has_error():
         return printable(reply.error.reason) or f"{where}: failed without a reason"
     if not reply.has_content():
         return f"{where}: the reply has no content"
-    absent = [name for name in ("report", "measures") if name not in reply.content]
+    absent = [name for name in records if name not in reply.content]
     return f"{where}: the reply has no record {absent[0]!r}" if absent else ""
 
 
@@ -78,7 +83,7 @@ def read_report(reply: Message) -> Report:
     wire = reply.content["report"]
     if absent := [key for key in ("control", "delta", "masks") if key not in wire]:
         raise CodecError(f"the report has no part {absent[0]!r}")
-    parts = [wire[key] for key in ("control", "delta", "masks")]
+    parts = [wire[key] for key in ("control", "delta", "masks")] + [wire.get("auxiliary", b"")]
     if not all(isinstance(part, bytes) for part in parts):
         raise CodecError("a part of the report is not made of bytes")
     return Report.from_wire(*parts)

@@ -47,9 +47,9 @@ class Bounds:
 class Workbook:
     """Bounds of the rounds of one experiment."""
 
-    def __init__(self, workload: Workload, layout: Layout):
-        """`layout`: of the whole model, statistics included."""
-        self.workload, self.reply_bytes = workload, most_reply_bytes(layout)
+    def __init__(self, workload: Workload, layout: Layout, beside: Layout):
+        """layout: of the whole model, statistics included; beside: of the arrays that devices send beside their updates."""
+        self.workload, self.reply_bytes = workload, most_reply_bytes(layout, beside)
         self._cost = per_sample(workload.layers, workload.masked, workload.masked)
         self._maskable = sum(workload.masked.values())
 
@@ -60,13 +60,15 @@ class Workbook:
         steps = work.epochs * -(-own // work.method.learner.batch_size)
         in_round, passes = (method.step_passes(epochs * own, epochs * own) for epochs in (work.epochs, work.epochs + 2))
         weights = sum(work.model.parameters.values())
-        between = method.task_passes(max(samples), capacity, weights)
-        computed = cost.whole * (passes.trained + between.trained) + cost.forward * passes.taught
+        between, beside = method.task_passes(max(samples), capacity, weights), method.session_passes(own)
+        computed = cost.whole * (passes.trained + between.trained) + cost.forward * (passes.taught + beside.taught)
         flops = {
             "train_sparse": computed, "train_dense": computed, "importance": computed, "masks": self._maskable * (steps + 6),
-            "paper": 3 * (passes.trained + passes.taught) * cost.forward, "statistics": (own + capacity + between.taught) * cost.forward,
+            "paper": 3 * (passes.trained + passes.taught + beside.taught) * cost.forward,
+            "statistics": (own + capacity + between.taught) * cost.forward,
             "samples": passes.trained + between.trained, "steps": steps,
-            "method": method.step_flops(weights * steps, passes.replayed) + between.flops,
+            "method": method.step_flops(weights * steps, passes.replayed) + between.flops + beside.flops
+            + work.correcting.step_flops(weights * steps) + work.correcting.session_flops(weights),
         }  # fmt: skip
         counts = {
             "samples": work.epochs * own, "replayed": in_round.replayed, "dropped": work.epochs * own, "steps": steps,
@@ -78,16 +80,16 @@ class Workbook:
         return Bounds(self.reply_bytes, most, counts, memory_bytes=GENEROUS * memory, statistics=own + capacity)
 
 
-def most_reply_bytes(layout: Layout) -> int:
-    """What a reply can weigh at most, in bytes, for a model of this layout (the whole one, statistics included).
+def most_reply_bytes(layout: Layout, beside: Layout) -> int:
+    """What a reply can weigh at most, in bytes, for a model of this layout (the whole one, statistics included), and what it has beside it.
 
     A coordinate takes at most 8 bytes of value (f64; narrower forms with a scale for every place, `wire.block=1`, take 3) and one bit of
-    position: a bitmap is always among the forms that the codec chooses from, and it takes the smallest. A reply brings at most three such
-    payloads: the update, importance of the masked tensors, and what is shown of running statistics. Each payload has headers, checksum and
-    tables of frequencies: at most 1 KB per tensor. Control, measures, and Flower's names around them are a few hundred bytes, and 1 bit per
-    class: 64 KB leave room for what other versions add.
+    position: a bitmap is always among the forms that the codec chooses from, and it takes the smallest. A reply brings at most four such
+    payloads: the update, importance of the masked tensors, what is shown of running statistics, and what is beside the model. Each has
+    headers, checksum and tables of frequencies: at most 1 KB per tensor. Control, measures, and Flower's names around them are a few
+    hundred bytes, and 1 bit per class: 64 KB leave room for what other versions add.
     """
     statistics = sum(layout.size(name) for name in layout.statistics)
     masked = sum(layout.size(name) for name in layout.masked)
-    places = sum(map(layout.size, layout.shapes)) + masked + statistics
-    return 8 * places + places // 8 + 3 * 1024 * (len(layout.shapes) + 1) + 64 * 1024
+    places = sum(map(layout.size, layout.shapes)) + masked + statistics + sum(map(beside.size, beside.shapes))
+    return 8 * places + places // 8 + 1024 * (3 * len(layout.shapes) + len(beside.shapes) + 3) + 64 * 1024

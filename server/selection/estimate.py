@@ -18,7 +18,8 @@ from sparcl_core.config import MethodConfig
 from sparcl_core.costs.flops import LayerShape, Passes, per_sample
 from sparcl_core.costs.memory import Held, footprint
 from sparcl_core.methods.base import LearningMethod
-from sparcl_core.methods.registry import make_method
+from sparcl_core.methods.correction import Correction
+from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.sparsity.densities import active_counts
 
 
@@ -78,6 +79,11 @@ class Workload:
         """The learning method of `method`."""
         return make_method(self.method.learner)
 
+    @cached_property
+    def correcting(self) -> Correction:
+        """The correction of the steps."""
+        return make_correction(self.method.correction, self.method.learner.lr)
+
     def level(self, sparsity: float) -> Level:
         """The work at `sparsity`, gradient masks as dense as their settings say in proportion."""
         method, active = self.method, self._active(sparsity)
@@ -107,7 +113,7 @@ class Workload:
         ranked = method.scheme(task_epochs=1, seed=0).gradients_held(self.masked.values())
         need = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True, ranked=ranked)
         kept = buffered * per_sample_held + self.learning.kept_samples(samples) * (self.input_bytes + 8)
-        return need.total + self.moved * in_flight + kept + arrays
+        return need.total + self.moved * in_flight + kept + arrays + self.correcting.arrays_bytes(self.model, active)
 
     @cached_property
     def dense_memory(self) -> int:

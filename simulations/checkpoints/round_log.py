@@ -8,6 +8,7 @@ import numpy as np
 from server.app import RoundRecord
 from server.global_model.masks import Diversity
 from server.ledger import Row, WallTime
+from server.rounds.evaluation import OwnModels
 from server.snapshot import Snapshot, under, within
 from simulations.engine.states import StateChanges
 
@@ -41,6 +42,8 @@ def to_arrays(journal: Journal) -> Snapshot:
     arrays["time"] = np.array(record.time)
     if record.by_class is not None:
         arrays["by_class"] = np.asarray(record.by_class)
+    if record.own is not None:
+        arrays |= {"own/devices": record.own.devices, "own/accuracy": record.own.accuracy}
     if record.diversity is not None:
         arrays["diversity"] = np.array([record.diversity.union_density, record.diversity.distance])
     columns = list(zip(*map(attrgetter(*_COLUMNS), journal.rows), strict=True)) or [()] * len(_COLUMNS)
@@ -63,7 +66,8 @@ def from_arrays(arrays: Snapshot) -> Journal:
     """
     server_round, task, ends_task, num_devices, num_samples, exchange = arrays["counts"].tolist()
     apart = Diversity(*arrays["diversity"].tolist()) if "diversity" in arrays else None
-    found = (arrays.get("accuracy"), apart, arrays.get("by_class"), float(arrays["time"]))
+    own = OwnModels(arrays["own/devices"], arrays["own/accuracy"]) if "own/devices" in arrays else None
+    found = (arrays.get("accuracy"), apart, arrays.get("by_class"), float(arrays["time"]), own)
     record = RoundRecord(server_round, task, bool(ends_task), num_devices, num_samples, *found)
     columns = [
         _strings_of(within(f"rows/{name}", arrays)) if kind is str else arrays[f"rows/{name}"].tolist() for name, kind in _COLUMNS.items()

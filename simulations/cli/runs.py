@@ -137,7 +137,7 @@ def train_one(
         from simulations.config.run_name import run_name
 
         resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
-        preflight.expect(preflight.experiment_files(resolved), preflight.output_folder(out))
+        preflight.expect(preflight.alone(resolved), preflight.experiment_files(resolved), preflight.output_folder(out))
         alone = replace(resolved, name=f"{resolved.name}-alone")
         announce(alone, "inline")
         _train_one(with_kernels(alone), baseline, out, run_name(alone, set_ or []))

@@ -7,6 +7,7 @@ Its sections are the dataclasses of the packages that use them; `simulations.con
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Literal
 
 from server.aggregation.config import AggregationConfig
 from server.config import FederationConfig
@@ -18,9 +19,9 @@ from server.selection.policies import SelectionConfig
 from server.selection.sparsity_tiers import BudgetConfig
 from simulations.config import largest
 from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
-from sparcl_core.config import KernelConfig, LearnerConfig, MethodConfig, ModelConfig
+from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
-from sparcl_core.methods.registry import make_method
+from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.settings import MaskConfig
@@ -42,7 +43,10 @@ class Experiment:
         profile: device profile of all devices, a file in simulations/profiles/ or a path to one; `fleet` can mix several.
         target: Class-IL accuracy on the test data of all tasks (Task-IL in the setting task-il) whose price is reported: hours, joules and
             bytes until it was reached first. 0: none.
-        evaluate_every: evaluate the global model every so many rounds besides the end of every task; 0: there only.
+        evaluate_every: evaluate the model every so many rounds besides the end of every task; 0: there only.
+        evaluate_on: `server`, the global model; or `devices`, the model that each device would use, on the tasks that it has had, and the
+            mean over devices is reported (docs/federated-methods.md).
+        evaluate_devices: so many devices, drawn for every evaluation; 0: all that have trained. Of `evaluate_on = "devices"`.
     """
 
     name: str = "experiment"
@@ -51,6 +55,8 @@ class Experiment:
     sparsity: float = 0.9
     profile: str = "raspberry-pi-4"
     evaluate_every: int = 1
+    evaluate_on: Literal["server", "devices"] = "server"
+    evaluate_devices: int = 0
     target: float = 0.0
     data: DataConfig = field(default_factory=DataConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -93,6 +99,14 @@ class Experiment:
             make_method(self.learner)
         except ValueError as error:
             yield str(error)
+        try:
+            make_correction(CorrectionConfig(self.federation.correction, self.federation.mu), self.learner.lr)
+        except ValueError as error:
+            yield str(error)
+        if self.evaluate_devices < 0:
+            yield f"evaluate_devices is {self.evaluate_devices}: a number of devices, or 0 for all that have trained"
+        if self.evaluate_devices and self.evaluate_on == "server":
+            yield f"evaluate_devices is {self.evaluate_devices}, but evaluate_on is 'server': set evaluate_on=devices, or leave it at 0"
         if self.evaluate_every < 0:
             yield f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only"
 
@@ -118,7 +132,8 @@ class Experiment:
     def _contradictions(self) -> Iterator[str]:
         """Settings that contradict each other."""
         federation, stream = self.federation, self.stream
-        if self.clock.is_buffered and federation.batchnorm != "global":
+        yield from self._federated()
+        if self.clock.is_buffered and federation.batchnorm not in ("global", "fedbn"):
             yield (
                 f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "
                 f"of a round could be asked for their statistics; take global, or clock.mode=sync"
@@ -152,9 +167,36 @@ class Experiment:
                 f"stream.online is true, but federation.local_epochs is {federation.local_epochs}: a single pass is one epoch; set it to 1"
             )
 
+    def _federated(self) -> Iterator[str]:
+        """Where the correction of the devices' steps, or what a method sends, does not fit the rest."""
+        federation, method = self.federation, make_method(self.learner)
+        correction = make_correction(self.method.correction, self.learner.lr)
+        named = f"federation.correction is {federation.correction!r}", f"learner.method is {self.learner.method!r}"
+        for shown, sender in zip(named, (correction, method), strict=True):
+            if sender.in_order and self.clock.is_buffered:
+                yield (
+                    f"{shown}, but clock.mode is {self.clock.mode!r}: what its devices send beside their updates is of one round, and "
+                    f"there updates of several are averaged; take clock.mode=sync"
+                )
+            if sender.needs_shared_masks and federation.mask == "local":
+                yield f"{shown}, but federation.mask is 'local': its arrays are over masks that all devices share; take mask=shared"
+        if correction.all_gradients and self.method.is_sparse and self.dgm.enabled:
+            yield (
+                f"federation.correction is {federation.correction!r}, but dgm.enabled is true: it needs the gradients of all active "
+                f"weights, of which DGM computes a part; set dgm.enabled=false"
+            )
+        if self.evaluate_on == "server" and (federation.batchnorm == "fedbn" or method.personal):
+            why = "federation.batchnorm is 'fedbn'" if federation.batchnorm == "fedbn" else f"learner.method is {self.learner.method!r}"
+            yield f"{why}, where every device has a model of its own, but evaluate_on is 'server': set evaluate_on=devices"
+        if federation.batchnorm == "fedbn" and self.model.weights:
+            yield "federation.batchnorm is 'fedbn', but model.weights names a file: what it has of BatchNorm would reach no device"
+
     @property
     def method(self) -> MethodConfig:
-        return MethodConfig(self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity, self.kernels, self.masks)
+        correction = CorrectionConfig(self.federation.correction, self.federation.mu)
+        return MethodConfig(
+            self.model, self.learner, self.tdm, self.ddr, self.dgm, self.sparsity, self.kernels, self.masks, correction
+        )  # fmt: skip
 
     @property
     def rounds(self) -> int:

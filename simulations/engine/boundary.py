@@ -76,7 +76,8 @@ def handle(
                 raise Refused(f"{where}, stage app: the `run_config` field of the `Context` object cannot be modified", ErrorCode.UNKNOWN)
             answer = _packed(detach_message, reply, f"{where}, stage reply")
             _expect_size(answer.num_bytes, limit_bytes, where)
-            return Handled(answer, _packed(_detach_state, context.state, f"{where}, stage state"))
+            left = _packed(_detach_state, context.state, f"{where}, stage state")
+            return Handled(answer, None if left == state else left)  # of what it kept as it was, blobs are the same objects
         except BaseException as error:
             code = error.code if type(error) is Refused else APP_RAISED
             failure = reply_to(request, error=Error(code, reason_of(error, where)))

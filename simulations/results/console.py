@@ -146,6 +146,8 @@ def final_table(summary: dict, width: int = 80) -> Table:
             factor = f"{savings[key]:.1f}x less" if key in savings else ""
             row(label, _number(totals[key], unit), _number(totals[other], unit), factor)
     table.add_section()
+    if spread := summary.get("own_models"):
+        row("mean of devices' own models", str(spread["class-il"]["devices"]), "")
     own, dense = summary["accuracy"], summary["dense_accuracy"]
     for scenario, name in (("class-il", "Class-IL"), ("task-il", "Task-IL")):
         for key, label in (("average", "accuracy"), ("forgetting", "forgetting")):

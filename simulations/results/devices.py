@@ -1,7 +1,8 @@
 """What each device paid, and what the model is worth to it: one row a device, from the ledger and the evaluations of a run.
 
 A device's accuracy is Class-IL, on the test data in the device's own mix of (task, class) over its whole stream; its forgetting is that of
-the matrix of its own steps, in its own order, each task in the device's own mix of classes.
+the matrix of its own steps, in its own order, each task in the device's own mix of classes. Where devices' own models are evaluated, its
+accuracy is that of its own in the last evaluation, a mean over the tasks that it has had.
 """
 
 import numpy as np
@@ -76,7 +77,7 @@ def endings(rows: list[Row]) -> dict[tuple[int, int], str]:
 def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy and forgetting of each device."""
     found = [record for record in result.rounds if record.by_class is not None]
-    curve = np.stack([record.by_class[0] for record in found])  # [E, T, C]
+    curve, own_models = np.stack([record.by_class[0] for record in found]), own_accuracy(result, 0)  # [E, T, C]
     steps = _steps_at(result, devices, [record.round for record in found], [record.time for record in found])
     streams, (tasks, classes) = result.world.streams, curve.shape[1:]
     accuracy, forgetting = np.full(len(devices), np.nan), np.full(len(devices), np.nan)
@@ -85,7 +86,7 @@ def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         mix = np.zeros((tasks, classes))
         for task, samples in zip(order, own, strict=True):
             mix[task] += np.bincount(streams.y[samples], minlength=classes)
-        accuracy[index] = device_accuracy(curve[-1], mix[None])[0]
+        accuracy[index] = own_models.get(device, np.nan) if own_models else device_accuracy(curve[-1], mix[None])[0]
         held = np.array([task for task in dict.fromkeys(order) if mix[task].any()])
         if len(held) < 2:
             continue
@@ -100,6 +101,15 @@ def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         if not np.isnan(matrix).any():
             forgetting[index] = scores(matrix).forgetting
     return accuracy, forgetting
+
+
+def own_accuracy(result: Result, scenario: int) -> dict[int, float]:
+    """By device, how good its own model was in the last evaluation: a mean over the tasks that it has had. Empty if the server's was."""
+    last = next(record for record in reversed(result.rounds) if record.accuracy is not None)
+    if last.own is None:
+        return {}
+    known = zip(last.own.devices.tolist(), last.own.accuracy[:, scenario], strict=True)
+    return {device: float(np.nanmean(own)) for device, own in known if not np.isnan(own).all()}
 
 
 def booked_rounds(result: Result) -> np.ndarray:

@@ -8,9 +8,10 @@ import numpy as np
 from server.ledger import Row
 from simulations.config.sections import StreamConfig
 from simulations.results.curves import fleet_figures
-from simulations.results.devices import device_table
+from simulations.results.devices import device_table, own_accuracy
 from simulations.run import Result
 from simulations.single_device import SoloResult
+from sparcl_core.metrics.fairness import fairness
 
 SCENARIOS = ("class-il", "task-il")
 
@@ -26,6 +27,7 @@ def summarise(result: Result, baseline: Result | None = None, devices: dict | No
         "seed": result.world.experiment.seed,
         "sparsity": result.world.experiment.sparsity,
         "accuracy": accuracy_figures(result),
+        "own_models": own_models(result),
         "totals": totals,
         "savings": savings(totals),
         "peak_device_memory_bytes": max((row.memory_bytes for row in rows), default=0),
@@ -105,6 +107,14 @@ def accuracy_figures(result: Result | SoloResult) -> dict:
         values = vars(result.scores(row))
         figures[scenario] = {key: None if np.isnan(value) else value for key, value in values.items()}
     return figures
+
+
+def own_models(result: Result) -> dict | None:
+    """Where devices' own models were evaluated, how their accuracy is spread over them, each a mean over the tasks that it has had."""
+    found = {scenario: own_accuracy(result, row) for row, scenario in enumerate(SCENARIOS)}
+    if not found["class-il"]:
+        return None
+    return {scenario: vars(fairness(np.array(list(own.values())))) for scenario, own in found.items()}
 
 
 def savings(totals: dict) -> dict:

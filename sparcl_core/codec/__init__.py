@@ -8,6 +8,7 @@
 
 from sparcl_core.codec.layout import CodecError, Layout, Reference, SparseTensor, reference_set
 from sparcl_core.codec.payload import (
+    AUXILIARY,
     KINDS,
     MASK_KINDS,
     PLACES_ONLY,
@@ -22,7 +23,7 @@ from sparcl_core.codec.payload import (
 from sparcl_core.codec.values import LIMIT, LOSSLESS, SIGNED, VALUES, WIDTH, Quantised, Values, quantise
 
 __all__ = [
-    "KINDS", "LIMIT", "LOSSLESS", "MASK_KINDS", "PLACES_ONLY", "SIGNED", "VALUES", "WIDTH",
+    "AUXILIARY", "KINDS", "LIMIT", "LOSSLESS", "MASK_KINDS", "PLACES_ONLY", "SIGNED", "VALUES", "WIDTH",
     "CodecError", "Encoded", "Layout", "Payload", "Quantised", "Reference", "Sizes", "SparseTensor", "Values",
     "decode", "encode", "encode_places", "quantise", "reference", "reference_set",
 ]  # fmt: skip

@@ -40,9 +40,18 @@ class Layout:
     def size(self, name: str) -> int:
         return math.prod(self.shapes[name])
 
-    def without_statistics(self) -> "Layout":
-        """The layout of a federation whose statistics stay on the devices."""
-        return Layout({name: shape for name, shape in self.shapes.items() if name not in self.statistics}, self.masked)
+    @property
+    def batchnorm(self) -> frozenset[str]:
+        """All tensors of the normalisations that have running statistics: these, weights and biases."""
+        norms = {name.removesuffix("running_mean") for name in self.statistics if name.endswith("running_mean")}
+        return self.statistics | {f"{norm}{part}" for norm in norms for part in ("weight", "bias") if f"{norm}{part}" in self.shapes}
+
+    def sent(self, batchnorm: str) -> "Layout":
+        """What of the model crosses the wire in every round, as `federation.batchnorm` says."""
+        if batchnorm == "global":
+            return self
+        stay = self.batchnorm if batchnorm == "fedbn" else self.statistics
+        return Layout({name: shape for name, shape in self.shapes.items() if name not in stay}, self.masked)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ _FIXED = struct.Struct("<3sBBI")  # magic, format version, kind, layout fingerpr
 # Kinds of model payloads, and of mask payloads. `add` counts its places over the inactive weights, others of these over all weights.
 MODEL_KINDS = ("delta", "whole", "statistics")
 MASK_KINDS = ("importance", "votes", "grow", "adapt", "drop", "add", "candidates", "keep", "flip")
-KINDS = (*MODEL_KINDS, *MASK_KINDS)
+AUXILIARY = "auxiliary"  # arrays that a method sends beside the model
+KINDS = (*MODEL_KINDS, *MASK_KINDS, AUXILIARY)
 PLACES_ONLY = ("votes", "grow", "adapt", "drop", "add", "candidates", "keep", "flip")
 OVER_ALL = ("whole", "candidates", "keep", "flip")
 
@@ -36,7 +37,8 @@ class Sizes:
     """Bytes of a message by what they are for; `Sizes() + a + b`.
 
     values, positions: of the masked tensors; rest: all of the dense tensors; masks: everything about masks (importance, votes,
-    mask updates); header: headers, checksums, control; unread: payloads that could not be decoded.
+    mask updates); header: headers, checksums, control; unread: payloads that could not be decoded; auxiliary: all of what a method sends
+    beside the model.
 
     Entropy-coded symbols of all sections share one stream: its bytes are dealt out in proportion to the ideal code lengths.
     """
@@ -47,6 +49,7 @@ class Sizes:
     masks: int = 0
     header: int = 0
     unread: int = 0
+    auxiliary: int = 0
 
     def __add__(self, other: "Sizes") -> "Sizes":
         return Sizes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -268,6 +271,8 @@ class _Tally:
         """`head`: bytes of headers and checksum, tables and scales included."""
         if kind in MASK_KINDS:
             return Sizes(masks=total)
+        if kind == AUXILIARY:
+            return Sizes(auxiliary=total)
         header = head - self.stated
         ideal = self.values + self.positions + self.rest
         unit = (total - header) / ideal if ideal else 0.0

@@ -129,6 +129,6 @@ def footprint(
 
 
 def kept_bytes(memory: Memory) -> int:
-    """What the learning method keeps on a device: its buffer and its arrays. Data removal's few bytes per sample are not counted."""
-    buffer = memory.buffer
-    return buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes + sum(array.nbytes for array in memory.arrays.values())
+    """What the learning method and its correction keep on a device: buffer, arrays. Data removal's few bytes a sample are not counted."""
+    buffer, arrays = memory.buffer, (*memory.arrays.values(), *memory.corrected.values())
+    return buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes + sum(array.nbytes for array in arrays)

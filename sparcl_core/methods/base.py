@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -39,9 +39,11 @@ from sparcl_core.task_data import TaskData
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparcl_core.codec import Layout
     from sparcl_core.networks.masked import Network
 
 Arrays = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Samples(NamedTuple):
@@ -52,12 +54,14 @@ class Samples(NamedTuple):
         y: [B] int64.
         rows: [B], which samples of the task or of the buffer these are.
         logits: [B, classes], as the buffer holds them; None for the task's data.
+        features: [B, D], what the classifier is given, with its gradient; None unless the method `wants_features`.
     """
 
     x: Tensor
     y: Tensor
     rows: np.ndarray
     logits: Tensor | None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +100,11 @@ class Running:
         memory: what the device keeps; the steps write to its buffer.
         freeze: state, masks -> a network that is not trained; [B, C, H, W] -> logits [B, classes] in evaluation mode. What goes through
             it is counted.
+        received: what the server has sent for the method (`SendsArrays`), by name; empty where nothing came, as on a single device.
         prepared: what `LearningMethod.prepare` returned.
+        correction: what `Correction.prepare` returned.
+        steps: that were done.
+        rng: of the step, for what a term draws.
     """
 
     network: Network
@@ -105,10 +113,63 @@ class Running:
     data: TaskData
     memory: Memory
     freeze: Callable[[State, Masks], Callable[[Tensor], Tensor]]
+    received: Arrays = field(default_factory=dict)
     prepared: Any = None
+    correction: Any = None
+    steps: int = 0
+    rng: np.random.Generator | None = None
 
 
-class LearningMethod:
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """What one device has sent beside its update. arrays: by name; samples: those of its task that it has trained on."""
+
+    device: int
+    samples: int
+    arrays: Arrays
+
+
+class SendsArrays:
+    """What crosses the wire in a federation beside the model and its updates. As it is: nothing.
+
+    The server keeps the arrays of `shapes_down`, zeros before the first round, and sends them to every device that it asks, whole and
+    lossless. A device has them as `running.received`, its steps being done it answers with those of `shapes_up`, and `combine` makes what
+    the server keeps from now on. An array that bears the name and the shape of a sparse tensor crosses over its active places alone.
+
+    Attributes:
+        counts: names among `shapes_up` of numbers of samples: whole, and at most what the device has trained on. All others are held
+            against those of other devices, as updates are (`server.defence.clipping`).
+        in_order: what is combined must be of the devices of one round, so that rounds cannot be buffered.
+        needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
+    """
+
+    counts: ClassVar[tuple[str, ...]] = ()
+    in_order: ClassVar[bool] = False
+    needs_shared_masks: ClassVar[bool] = False
+
+    def shapes_up(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
+        """Names and shapes of what a device sends. `classifier`: tensors of the last layer, weight first, whose rows are classes."""
+        return {}
+
+    def shapes_down(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
+        """Names and shapes of what the server keeps, and sends."""
+        return {}
+
+    def upload(self, running: Running) -> Arrays:
+        """What a device sends behind a session; asked after `end_session`. `running.steps` were done."""
+        return {}
+
+    def combine(self, kept: Arrays, uploads: list[Upload], fleet: int) -> Arrays:
+        """What the server keeps after a round: new arrays, made of those that it has kept.
+
+        Args:
+            uploads: of devices whose updates are used as they came, at least one, in device order.
+            fleet: devices that there are.
+        """
+        return kept
+
+
+class LearningMethod(SendsArrays):
     """A method, made of its settings. As it is: cross-entropy on current data, nothing kept, nothing replayed.
 
     Attributes:
@@ -118,6 +179,9 @@ class LearningMethod:
         teachers: networks through which each batch of current data goes forward.
         keeps_data: the device keeps the data of all tasks, and a task's data are those of all tasks so far.
         apart: `gradients` wants those of the draws beside those of current data.
+        wants_features: its terms are given features beside logits.
+        needs_server: it is for a federation, and not for a device alone.
+        personal: devices have models of their own, so that it is these that are evaluated.
     """
 
     name: ClassVar[str] = ""
@@ -126,6 +190,9 @@ class LearningMethod:
     teachers: ClassVar[int] = 0
     keeps_data: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    wants_features: ClassVar[bool] = False
+    needs_server: ClassVar[bool] = False
+    personal: ClassVar[bool] = False
 
     def __init__(self, config: LearnerConfig):
         self.config = config
@@ -252,6 +319,10 @@ class LearningMethod:
             buffered: samples in the buffer.
             weights: of the dense network; there are fewer features than that.
         """
+        return Passes()
+
+    def session_passes(self, samples: Count) -> Passes:
+        """What `prepare` and `end_session` compute, with `samples` in the task; those that go through `Running.freeze` among them."""
         return Passes()
 
     def kept_samples(self, samples: Count) -> Count:

@@ -1,8 +1,9 @@
-"""Which learning method a name means: one of ours, one of an installed package, or `package.module:Class` for one of the user's own."""
+"""Which learning method, or correction of its steps, a name means: one of ours, one of an installed package, or `package.module:Class`."""
 
-from sparcl_core.config import LearnerConfig
+from sparcl_core.config import CorrectionConfig, LearnerConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.correction import Correction
 from sparcl_core.plugins import Kind
 
 OURS = {
@@ -16,8 +17,18 @@ OURS = {
     "er": "sparcl_core.methods.er:ER",
     "der": "sparcl_core.methods.der:DER",
     "derpp": "sparcl_core.methods.derpp:DERpp",
+    "flwf2t": "sparcl_core.methods.flwf2t:FLwF2T",
+    "refed": "sparcl_core.methods.refed:ReFed",
+    "fedspace": "sparcl_core.methods.fedspace:FedSpace",
+}
+OUR_CORRECTIONS = {
+    "none": "sparcl_core.methods.correction:Correction",
+    "fedprox": "sparcl_core.methods.fedprox:FedProx",
+    "scaffold": "sparcl_core.methods.scaffold:Scaffold",
 }
 METHODS = Kind(setting="learner.method", noun="method", group="sparcl.methods", ours=OURS)
+
+CORRECTIONS = Kind(setting="federation.correction", noun="correction", group="sparcl.corrections", ours=OUR_CORRECTIONS)
 
 
 def find_method(name: str) -> type[LearningMethod]:
@@ -47,3 +58,16 @@ def make_method(config: LearnerConfig) -> LearningMethod:
         own = f"{method.Config.__module__}.{method.Config.__qualname__}"
         raise ValueError(f"the settings of the learner are a {type(config).__name__}: learner.method {config.method!r} has its own, {own}")
     return method(config)
+
+
+def make_correction(config: CorrectionConfig, lr: float) -> Correction:
+    """The correction of these settings, for devices of this learning rate.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    found = CORRECTIONS.find(config.name)
+    if not (isinstance(found, type) and issubclass(found, Correction)):
+        shown = f"federation.correction is {printable(repr(config.name), 120)}"
+        raise ValueError(f"{shown}, which is none: a class derived from sparcl_core.methods.correction.Correction")
+    return found(config, lr)

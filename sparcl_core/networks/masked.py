@@ -33,6 +33,7 @@ class Network:
         self._choices = choices(method.kernels, masked, self.dtype) if masked else {}
         self.sparse: dict[str, Sparse] = {}
         self.parameters: dict[str, nn.Parameter] = trainable(self.model)
+        self._classifier: nn.Module | None = None
 
     def load(self, state: State, masks: Masks) -> None:
         """Let the model be `state` over `masks`, in training mode, every gradient wanted."""
@@ -110,7 +111,7 @@ class Network:
         last: list[Tensor] = []
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            last[:] = inputs[:1]
+            last[:], self._classifier = inputs[:1], layer
 
         linear = [module for module in self.model.modules() if isinstance(module, nn.Linear | MaskedLinear | SparseLinear)]
         handles = [module.register_forward_pre_hook(keep) for module in linear]
@@ -123,3 +124,13 @@ class Network:
             found = f"is given {tuple(last[0].shape)}" if last else "is none"
             raise ValueError(f"the last linear layer of this model {found}: features are what a classifier is given, one vector a sample")
         return last[0], logits
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, classes] of features [B, D], by the classifier that `features` has found: ask that first.
+
+        Raises:
+            ValueError: if it has not been asked.
+        """
+        if self._classifier is None:
+            raise ValueError("the classifier is not known yet: let samples go through `features` before, which finds it")
+        return self._classifier(features)

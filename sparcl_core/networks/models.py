@@ -156,8 +156,8 @@ def initial_weights(model: nn.Module, seed: int) -> dict[str, np.ndarray]:
 
 
 def fresh_statistics(shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Running statistics of an untrained model: means 0, variances 1."""
-    return {name: np.full(shape, float(name.endswith("running_var")), dtype) for name, shape in shapes.items()}
+    """BatchNorm's tensors of an untrained model: means and biases 0, variances and weights 1."""
+    return {name: np.full(shape, float(name.endswith(("running_var", "weight"))), dtype) for name, shape in shapes.items()}
 
 
 def collect_statistics(model: nn.Module, batches: list[Tensor]) -> None:

@@ -20,6 +20,8 @@ class Memory:
         epochs: local epochs done in the current task.
         twin_offered: samples that the dense twin would have offered to its buffer so far (it trains on all data).
         arrays: what its learning method keeps besides, by name; not written to, as they may be read-only.
+        corrected: the same of the correction of its steps, see `sparcl_core.methods.correction`.
+        received: what came with the instruction beside the model; used in the round, and not kept.
     """
 
     buffer: Buffer
@@ -27,6 +29,8 @@ class Memory:
     epochs: int = 0
     twin_offered: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    corrected: dict[str, np.ndarray] = field(default_factory=dict)
+    received: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def kept_samples(self) -> int:

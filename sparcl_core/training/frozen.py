@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,11 @@ class Frozen:
         self.samples += len(x)
         with torch.no_grad():
             return self.network.model(x)
+
+    def features_of(self, x: np.ndarray) -> np.ndarray:
+        """What its classifier is given, [N, D], of images [N, C, H, W] uint8."""
+        self.samples += len(x)
+        return self.network.features_of(x)[0]
 
     @property
     def flops(self) -> Flops:

@@ -39,6 +39,7 @@ class Session:
         steps: optimiser steps.
         loss: mean training loss over the steps.
         updated: union of the gradient masks drawn, per sparse tensor; only there can weights have moved.
+        upload: what is sent beside the update, by name.
         importance: I of the last step, as `Learner.importance` gives it; None unless tdm.gradient is `last-step`.
     """
 
@@ -52,6 +53,7 @@ class Session:
     steps: int
     loss: float
     updated: Masks
+    upload: Arrays
     importance: dict[str, np.ndarray] | None = None
 
 
@@ -123,7 +125,7 @@ class SessionLoop:
             self._draw_masks(current, of_draws)
             if of_draws and not method.apart:
                 current, of_draws = _add(of_draws, current), None
-        gradients = method.gradients(running, current, of_draws)
+        gradients = setup.correction.gradients(running, method.gradients(running, current, of_draws))
         if draws_masks and not ranks_both:
             self._draw_masks(gradients, None)
         self._move(gradients)
@@ -131,8 +133,9 @@ class SessionLoop:
         method.offer(running, rows, logits, offer_rng)
         cost, replayed = self.full_cost if draws_masks else self.cost, sum(map(len, drawn))
         self.flops += cost.step(len(rows) + replayed)
-        self.flops += Flops(method=method.step_flops(self.weights, replayed, running.memory.arrays))
-        self.steps += 1
+        corrected = setup.correction.step_flops(self.weights)
+        self.flops += Flops(method=method.step_flops(self.weights, replayed, running.memory.arrays) + corrected)
+        self.steps = running.steps = self.steps + 1
         self.samples += len(rows)
         self.replayed += replayed
         self.total_loss += self.loss
@@ -191,20 +194,24 @@ class SessionLoop:
         setup, spread, importance = self.setup, self.setup.network.spread, None
         state = setup.network.read()
         arrays = setup.method.end_session(self.running)  # may go through frozen networks, which count it
+        corrected, upload = setup.correction.end_session(self.running), setup.auxiliary.upload(self.running)
         if self.last:
             importance = {name: spread(name, combine(setup.tdm, self.last[name], None), np.float64) for name in self.masks}
         paper = self.cost.forward * setup.method.paper_passes(Passes(self.samples, self.replayed, setup.frozen.samples))
+        corrected_flops = setup.correction.session_flops(self.weights)
+        between = setup.method.session_passes(int(np.count_nonzero(self.running.memory.ddr.kept))).flops + corrected_flops
         return Session(
             state=state,
-            memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays),
-            flops=self.flops + setup.frozen.flops + Flops(paper=paper),
-            dense_flops=self.twin.flops,
+            memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays, corrected=corrected),
+            flops=self.flops + setup.frozen.flops + Flops(paper=paper, method=between),
+            dense_flops=self.twin.flops + self.twin.session(),
             samples=self.samples,
             replayed=self.replayed,
             dropped=self.dropped,
             steps=self.steps,
             loss=self.total_loss / max(self.steps, 1),
             updated={name: spread(name, self.union[name], bool) for name in self.masks},
+            upload=upload,
             importance=importance,
         )
 
@@ -232,11 +239,18 @@ class DenseTwin:
             self.flops += flops + Flops(paper=self.forward * method.paper_passes(method.step_passes(batch, drawn, memory.arrays)))
             self.offered += batch
 
+    def session(self) -> Flops:
+        """Before and behind the steps."""
+        passes = self.setup.method.session_passes(self.running.memory.ddr.kept.size)
+        between = passes.flops + self.setup.correction.session_flops(self.weights)
+        paper = self.setup.method.paper_passes(Passes(taught=passes.taught))
+        return self.cost.teach(passes.taught) + Flops(method=between, paper=self.forward * paper)
+
 
 def step_flops(setup: Setup, cost: SampleFlops, batch: int, drawn: int, *, arrays: Arrays, weights: int) -> Flops:
     """FLOPs of a step on `batch` samples of the task and draws of `drawn` each, at `cost` a sample, with so many weights."""
     passes = setup.method.step_passes(batch, drawn, arrays)
-    method = setup.method.step_flops(weights, passes.replayed, arrays)
+    method = setup.method.step_flops(weights, passes.replayed, arrays) + setup.correction.step_flops(weights)
     return cost.step(passes.trained) + cost.teach(passes.taught) + Flops(method=method)
 
 

@@ -10,8 +10,9 @@ from sparcl_core.config import MethodConfig
 from sparcl_core.costs.flops import SampleFlops, layer_shapes, per_sample
 from sparcl_core.costs.memory import Held
 from sparcl_core.inputs import InputSpec
+from sparcl_core.methods.auxiliary import Auxiliary, within
 from sparcl_core.methods.base import Running
-from sparcl_core.methods.registry import make_method
+from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.networks.masked import Network
 from sparcl_core.networks.models import has_batch_statistics, smallest_batch
 from sparcl_core.replay.memory import Memory
@@ -27,7 +28,8 @@ class Setup:
     Attributes:
         config, tdm, ddr, dgm, masking: settings.
         scheme: what changes the masks.
-        method: the learning method.
+        method, correction: the learning method, and what corrects its steps.
+        auxiliary: what both of them send beside the model.
         network: the one that is trained; `frozen`: those beside it that a method asks for.
         held, layers, layout: of the dense model.
         is_joint: current data and draws share a forward pass.
@@ -45,10 +47,11 @@ class Setup:
         self.keeps_last_gradient = self.scheme.needs == "importance" and method.tdm.gradient == "last-step"
         self.draws_gradient_masks = method.is_sparse and method.dgm.enabled
         self.gradient_sparsity = gradient_masking.gradient_sparsity(method.dgm, method.sparsity) if self.draws_gradient_masks else 0.0
-        self.method = make_method(method.learner)
+        self.method, self.correction = make_method(method.learner), make_correction(method.correction, method.learner.lr)
         self.network = Network(method, inputs)
         self.model, self.dtype, self.layout = self.network.model, self.network.dtype, self.network.layout
         self.layers = layer_shapes(self.model, inputs.shape)
+        self.auxiliary = Auxiliary(self.method, self.correction, self.layout, self.classifier, dtype=method.model.dtype)
         self.held = Held.of(self.model)
         self._new_network = lambda: Network(method, inputs)
         self.frozen = FrozenNetworks(self._new_network, self.layers)
@@ -108,8 +111,12 @@ class Setup:
         network = self.dense if is_dense else self.network
         network.load(state, {} if is_dense else masks)
         self.frozen.begin()
-        running = Running(network=network, state=state, masks=masks, data=data, memory=memory, freeze=self.frozen.freeze)
+        running = Running(
+            network=network, state=state, masks=masks, data=data, memory=memory, freeze=self.frozen.freeze,
+            received=within("method", memory.received),
+        )  # fmt: skip
         running.prepared = self.method.prepare(running)
+        running.correction = self.correction.prepare(running, within("correction", memory.received))
         return running
 
     def check(self, data: TaskData, count: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparcl_core.inputs import augment, normalise
 from sparcl_core.methods.base import Running, Samples
+from sparcl_core.networks.masked import Network
 from sparcl_core.training.setup import Setup
 
 
@@ -58,20 +59,34 @@ def loss_parts(
         rows: of the task's data.
         drawn: from `draws`.
     """
-    data, buffer, model = running.data, running.memory.buffer, running.network.model
+    data, buffer, running.rng = running.data, running.memory.buffer, rng
     raw = [data.x[rows], *(buffer.x[draw] for draw in drawn)]
     inputs = [normalise(augment(torch.from_numpy(x), setup.config.augment, rng), setup.inputs, setup.dtype) for x in raw]
-    joint = model(torch.cat(inputs)).split([len(x) for x in inputs]) if setup.is_joint else None
+    joint = _joint(setup, running.network, inputs) if setup.is_joint else None
     for number in range(len(inputs)):
         x, inputs[number] = inputs[number], None
-        logits = model(x) if joint is None else joint[number]
+        features, logits = _forward(setup, running.network, x) if joint is None else joint[number]
         shares = joint is not None and number < len(drawn)
         if number == 0:
-            yield _current(setup, running, Samples(x, torch.from_numpy(data.y[rows]), rows, None), logits=logits, shares=shares)
+            batch = Samples(x, torch.from_numpy(data.y[rows]), rows, None, features)
+            yield _current(setup, running, batch, logits=logits, shares=shares)
         else:
             draw = drawn[number - 1]
-            samples = Samples(x, torch.from_numpy(buffer.y[draw]), draw, torch.from_numpy(buffer.logits[draw]))
+            samples = Samples(x, torch.from_numpy(buffer.y[draw]), draw, torch.from_numpy(buffer.logits[draw]), features)
             yield LossPart(setup.method.draw_term(running, number - 1, samples, logits), len(draw), True, shares)
+
+
+def _forward(setup: Setup, network: Network, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Features, where the method wants them, and logits."""
+    return network.features(x) if setup.method.wants_features else (None, network.model(x))
+
+
+def _joint(setup: Setup, network: Network, inputs: list[Tensor]) -> list[tuple[Tensor | None, Tensor]]:
+    """Of each of the inputs, from one forward pass of all."""
+    sizes = [len(x) for x in inputs]
+    features, logits = _forward(setup, network, torch.cat(inputs))
+    parts = logits.split(sizes)
+    return list(zip(features.split(sizes) if features is not None else [None] * len(parts), parts, strict=True))
 
 
 def _current(setup: Setup, running: Running, batch: Samples, *, logits: Tensor, shares: bool) -> LossPart:

@@ -4,6 +4,7 @@ Down, an instruction: `control | payloads`. The payloads bring the device from t
 either one `whole` payload, or per missed version an optional mask update (`grow` or `adapt`; `drop` and `add` where devices have
 masks of their own) and a `delta`. Up, a report: `control | delta | masks`. The delta is taken against the version that the
 instruction led to; `masks` is the device's part in the next mask update: its importance or votes, or how its own mask differs.
+Where a learning method or a correction has arrays beside the model, a payload of them follows, either way (`auxiliary`).
 Everything a protocol message needs is in these bytes; they are what the ledger counts. Payloads carry their own checksum, and
 so does the control part: a flipped bit in the number of samples would otherwise weight the average unnoticed.
 """
@@ -24,13 +25,17 @@ _HAS_CHANGED = 1 << 15
 
 @dataclass(frozen=True)
 class Instruction:
-    """Train in a round. round: from 1; task: from 0; epochs: local epochs; report_importance: a mask update follows."""
+    """Train in a round. round: from 1; task: from 0; epochs: local epochs; report_importance: a mask update follows.
+
+    auxiliary: what a method has beside the model, empty if nothing.
+    """
 
     round: int
     task: int
     epochs: int
     report_importance: bool
     payloads: tuple[bytes, ...]
+    auxiliary: bytes = b""
 
     @property
     def control(self) -> bytes:
@@ -38,15 +43,15 @@ class Instruction:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.control) + sum(map(len, self.payloads))
+        return len(self.control) + sum(map(len, self.payloads)) + len(self.auxiliary)
 
     @classmethod
-    def from_wire(cls, control: bytes, payloads: list[bytes]) -> "Instruction":
+    def from_wire(cls, control: bytes, payloads: list[bytes], auxiliary: bytes = b"") -> "Instruction":
         body = _open(control, "an instruction")
         if len(body) != _DOWN.size:
             raise CodecError(f"control of an instruction has {len(body)} bytes, not {_DOWN.size}")
         number, task, epochs, flags = _DOWN.unpack(body)
-        return cls(number, task, epochs, bool(flags & _WANTS_IMPORTANCE), tuple(payloads))
+        return cls(number, task, epochs, bool(flags & _WANTS_IMPORTANCE), tuple(payloads), auxiliary)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class Report:
 
     base_version: version the delta is taken against; samples: n_k, current-task samples processed; classes: [C] bool, the
     classes the device has seen so far; delta: payload; masks: payload of importance, votes or a mask update, empty if there is none;
-    has_changed: the device noticed that its task did (the top bit of the number of classes).
+    has_changed: the device noticed that its task did (the top bit of the number of classes); auxiliary: payload of what a method sends
+    beside the update, empty if there is none.
     """
 
     base_version: int
@@ -64,6 +70,7 @@ class Report:
     delta: bytes
     masks: bytes
     has_changed: bool = False
+    auxiliary: bytes = b""
 
     @property
     def control(self) -> bytes:
@@ -72,10 +79,10 @@ class Report:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.control) + len(self.delta) + len(self.masks)
+        return len(self.control) + len(self.delta) + len(self.masks) + len(self.auxiliary)
 
     @classmethod
-    def from_wire(cls, control: bytes, delta: bytes, masks: bytes) -> "Report":
+    def from_wire(cls, control: bytes, delta: bytes, masks: bytes, auxiliary: bytes = b"") -> "Report":
         body = _open(control, "a report")
         if len(body) < _UP.size:
             raise CodecError(f"control of a report has {len(body)} bytes, at least {_UP.size} are needed")
@@ -84,7 +91,8 @@ class Report:
         bits = np.frombuffer(body[_UP.size :], dtype=np.uint8)
         if bits.size != (count + 7) // 8:
             raise CodecError(f"control of a report codes {count} classes in {bits.size} bytes")
-        return cls(version, samples, np.unpackbits(bits, count=count).astype(bool), delta, masks, bool(size & _HAS_CHANGED))
+        classes = np.unpackbits(bits, count=count).astype(bool)
+        return cls(version, samples, classes, delta, masks, bool(size & _HAS_CHANGED), auxiliary)
 
 
 def _seal(body: bytes) -> bytes:

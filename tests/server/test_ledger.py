@@ -118,14 +118,14 @@ def test_totals_by_hand(books):
 
 
 def test_what_bytes_are_for_is_kept_beside_them(books):
-    down = books.downloaded(Where(1, 0, 0), Sizes(values=1, positions=2, rest=4, masks=8, header=16), 99)
+    down = books.downloaded(Where(1, 0, 0), Sizes(values=1, positions=2, rest=4, masks=8, header=16, auxiliary=32), 99)
     up = books.uploaded(Where(1, 0, 0), Sizes(values=10, header=5), 99)
     rejected = books.uploaded(Where(1, 0, 1), Sizes(unread=7), 99, Ending("rejected", "damaged"))
-    assert [getattr(down, f"{kind}_bytes") for kind in KINDS] == [1, 2, 4, 8, 16, 0] and down.down_bytes == 31
+    assert [getattr(down, f"{kind}_bytes") for kind in KINDS] == [1, 2, 4, 8, 16, 0, 32] and down.down_bytes == 63
     assert (up.values_bytes, up.header_bytes, up.up_bytes) == (10, 5, 15) and (rejected.unread_bytes, rejected.up_bytes) == (7, 7)
     totals = books.ledger.totals()
-    assert [totals[f"down_{kind}_bytes"] for kind in KINDS] == [1, 2, 4, 8, 16, 0]
-    assert [totals[f"up_{kind}_bytes"] for kind in KINDS] == [10, 0, 0, 0, 5, 7]
+    assert [totals[f"down_{kind}_bytes"] for kind in KINDS] == [1, 2, 4, 8, 16, 0, 32]
+    assert [totals[f"up_{kind}_bytes"] for kind in KINDS] == [10, 0, 0, 0, 5, 7, 0]
 
 
 def test_a_phase_that_was_cut_short_has_its_share(books):

@@ -42,6 +42,8 @@ VARIANTS = {
     ),
     "first masks, gradients": (SHORT, "masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
     "gradients on devices": (SHORT, "federation.mask=local", "masks.scheme=rigl", "masks.stage_epochs=1"),
+    "scaffold": (SHORT, "dgm.enabled=false", "federation.correction=scaffold"),
+    "prototypes": (SHORT, "learner.method=fedspace"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip
 # the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
@@ -50,8 +52,8 @@ FLEETS = {
     "async, nested tiers": {"memory_bytes": [1e6, 135_000, 1e6], "flops_per_s": [1e6, 2e6, 4e5]},
     "semi-sync, masks of devices": {"flops_per_s": [1e6, 1e6, 3e5]},
 }
-# made anew: by registration, by the next round, from the held model, and by asking a battery again
-MADE_ANEW = {"roster", "_whole", "_edge_level", "_edge_time"}
+# made anew: by registration, by the next round, from the held model, by asking a battery again, and of what is kept beside the model
+MADE_ANEW = {"roster", "_whole", "_edge_level", "_edge_time", "_sent"}
 
 
 def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_round: int, observe) -> None:
@@ -218,7 +220,7 @@ def test_a_new_attribute_that_is_not_restored_is_noticed():
     federation.cohorts.weather = 3
     noticed = {f".federation.{place}" for place in ("model.broadcasts.by_tier[0].count", "model.masking.seen[3]", "cohorts.weather")}
     assert differences(contents(one), contents(other)) >= noticed
-    parts = (federation, one.model.broadcast, federation.cohorts, federation.conditions.batteries)
+    parts = (federation, one.model.broadcast, one.model.beside, federation.cohorts, federation.conditions.batteries)
     assert all(any(hasattr(part, name) for part in parts) for name in MADE_ANEW)
 
 

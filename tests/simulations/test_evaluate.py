@@ -5,9 +5,9 @@ import pytest
 from tiny_learning import start, tiny_method
 
 from server.app import Evaluation
-from simulations import evaluate
-from simulations.data.raw import Raw
 from simulations.evaluate import Evaluator
+from sparcl_core import evaluation
+from sparcl_core.evaluation import TestData
 
 LABELS = np.array([0, 1, 1, 1, 2, 3, 3])
 IMAGES = np.zeros((7, 1, 4, 4), np.uint8)
@@ -16,13 +16,13 @@ IMAGES = np.zeros((7, 1, 4, 4), np.uint8)
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """More than one batch, and the last one is not full."""
-    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 3)
+    monkeypatch.setattr(evaluation, "BATCH", 3)
 
 
 def of_a_model_that_answers_1(**settings) -> Evaluation:
     """Whatever it sees; second comes class 2, then 3, then 0."""
     learner, state, _, _ = start(tiny_method("mlp"))
-    evaluator = Evaluator(learner, Raw(IMAGES, LABELS, IMAGES, LABELS), **settings)
+    evaluator = Evaluator(learner, TestData(IMAGES, LABELS, **settings))
     weights = {name: np.zeros_like(value) for name, value in state.items()}
     return evaluator(weights | {"classifier.bias": np.array([0, 3, 2, 1], np.float32)})
 

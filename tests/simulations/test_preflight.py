@@ -229,3 +229,13 @@ def test_the_smoke_test_goes_through_every_mechanism(tmp_path):
     assert all(0 < row["updated"] < row["active"] for row in trained) and any(row["masks_bytes"] for row in rows)
     summary = json.loads((tmp_path / "smoke-batch_size16-seed0" / "summary.json").read_text())
     assert summary["accuracy"]["class-il"]["average"] > 0.6 and summary["savings"]["up_bytes"] > 20
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("learner.method=flwf2t", "needs the server of a federation"), ("federation.correction=fedprox", "there is no federation")],
+)
+def test_what_needs_a_server_is_not_for_a_single_device(override, message):
+    (problem,) = preflight.alone(tiny(override))
+    assert message in problem
+    assert not list(preflight.alone(tiny()))

@@ -69,7 +69,9 @@ def test_no_field_is_forgotten():
         "model", "statistics", "residual", "memory", "seen", "task", "step", "losses",
     }  # fmt: skip
     assert {field.name for field in fields(Model)} == {"base", "masks", "version", "mask_version"}
-    assert {field.name for field in fields(Memory)} == {"buffer", "ddr", "epochs", "twin_offered", "arrays"}
+    assert {field.name for field in fields(Memory)} == {
+        "buffer", "ddr", "epochs", "twin_offered", "arrays", "corrected", "received",
+    }  # fmt: skip
     assert len(fields(Buffer)) == 4 and len(fields(DDRState)) == 7
 
 

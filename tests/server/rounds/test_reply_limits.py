@@ -19,6 +19,7 @@ from sparcl_core import codec
 from sparcl_core.codec import Layout, SparseTensor
 from sparcl_core.costs.flops import Flops
 from sparcl_core.methods.registry import OURS
+from sparcl_core.wire.auxiliary import Channel
 from sparcl_core.wire.protocol import Report
 
 SHORT = "stream.tasks=1"
@@ -128,9 +129,15 @@ def test_nothing_that_the_codec_writes_is_beyond_the_limit(rows, width, form, bl
             coded[name] = codec.quantise(SparseTensor(over.at(ranks), values, ranks), over, form, name, rng=None, block=block)
         return codec.encode(kind, layout, coded, model_version=2**32 - 1, mask_version=2**32 - 1).data
 
+    def beside() -> tuple[Layout, bytes]:
+        channel = Channel.of({"correction/w": (rows, width), "method/sums": (7, width)}, layout, "float64")
+        arrays = {name: rng.normal(size=shape) for name, shape in channel.layout.shapes.items()}
+        return channel.layout, channel.encode(arrays, masks, 2**32 - 1).data
+
     update, importance = payload("delta", ("w", "b", "running_mean"), form), payload("importance", ("w",), "f64")
-    report = Report(2**32 - 1, 2**32 - 1, np.ones(2**15 - 1, bool), update, importance)
-    assert report.num_bytes + len(payload("statistics", ("running_mean",), "f64")) <= most_reply_bytes(layout)
+    beside_layout, auxiliary = beside()
+    report = Report(2**32 - 1, 2**32 - 1, np.ones(2**15 - 1, bool), update, importance, auxiliary=auxiliary)
+    assert report.num_bytes + len(payload("statistics", ("running_mean",), "f64")) <= most_reply_bytes(layout, beside_layout)
 
 
 def test_every_column_of_flops_has_a_bound():

@@ -99,7 +99,7 @@ def test_overrides_apply_in_order_and_are_toml():
         ("model.width=12", "model: width is 12: the cnn normalises over 8 groups"),
         ("federation.up_values=f32", "unknown config key 'federation.up_values'; "),
         ("federation.mask=own", "federation.mask is 'own': input should be 'shared' or 'local'"),
-        ("federation.batchnorm=none", "federation.batchnorm is 'none': input should be 'global', 'local' or 'recompute'"),
+        ("federation.batchnorm=none", "federation.batchnorm is 'none': input should be 'global', 'local', 'recompute' or 'fedbn'"),
         ("wire.up=u8", "wire.up is 'u8': input should be 'f64', "),
         ("wire.importance=int4", "wire.importance is 'int4': input should be 'f64', "),
         ("wire.rounding=down", "wire.rounding is 'down': input should be 'nearest' or 'stochastic'"),

@@ -108,10 +108,11 @@ def test_nor_on_how_a_script_starts_it(on_inline, six_cores):
         ("federation.mask=local", "server_optimizer.name=momentum"),
         ("wire.importance=votes", "wire.up_share=0.3"),
         ("masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
+        ("federation.correction=scaffold", "learner.method=fedspace", "dgm.enabled=false", "evaluate_on=devices", "evaluate_devices=2"),
     ],
-    ids=["local", "votes", "snip, rigl"],
+    ids=["local", "votes", "snip, rigl", "beside the model"],
 )
-def test_nor_does_it_with_masks_of_devices_or_votes(overrides, pool):
+def test_nor_does_it_with_masks_of_devices_or_votes_or_arrays_beside_the_model(overrides, pool):
     """One task: the default wire rounds at random, and so must every engine, by address."""
     world = tiny_world("stream.tasks=1", *overrides)
     inline, result = run_world(world, "inline"), run_world(world, "ray", pool=pool)
@@ -119,6 +120,7 @@ def test_nor_does_it_with_masks_of_devices_or_votes(overrides, pool):
     assert_same_arrays(result.strategy.masks, inline.strategy.masks)
     assert result.strategy.ledger.rows == inline.strategy.ledger.rows
     assert [record.diversity for record in result.rounds] == [record.diversity for record in inline.rounds]
+    assert result.accuracy.tobytes() == inline.accuracy.tobytes()
 
 
 FLEETS = {

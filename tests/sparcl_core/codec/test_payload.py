@@ -146,7 +146,15 @@ def test_payload_byte_by_byte():
     bitmap = bytes([0b01001000])  # the first place is the highest bit
     body = head + section + bitmap + struct.pack(">ff", 1.0, -2.0)
     assert encoded.data == body + struct.pack("<I", zlib.crc32(body))
-    assert vars(encoded.sizes) == {"values": 8, "positions": 1, "rest": 0, "masks": 0, "header": len(head) + 3 + 4, "unread": 0}
+    assert vars(encoded.sizes) == {
+        "values": 8,
+        "positions": 1,
+        "rest": 0,
+        "masks": 0,
+        "header": len(head) + 3 + 4,
+        "unread": 0,
+        "auxiliary": 0,
+    }
 
 
 def test_integers_byte_by_byte():
@@ -247,7 +255,7 @@ def test_payload_of_another_format_is_refused():
         decode(with_bytes(data, 3, b"\x01"), slow.SMALL, {})
     with pytest.raises(CodecError, match="not a SparCL payload"):
         decode(with_bytes(data, 0, b"PNG"), slow.SMALL, {})
-    with pytest.raises(CodecError, match="kind 9, which does not exist"):
+    with pytest.raises(CodecError, match="kind 10, which does not exist"):
         decode(with_bytes(data, 4, bytes([len(KINDS)])), slow.SMALL, {})
     with pytest.raises(CodecError, match="truncated"):
         decode(b"", slow.SMALL, {})
