@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.cli.carrying_out import announce, carry_out, load_experiment, show, with_kernels, worker_pool
+from simulations.cli.carrying_out import announce, carry_out, load_experiment, show, with_findings, worker_pool
 from simulations.cli.messages import hide, one_message, say
 from simulations.cli.options import (
     AddressOption,
@@ -67,7 +67,7 @@ def run(
             from simulations.results.resumable import new_run
 
             how = How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)
-            with new_run(out, with_kernels(resolved), how, run_name(resolved, set_ or [])) as unfinished:
+            with new_run(out, with_findings(resolved), how, run_name(resolved, set_ or [])) as unfinished:
                 carry_out(unfinished, pool)
 
 
@@ -91,12 +91,14 @@ def resume(
         options = replace(options, address=ray_address or address)
         preflight.expect(preflight.run_folder(run), options.problems(engine))
         say(f"{run}: going on, starting PyTorch")
+        from simulations.data.sources import expect_same
         from simulations.results.resumable import open_run
 
         with open_run(run) as unfinished:
             how = unfinished.how
             hide(how.store)
             unfinished.how = replace(how, address=options.address)
+            expect_same(unfinished.experiment.data)  # before worker processes start
             with worker_pool(how.engine, options, stops) as pool:
                 carry_out(unfinished, pool)
 
@@ -140,7 +142,7 @@ def train_one(
         preflight.expect(preflight.experiment_files(resolved), preflight.output_folder(out))
         alone = replace(resolved, name=f"{resolved.name}-alone")
         announce(alone, "inline")
-        _train_one(with_kernels(alone), baseline, out, run_name(alone, set_ or []))
+        _train_one(with_findings(alone), baseline, out, run_name(alone, set_ or []))
 
 
 def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -> None:
