@@ -57,6 +57,16 @@ def output_folder(parent: Path) -> Iterator[str]:
         yield f"run folder {printable(parent)} cannot be written ({reason}); choose another with --out"
 
 
+def picture(file: Path) -> Iterator[str]:
+    """A PNG that is to be drawn."""
+    if file.suffix.lower() != ".png":
+        yield f"--out is {printable(file)}: it will be a PNG, so take {printable(file.name)}.png"
+    elif _is(file, "dir"):
+        yield f"--out is {printable(file)}: it is a folder; name a file in it"
+    elif reason := unwritable(file.parent):
+        yield f"--out is {printable(file)}: it cannot be written ({reason})"
+
+
 def unwritable(folder: Path) -> str:
     """Why nothing can be made in this folder, or in what it is to be made in; empty if it can."""
     whole = found = Path(os.path.abspath(folder))

@@ -32,6 +32,13 @@ def load_experiment(experiment: str, overrides: list[str] | None, *, seed: int |
     return dense_twin(resolved) if dense else resolved
 
 
+def fetch(experiment: "Experiment") -> None:
+    """`--download`: the only thing that ever goes to the network."""
+    from simulations.data.download import download
+
+    download(experiment.data, say)
+
+
 def announce(experiment: "Experiment", engine: str) -> None:
     """The first line, before what takes seconds: that all is well so far, and what is going on."""
     from simulations.config.experiment import left_on

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.cli.carrying_out import announce, carry_out, load_experiment, show, with_findings, worker_pool
+from simulations.cli.carrying_out import announce, carry_out, fetch, load_experiment, show, with_findings, worker_pool
 from simulations.cli.messages import hide, one_message, say
 from simulations.cli.options import (
     AddressOption,
     CacheOption,
     DebugOption,
     DenseOption,
+    DownloadOption,
     Engine,
     ExperimentArgument,
     GpusOption,
@@ -41,6 +42,7 @@ def run(
     engine: Annotated[Engine, typer.Option(help="ray: worker processes; inline: one process, for a debugger.")] = Engine.ray,
     workers: WorkersOption = 0,
     dense: DenseOption = False,
+    download: DownloadOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also run the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
     ray_address: AddressOption = "",
@@ -59,6 +61,9 @@ def run(
         hide(store)
         resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
         here = (preflight.output_folder(out), preflight.store_url(store), options.problems(engine.value))
+        if download:
+            preflight.expect(*here)
+            fetch(resolved)
         preflight.expect(preflight.experiment_files(resolved), *here)
         announce(resolved, engine.value)
         with worker_pool(engine.value, options, stops) as pool:
@@ -129,6 +134,7 @@ def train_one(
     set_: SetOption = None,
     seed: SeedOption = None,
     dense: DenseOption = False,
+    download: DownloadOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also train the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
     debug: DebugOption = False,
@@ -139,6 +145,9 @@ def train_one(
         from simulations.config.run_name import run_name
 
         resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
+        if download:
+            preflight.expect(preflight.output_folder(out))
+            fetch(resolved)
         preflight.expect(preflight.experiment_files(resolved), preflight.output_folder(out))
         alone = replace(resolved, name=f"{resolved.name}-alone")
         announce(alone, "inline")

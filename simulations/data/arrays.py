@@ -47,7 +47,7 @@ def _wrong_images(array: np.ndarray, name: str, is_ours: bool) -> str:
         least, most = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         scale = f"np.round(255 * {name}).astype(np.uint8)" if least >= 0 and most <= 1 else f"np.round({name}).astype(np.uint8)"
         if least < 0 or most > 255:
-            scale = f"np.round(255 * ({name} - {least:.4g}) / {most - least:.4g}).astype(np.uint8)"
+            scale = f"np.round(255 * ({name} - low) / (high - low)).astype(np.uint8) with the same low and high for both parts"
         return f"{found}, values {least:.4g} to {most:.4g}: images are uint8, 0 black and 255 white; scale them, {scale}"
     if array.dtype != np.uint8:
         return f"{found}: images are uint8, 0 black and 255 white; {name}.astype(np.uint8) if its values are 0 to 255"

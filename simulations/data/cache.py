@@ -110,7 +110,7 @@ def _store(root: Path, name: str, raw: Raw) -> None:
         try:
             beside.rename(root / name)
         except OSError:  # somebody else was faster, or what is there is damaged; whoever has that mapped keeps it
-            if _load(root / name) is None:
+            if _load(root / name, tells=False) is None:
                 (root / name).rename(aside)
                 beside.rename(root / name)
     finally:
@@ -131,7 +131,7 @@ def _write(entry: Path, raw: Raw) -> None:
     (entry / "manifest.json").write_text(f"{zlib.crc32(body.encode()):08x} {body}")
 
 
-def _load(entry: Path) -> Raw | None:
+def _load(entry: Path, tells: bool = True) -> Raw | None:
     """A whole entry, its arrays mapped copy-on-write: pages are shared until somebody writes to them. None if it is not whole."""
     try:
         check, _, body = (entry / "manifest.json").read_text().partition(" ")
@@ -155,7 +155,8 @@ def _load(entry: Path) -> Raw | None:
         why = "it is not whole"
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = str(error)
-    log.warning("%s is damaged (%s): its data is decoded again", entry, why)
+    if tells:
+        log.warning("%s is damaged (%s): its data is decoded again", entry, why)
     return None
 
 

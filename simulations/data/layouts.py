@@ -161,14 +161,14 @@ def _images(part: Path) -> tuple[Path, ...]:
         found += own
         if not own:
             empty.append(name)
-    if empty:
+    if found and empty:
         raise ConfigError(
             f"data.path: no image in {', '.join(printable(part / name) for name in empty[:5])}{' ...' if len(empty) > 5 else ''}: each "
             f"folder in {printable(part)} is a class; add its images ({', '.join(SUFFIXES)}), or remove it"
         )
     if not found:
         loose = any(path.suffix.lower() in SUFFIXES for path in part.iterdir())
-        seen = "there are images, but in no folder of a class" if loose else "there is no folder in it"
+        seen = "there are images, but in no folder of a class" if loose else "there is no folder with images in it"
         raise ConfigError(f"data.path: {printable(part)} has no classes, {seen}; put the images of each class into a folder of its name")
     return tuple(found)
 

@@ -26,9 +26,10 @@ def read(files: Files, config: DataConfig) -> Raw:
     (path,) = files.all
     shown = f"data.path: {printable(path)}"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ConfigError(f"{shown} is one array: an .npz with x_train, y_train, x_test and y_test is needed")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ConfigError(f"{shown} is one array: an .npz with x_train, y_train, x_test and y_test is needed")
+        with loaded as archive:
             chosen = _names(archive.files, shown)
             arrays = [archive[name] for name in chosen if name]
             passed = [name for name in archive.files if name.lower() in PASSED]
