@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from simulations.data.overview import Parts, Split
     from simulations.data.raw import Dataset
 
-MOST_CLASSES, MOST_TASKS, MOST_DEVICES = 30, 8, 16  # rows and columns that are shown; of more, the first and the last
+MOST_CLASSES, MOST_TASKS, MOST_DEVICES = 30, 6, 16  # rows and columns that are shown; of more, the first and the last
 
 
 @app.command("data")
@@ -100,13 +100,17 @@ def split_table(split: "Split") -> Table:
     """Training samples of each device and task; of many the first and the last."""
     devices, tasks = split.by_task.shape
     columns = _ends(tasks, MOST_TASKS)
-    table = Table(box=None, pad_edge=False, title=f"training samples of {devices:,} devices x {tasks:,} tasks", title_justify="left")
-    for column in ("device", *("..." if task is None else f"task {task}" for task in columns), "all", "classes"):
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"training samples of {devices:,} devices x {tasks:,} tasks (t0 to t{tasks - 1})",
+        title_justify="left",
+    )
+    for column in ("device", *("..." if task is None else f"t{task}" for task in columns), "all", "classes"):
         table.add_column(column, justify="right", no_wrap=True)
     for device in _ends(devices, MOST_DEVICES):
         if device is None:
-            ranges = ("" if task is None else _range(split.by_task[:, task]) for task in columns)
-            table.add_row("...", *ranges, _range(split.by_task.sum(1)), "")
+            table.add_row("...", *("" for _ in columns), _range(split.by_task.sum(1)), "")
             continue
         cells = ["" if task is None else _count(split.by_task[device, task]) for task in columns]
         known = str(np.count_nonzero(split.by_class[device])) if device < len(split.by_class) else ""

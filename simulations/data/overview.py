@@ -7,7 +7,7 @@ import numpy as np
 from client.streams.stream import Streams
 from simulations.data.raw import Dataset
 
-MOST_DEVICES = 64  # whose classes are counted: no picture has room for more
+MOST_DEVICES = 40  # whose classes are counted: no picture has room for more
 
 
 @dataclass(frozen=True)

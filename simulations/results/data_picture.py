@@ -51,6 +51,7 @@ def _samples(panel: "Axes", data: Dataset, streams: Streams, parts: Parts, rows:
         else:
             lines.append(raw.train_x[np.flatnonzero(raw.train_y == row)[:COLUMNS]])
     panel.imshow(_sheet(lines, raw.train_x.shape[1:]), interpolation="nearest")
+    panel.set_anchor("N")
     pitch = raw.train_x.shape[2] + _gap(raw.train_x.shape[2])
     named = [f"task {row}" for row in chosen] if streams.domains else [_short(parts.names[row]) for row in chosen]
     panel.set_yticks(pitch * np.arange(rows) + raw.train_x.shape[2] / 2, named)
@@ -82,15 +83,16 @@ def _sheet(lines: list[np.ndarray], shape: tuple[int, int, int]) -> np.ndarray:
 def _split(panel: "Axes", split: Split, parts: Parts, *, is_by_task: bool) -> None:
     """Samples as a map of devices by tasks, or by classes with lines between tasks."""
     from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
 
     order = [label for classes in split.classes for label in classes]
     values = split.by_task[: len(split.by_class)] if is_by_task else split.by_class[:, order]
     image = panel.imshow(values, cmap=COLOURS, aspect="auto", interpolation="nearest", norm=PowerNorm(0.5, vmin=0))
     devices, columns = values.shape
     panel.set(ylabel="device")
-    panel.set_yticks(_spread(devices, 16))
+    panel.set_yticks(_steps(devices, 16))
     if is_by_task:
-        panel.set_xticks(_spread(columns, 20))
+        panel.set_xticks(_steps(columns, 20))
         panel.set_xlabel("task")
     else:
         _label_tasks(panel, split, parts)
@@ -99,7 +101,7 @@ def _split(panel: "Axes", split: Split, parts: Parts, *, is_by_task: bool) -> No
         for (row, column), value in np.ndenumerate(values):
             if value:
                 panel.text(column, row, f"{value:,}", ha="center", va="center", fontsize=7, color="white" if value > bright else INK)
-    panel.figure.colorbar(image, ax=panel, label="training samples", fraction=0.04, pad=0.02)
+    panel.figure.colorbar(image, ax=panel, label="training samples", ticks=MaxNLocator(8, integer=True), fraction=0.04, pad=0.02)
     first = f", the first {devices} of {len(split.by_task):,}" if devices < len(split.by_task) else ""
     panel.set_title(f"Devices by {'task' if is_by_task else 'class, task by task'}{first}", loc="left")
 
@@ -118,7 +120,7 @@ def _label_tasks(panel: "Axes", split: Split, parts: Parts) -> None:
         panel.set_xticks([])
         panel.set_xlabel(f"{len(order)} classes")
     above = panel.secondary_xaxis("top")
-    shown = _spread(len(ends), 20)
+    shown = _steps(len(ends), 20)
     middles = ends - np.array([len(classes) for classes in split.classes]) / 2 - 0.5
     above.set_xticks(middles[shown], [f"{'task ' if len(ends) <= 10 else ''}{task}" for task in shown])
     above.tick_params(length=0)
@@ -138,6 +140,11 @@ def _first_of_each(y: np.ndarray, most: int) -> np.ndarray:
 def _spread(count: int, most: int) -> list[int]:
     """At most so many of 0 to count - 1, evenly over all."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
+def _steps(count: int, most: int) -> list[int]:
+    """At most so many of 0 to count - 1, equally far apart."""
+    return list(range(0, count, -(-count // most)))
 
 
 def _short(name: str) -> str:
