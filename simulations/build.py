@@ -17,7 +17,7 @@ from server.strategy import SparCLStrategy
 from simulations.config.experiment import Experiment
 from simulations.data.partition import make_streams
 from simulations.data.raw import Dataset
-from simulations.data.sources import load_data
+from simulations.data.sources import bound, load_data
 from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.build import make_cohorts
@@ -76,6 +76,15 @@ class World:
         """What models are evaluated on."""
         raw, streams = self.data.raw, self.streams
         return TestData(raw.test_x, raw.test_y, streams.classes, streams.domains)
+
+
+def bind_data(experiment: Experiment) -> Experiment:
+    """`experiment` with the digest of the data that is there: a run that is repeated or resumed with other data is refused.
+
+    Raises:
+        ConfigError: if the data is not there, or not what the settings say.
+    """
+    return replace(experiment, data=bound(experiment.data, experiment.seed))
 
 
 def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Experiment:

@@ -1,5 +1,6 @@
 """Names that a setting can have are known wherever something is done about them, so that a new one is not forgotten in silence."""
 
+import importlib
 from typing import get_args, get_type_hints
 
 import pytest
@@ -8,9 +9,10 @@ import tiny_learning
 from server.aggregation.config import RULES, AggregationConfig
 from server.fleet.availability import KINDS, AvailabilityConfig, make_availability
 from server.selection.policies import POLICIES, SelectionConfig
+from simulations.config.data import DATA, STREAMS
 from simulations.config.largest import least_weights
-from simulations.config.sections import DataConfig
-from simulations.data.sources import SOURCES
+from simulations.data.published import PUBLISHED
+from simulations.data.reading import READERS
 from sparcl_core.config import ModelConfig
 from sparcl_core.networks.models import SPARSE_BY_DEFAULT, build_model
 
@@ -19,8 +21,19 @@ def choices(config: type, key: str) -> set[str]:
     return set(get_args(get_type_hints(config)[key]))
 
 
-def test_every_data_set_has_a_source():
-    assert choices(DataConfig, "name") == set(SOURCES)
+@pytest.mark.parametrize("name", DATA.ours)
+def test_every_data_set_has_a_source(name):
+    assert callable(DATA.find(name))
+
+
+@pytest.mark.parametrize("path", READERS.values())
+def test_every_kind_of_files_has_a_reader(path):
+    module, _, name = path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_every_benchmark_says_what_it_is_and_what_stream_it_is():
+    assert set(PUBLISHED) == set(STREAMS) <= set(DATA.ours)
 
 
 def test_every_model_has_its_pattern_and_its_place_in_the_tests():

@@ -107,7 +107,7 @@ GUESTS = {  # what of others may be known where; a folder ends with a slash
     "flwr_datasets": ("simulations/data/flwr_partitioners.py",),
     "ray": ("simulations/engine/",),
     "torch": ("sparcl_core/", "client/app.py", "simulations/"),
-    "matplotlib": ("simulations/results/plot.py", "simulations/tables/picture.py",),
+    "matplotlib": ("simulations/results/plot.py", "simulations/results/data_picture.py", "simulations/tables/picture.py"),
     "pyarrow": ("simulations/results/", "simulations/data/parquet.py"),
     "rich": ("simulations/cli/", "simulations/results/console.py"),
     "typer": ("simulations/cli/",),

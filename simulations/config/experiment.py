@@ -18,7 +18,8 @@ from server.rounds.clock import ClockConfig
 from server.selection.policies import SelectionConfig
 from server.selection.sparsity_tiers import BudgetConfig
 from simulations.config import largest
-from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
+from simulations.config.data import DataConfig, contradictions
+from simulations.config.sections import FleetConfig, StreamConfig
 from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import make_correction, make_method
@@ -133,6 +134,7 @@ class Experiment:
         """Settings that contradict each other."""
         federation, stream = self.federation, self.stream
         yield from self._federated()
+        yield from contradictions(self.data, stream)
         if self.clock.is_buffered and federation.batchnorm not in ("global", "fedbn"):
             yield (
                 f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "

@@ -27,6 +27,7 @@ WHOLE = 2**31 - 1  # every other whole number: counts of samples and batches, le
 SEED = 2**63 - 1  # TOML's integers end there
 HOURS, SECONDS = 1e7, 3.6e10
 SIGMA = 10.0
+SIDE = 4096  # pixels; thousands of images of that size fill no memory that a device has
 ALPHA = (1e-6, 1e9)  # of a Dirichlet distribution: beyond, float64 has no draws from it
 
 LIMITS = {
@@ -44,6 +45,7 @@ LIMITS = {
     **dict.fromkeys(("availability.join_hours", "availability.leave_hours", "availability.slot_minutes"), HOURS),
     **dict.fromkeys(("clock.deadline_s", "clock.period_s", "selection.preferred_s"), SECONDS),
     "clock.over_selection": 1000.0,
+    "data.size": SIDE,
 }
 
 

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from server.config import FederationConfig
+from simulations.config.data import bring_stream
 from simulations.config.errors import ConfigError, WeightsError, did_you_mean, several
 from simulations.config.experiment import Experiment
 from simulations.config.mistakes import explain
@@ -33,7 +34,8 @@ def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool =
     """The experiment in a file, with `key=value` overrides applied in order.
 
     Overrides that make tasks shorter make stage lengths of the file (`stage_epochs` of masks, tdm and ddr) shorter in the same
-    proportion, so that a task keeps its stages; one that an override sets stays as it is.
+    proportion, so that a task keeps its stages; one that an override sets stays as it is. A benchmark's name in `data.name` brings its
+    stream along (`simulations.config.data.bring_stream`).
 
     Args:
         name: one of `available()`, or a path to a TOML file.
@@ -54,6 +56,7 @@ def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool =
     several("", problems)
     keys = {override.partition("=")[0].strip() for override in overrides or []}
     _follow(tree, epochs, keys)
+    bring_stream(tree, keys)
     experiment = from_tree(tree)
     return _find_weights(experiment) if finds_weights and experiment.model.weights else experiment
 

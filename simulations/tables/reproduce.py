@@ -188,8 +188,10 @@ def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], Non
 def _kept_summary(job: tuple[Experiment, bool, Path]) -> dict:
     """One run, in a worker process; or what is kept of one with these settings. With it the software that made it."""
     from simulations.checkpoints.lone_device import digest
+    from simulations.data.sources import bound
 
     experiment, alone, kept = job
+    experiment = replace(experiment, data=bound(experiment.data, experiment.seed))  # what was kept of other data is not of this run
     name = digest(experiment)
     file = kept / f"{name}.json"
     with suppress(OSError, ValueError):

@@ -5,11 +5,12 @@ import pytest
 
 from server.rounds.registration import enrol
 from simulations.build import make_roster, make_strategy, make_world
+from simulations.config.data import STREAMS
 from simulations.config.loading import EXPERIMENTS, available, load
 from simulations.results.write import write_run
 from simulations.run import Result, run_world
 
-SCENARIOS = [name for name in available() if not name.startswith(("split-", "smoke"))]
+SCENARIOS = [name for name in available() if not name.startswith(("split-", "smoke")) and name not in STREAMS]
 TABLES = ("ledger.parquet", "devices.parquet", "classes.parquet", "rounds.parquet")
 SMALL = (
     "stream.devices=12", "stream.tasks=2", "stream.samples=8", "federation.rounds=5", "federation.rounds_per_task=4",
