@@ -5,7 +5,6 @@ from typing import get_args, get_type_hints
 import pytest
 import tiny_learning
 
-from server.aggregation.config import RULES, AggregationConfig
 from server.fleet.availability import KINDS, AvailabilityConfig, make_availability
 from server.selection.policies import POLICIES, SelectionConfig
 from simulations.config.largest import least_weights
@@ -36,7 +35,6 @@ def test_every_model_is_built_and_bounded(name):
 
 def test_every_policy_rule_and_kind_is_a_choice():
     assert choices(SelectionConfig, "policy") == set(POLICIES)
-    assert choices(AggregationConfig, "rule") == set(RULES)
     assert choices(AvailabilityConfig, "kind") == set(KINDS)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from server.aggregation.config import AggregationConfig
+from server.aggregation.registry import make_rule
 from server.config import FederationConfig
 from server.fleet.availability import AvailabilityConfig
 from server.fleet.charging import EnergyConfig
@@ -89,10 +90,11 @@ class Experiment:
             yield f"seed is {self.seed}: it must not be negative"
         if not 0 <= self.target < 1:
             yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
-        try:
-            make_method(self.learner)
-        except ValueError as error:
-            yield str(error)
+        for make, section in ((make_method, self.learner), (make_rule, self.aggregation)):
+            try:
+                make(section)
+            except ValueError as error:
+                yield str(error)
         if self.evaluate_every < 0:
             yield f"evaluate_every is {self.evaluate_every}: a number of rounds, or 0 for the end of tasks only"
 
@@ -125,6 +127,12 @@ class Experiment:
             )
         if self.clock.over_selection and not federation.cohort_size:
             yield "clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it"
+        asked = self.clock.buffer_size or min(federation.cohort_size or stream.devices, stream.devices)
+        if asked < (least := make_rule(self.aggregation).least_updates):
+            yield (
+                f"aggregation.rule is {self.aggregation.rule!r}, which needs {least} updates to compare and gets {asked} in a round: ask more "
+                f"devices, or fewer that are not to be trusted (aggregation.options.byzantine)"
+            )
         if self.budget.memory == "fit" and federation.mask == "local":
             yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"
         if self.budget.memory == "fit" and self.masks.densities != "uniform":
