@@ -24,9 +24,10 @@ class AggregationConfig:
     """Settings of the average; the formulas stand with the rules, what is done around them in `server.aggregation.average`.
 
     Attributes:
-        rule: `masked-mean`, `zero-filled`, `count-mean`, or one that a few hostile devices cannot move far: `median`, `trimmed-mean`, `krum`,
-            `multi-krum`, `rfa`; or one of an installed package, or `package.module:name`.
-        options: of a rule that has some of its own: `trim` of `trimmed-mean`, `byzantine` of `krum`, `byzantine` and `keep` of `multi-krum`.
+        rule: `masked-mean`, `zero-filled`, `count-mean`, or one that a few hostile devices cannot move far: `median`, `trimmed-mean`,
+            `krum`, `multi-krum`, `rfa`; or one of an installed package, or `package.module:name`.
+        options: of a rule that has some of its own: `trim` of `trimmed-mean`, `byzantine` of `krum`, `byzantine` and `keep` of
+            `multi-krum`.
         unheld: what becomes of a masked coordinate that fewer than `min_votes` devices hold: `keep` the server's value or `zero` it.
         min_votes: devices (not samples) that must hold a coordinate to move it. More than the cohort has means that nothing moves,
             dense tensors included.

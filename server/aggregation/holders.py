@@ -10,7 +10,7 @@ BLOCK = 1 << 16  # coordinates at a time: what a rule computes takes several tim
 
 
 def with_server(changes: Changes) -> tuple[np.ndarray, np.ndarray]:
-    """[K, P] changes of a tensor, NaN where a device does not count, and [K] weights; where tau > 0 the server is one more row, of change 0."""
+    """[K, P] changes of a tensor, NaN where a device does not count, and [K] weights; with tau > 0 the server is one more row, of 0."""
     values = changes.held().reshape(len(changes.updates), -1)
     weights = np.array(changes.counts, np.float64)
     if changes.tau > 0:

@@ -4,10 +4,10 @@ Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine Learning with Adversaries:
 section 4, `krum`; section 6, `multi-krum`: the mean of the m lowest. n updates of a round, of which f = `byzantine` may be anything; the
 paper's guarantee needs n >= 2 f + 3. With fewer, at least one neighbour is looked at. Of equal scores the lower device wins.
 
-The paper's devices draw from one distribution. Where devices have different classes, a device alone with a class lies far from the others
-and is left out: a robust rule that looks at coordinates, with row voting, loses less there. Distances: `server.aggregation.distances`. Those
-that are chosen are averaged as by `count-mean`, over the holders of each coordinate, with votes, old updates and the server's own value as
-everywhere; the others have a row `rejected`, and no say in the masks.
+The paper's devices draw from one distribution. Where devices have different classes, a device alone with a class lies far from the
+others and is left out: a robust rule that looks at coordinates, with row voting, loses less there. Distances:
+`server.aggregation.distances`. Those that are chosen are averaged as by `count-mean`, over the holders of each coordinate, with votes, old
+updates and the server's own value as everywhere; the others have a row `rejected`, and no say in the masks.
 """
 
 from typing import Any
@@ -26,7 +26,8 @@ class MultiKrum(CountMean):
     def __init__(self, settings: Any, *, byzantine: int = 1, keep: int = 0):
         if byzantine < 0 or keep < 0:
             raise ValueError(
-                f"aggregation.options.byzantine is {byzantine} and keep {keep}: numbers of devices, not negative; keep=0 is all but byzantine"
+                f"aggregation.options.byzantine is {byzantine} and keep {keep}: numbers of devices, not negative; keep=0 keeps all but "
+                f"byzantine"
             )
         super().__init__(settings)
         self.byzantine, self.keep = byzantine, keep

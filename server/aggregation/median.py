@@ -1,4 +1,4 @@
-"""u_j = median of the changes s_k d_kj over those that hold j, coordinate by coordinate: less than half of them cannot move it beyond the others.
+"""u_j = median of the changes s_k d_kj over those that hold j, coordinate by coordinate: it lies among those of any half of the holders.
 
 Yin, Chen, Kannan and Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018, Definition 1 (of
 gradients there). Devices count alike, as in the paper: how many samples it has is a device's own claim. Of an even number it is the mean of

@@ -12,7 +12,7 @@ from sparcl_core.options import check_options
 
 
 class FunctionRule(Rule):
-    """A function from the `Changes` of a tensor, and options by name, to u: an array of `changes.shape`, or of one that broadcasts to it."""
+    """A function from the `Changes` of a tensor, and options by name, to u: an array of `changes.shape`, or one that broadcasts to it."""
 
     def __init__(self, settings: AggregationConfig, function: Callable[..., Any]):
         super().__init__(settings)
@@ -42,8 +42,8 @@ def make_rule(config: AggregationConfig) -> Rule:
     is_class = isinstance(found, type)
     if not callable(found) or (is_class and not issubclass(found, Rule)):
         raise ValueError(
-            f"aggregation.rule is {printable(repr(config.rule), 120)}, which is no rule: a function from server.aggregation.rule.Changes to "
-            f"an array, or a class derived from server.aggregation.rule.Rule"
+            f"aggregation.rule is {printable(repr(config.rule), 120)}, which is no rule: a function from server.aggregation.rule.Changes "
+            f"to an array, or a class derived from server.aggregation.rule.Rule"
         )
     check_options(found, config.options, setting="aggregation.options", given=1)
     return found(config, **config.options) if is_class else FunctionRule(config, found)

@@ -4,8 +4,8 @@ Pillutla, Kakade and Harchaoui, "Robust Aggregation for Federated Learning", IEE
 1912.13445), Algorithm 2, the smoothed Weiszfeld algorithm, from the weighted mean on; nu = 1e-6 as there. Half of all samples must be
 another device's before one moves it far.
 
-Differences from the paper: it runs 3 rounds of Weiszfeld, each of which costs a secure sum over the network; here they cost the server a few
-sums of K x K numbers, so there are 100. Distances are those of `server.aggregation.distances` (0 for what a device does not hold); the
+Differences from the paper: it runs 3 rounds of Weiszfeld, each of which costs a secure sum over the network; here they cost the server a
+few sums of K x K numbers, so there are 100. Distances are those of `server.aggregation.distances` (0 for what a device does not hold); the
 weights that they end with are then used in a mean over the holders of each coordinate, as by `masked-mean`.
 """
 

@@ -6,7 +6,8 @@ old has a weight s_k < 1 (asynchronous rounds, `AggregationConfig.stale`).
 
 A rule sees a whole round in `chosen`, where one that compares devices (Krum) leaves some out, and in `counts`, where it may weigh them
 by what they sent (RFA); and each tensor in `combine`, where one that compares coordinates (a median) looks at every device's values. A
-function from `Changes` to an array is a rule, too. What is done around every rule stands in `average`: coordinates that too few devices hold. Old updates, the server's own value as one more holder, and who holds what are the rule's to heed; the methods of
+function from `Changes` to an array is a rule, too. What is done around every rule stands in `average`: coordinates that too few devices
+hold. Old updates, the server's own value as one more holder, and who holds what are the rule's to heed; the methods of
 `Changes` have them worked out.
 """
 

@@ -4,8 +4,8 @@ Yin, Chen, Kannan and Bartlett, "Byzantine-Robust Distributed Learning: Towards 
 gradients there; `trim` is its beta, at least the share of devices that are not to be trusted). Devices count alike, as in the paper.
 
 Beyond the paper: holders differ by coordinate under masks and row voting, so b_j does, and where fewer than 1 / trim hold a coordinate
-nothing is trimmed. With `stale = "normalise"` an old update counts s_k in the mean, and the server's own value counts tau = shrinkage * K in
-it; who is trimmed does not depend on either.
+nothing is trimmed. With `stale = "normalise"` an old update counts s_k in the mean, and the server's own value counts tau = shrinkage * K
+in it; who is trimmed does not depend on either.
 """
 
 from typing import Any

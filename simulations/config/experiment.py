@@ -130,8 +130,8 @@ class Experiment:
         asked = self.clock.buffer_size or min(federation.cohort_size or stream.devices, stream.devices)
         if asked < (least := make_rule(self.aggregation).least_updates):
             yield (
-                f"aggregation.rule is {self.aggregation.rule!r}, which needs {least} updates to compare and gets {asked} in a round: ask more "
-                f"devices, or fewer that are not to be trusted (aggregation.options.byzantine)"
+                f"aggregation.rule is {self.aggregation.rule!r}, which needs {least} updates to compare and gets {asked} in a round: ask "
+                f"more devices, or count on fewer that are hostile (aggregation.options.byzantine)"
             )
         if self.budget.memory == "fit" and federation.mask == "local":
             yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"

@@ -122,7 +122,8 @@ def test_a_setting_that_is_wrong_is_named(override, message):
 
 NEW_SETTINGS = {
     "wire.up": "f16", "wire.down": "bf16", "wire.rounding": "nearest", "wire.block": 64, "wire.up_share": 0.25, "wire.importance": "votes",
-    "aggregation.rule": "trimmed-mean", "aggregation.options": {"trim": 0.3}, "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
+    "aggregation.rule": "trimmed-mean", "aggregation.options": {"trim": 0.3},
+    "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
     "aggregation.row_voting": False, "aggregation.stale": "normalise", "aggregation.clip": 3.0, "aggregation.probation": 4,
     "server_optimizer.name": "adam", "server_optimizer.lr": 1.0, "server_optimizer.momentum": 0.5,
     "server_optimizer.beta1": 0.8, "server_optimizer.beta2": 0.9, "server_optimizer.tau": 0.01, "federation.mask": "local",
