@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from server.aggregation.config import AggregationConfig
 from server.aggregation.registry import make_rule
 from server.config import FederationConfig
-from server.fleet.availability import AvailabilityConfig
+from server.fleet.availability import AvailabilityConfig, check_kind
 from server.fleet.charging import EnergyConfig
 from server.global_model.optimizer import ServerOptimizerConfig
 from server.rounds.clock import ClockConfig
-from server.selection.policies import SelectionConfig
+from server.selection.policies import SelectionConfig, find_policy
 from server.selection.sparsity_tiers import BudgetConfig
 from simulations.config import largest
 from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
@@ -90,9 +90,12 @@ class Experiment:
             yield f"seed is {self.seed}: it must not be negative"
         if not 0 <= self.target < 1:
             yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
-        for make, section in ((make_method, self.learner), (make_rule, self.aggregation)):
+        found_by_name = (
+            (make_method, self.learner), (make_rule, self.aggregation), (find_policy, self.selection), (check_kind, self.availability),
+        )  # fmt: skip
+        for find, section in found_by_name:
             try:
-                make(section)
+                find(section)
             except ValueError as error:
                 yield str(error)
         if self.evaluate_every < 0:
