@@ -21,7 +21,10 @@ from sparcl_core.codec import Layout
 
 
 class MultiKrum(CountMean):
-    """See the module's text. byzantine: f; keep: m, 0 for n - f."""
+    """The mean of the devices whose updates lie nearest to those of most others (Blanchard et al. 2017).
+
+    byzantine: f, devices that may be anything; keep: m, how many are averaged, 0 for n - f.
+    """
 
     def __init__(self, settings: Any, *, byzantine: int = 1, keep: int = 0):
         if byzantine < 0 or keep < 0:
@@ -40,7 +43,7 @@ class MultiKrum(CountMean):
 
 
 class Krum(MultiKrum):
-    """The one device whose update lies nearest to those of most others."""
+    """The one device whose update lies nearest to those of most others (Blanchard et al. 2017)."""
 
     def __init__(self, settings: Any, *, byzantine: int = 1):
         super().__init__(settings, byzantine=byzantine, keep=1)

@@ -16,7 +16,7 @@ from server.aggregation.update import Update
 
 
 class Median(Rule):
-    """See the module's text."""
+    """The median over the devices that hold a coordinate (Yin et al. 2018)."""
 
     def count(self, update: Update) -> float:
         return 1.0

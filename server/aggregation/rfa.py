@@ -21,7 +21,7 @@ ITERATIONS = 100
 
 
 class GeometricMedian(MaskedMean):
-    """See the module's text."""
+    """The geometric median of whole updates, by samples (Pillutla et al. 2022)."""
 
     def counts(self, updates: list[Update], layout: Layout) -> list[float]:
         return weiszfeld(squared_distances(updates, layout), np.array(super().counts(updates, layout))).tolist()

@@ -18,7 +18,10 @@ from server.aggregation.update import Update
 
 
 class TrimmedMean(Rule):
-    """See the module's text. trim: share of the holders that is left out at either end."""
+    """The mean over the holders of a coordinate without the largest and the smallest (Yin et al. 2018).
+
+    trim: share of the holders that is left out at either end.
+    """
 
     def __init__(self, settings: Any, *, trim: float = 0.2):
         if not 0 <= trim < 0.5:
