@@ -8,8 +8,8 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +31,10 @@ DATA = Kind(
     group="sparcl.data",
     ours={"digits": "simulations.data.sources:_digits", "parquet": "simulations.data.sources:_parquet"},
 )
+DATA_LINES = {
+    "digits": "scikit-learn's 8x8 digits: 1,797 images of ten classes, built in",
+    "parquet": "a folder with train.parquet and test.parquet, named by data.path",
+}
 MODELS = Kind(
     setting="model.name",
     noun="model",
@@ -41,10 +45,11 @@ MODELS = Kind(
 
 @dataclass(frozen=True)
 class Shelf:
-    """A kind of thing, and how one is named in a run."""
+    """A kind of thing, how one is named in a run, and lines for those of ours of whom no docstring of their own speaks to users."""
 
     kind: Kind | NamedFiles
     usage: str
+    lines: Mapping[str, str] = field(default_factory=dict)
 
 
 def _code(kind: Kind) -> Shelf:
@@ -54,7 +59,7 @@ def _code(kind: Kind) -> Shelf:
 CATALOGUE = {
     "experiments": Shelf(EXPERIMENTS, "sparcl run NAME, or a TOML file"),
     "methods": _code(METHODS),
-    "data": _code(DATA),
+    "data": replace(_code(DATA), lines=DATA_LINES),
     "models": _code(MODELS),
     "rules": _code(RULES),
     "policies": _code(POLICIES),
@@ -76,9 +81,10 @@ class Entry:
 
 def entries(what: str) -> list[Entry]:
     """All of a kind, ours first. What other packages offer as code is imported, as only that tells whether it can be used."""
-    kind = CATALOGUE[what].kind
-    told = _of_files(kind) if isinstance(kind, NamedFiles) else (_entry(kind, offer) for offer in kind.offers().values())
-    return list(told)
+    shelf = CATALOGUE[what]
+    if isinstance(shelf.kind, NamedFiles):
+        return list(_of_files(shelf.kind))
+    return [_entry(shelf, offer) for offer in shelf.kind.offers().values()]
 
 
 def names(what: str) -> list[str]:
@@ -124,11 +130,11 @@ def _comment(path: Path) -> str:
     return _first_sentence(" ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)))
 
 
-def _entry(kind: Kind, offer: Offer) -> Entry:
+def _entry(shelf: Shelf, offer: Offer) -> Entry:
     if offer.origin == OURS:
-        return Entry(offer.name, offer.origin, _from_source(offer.path))
+        return Entry(offer.name, offer.origin, shelf.lines.get(offer.name) or _from_source(offer.path))
     try:
-        found = kind.find(offer.name)
+        found = shelf.kind.find(offer.name)
     except ValueError as error:
         return Entry(offer.name, offer.origin, fault=str(error))
     return Entry(offer.name, offer.origin, _first_sentence(inspect.getdoc(found) or inspect.getdoc(inspect.getmodule(found)) or ""))

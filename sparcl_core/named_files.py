@@ -10,7 +10,6 @@ Each file's stem is a name. Nothing of the package is imported. Names of ours co
 """
 
 from collections.abc import Iterator
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -94,13 +93,11 @@ def _problems(point: Offer) -> Iterator[str]:
 
 
 def _folders(dotted: str) -> list[Path]:
-    """The folders of a package or namespace; none if there is no such package. Imports nothing."""
+    """The folders of a package, or within one; none if there is no such package. Imports nothing."""
     first, *others = dotted.split(".")
     try:
         spec = find_spec(first)
-        for number, _ in enumerate(others, 1):
-            locations = list(spec.submodule_search_locations or ()) if spec else []
-            spec = PathFinder.find_spec(".".join([first, *others[:number]]), locations)
     except (ImportError, ValueError):  # a name that no module can have
         return []
-    return [Path(one) for one in spec.submodule_search_locations or ()] if spec else []
+    locations = spec.submodule_search_locations or () if spec else ()
+    return [folder for one in locations if (folder := Path(one, *others)).is_dir()]

@@ -23,7 +23,7 @@ FLOORS = {  # from the ground up
         "errors snapshot ledger config", "fleet aggregation", "selection defence", "global_model", "rounds", "strategy", "app",
     ),
     "simulations": (
-        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app catalogue packages", "build doctor",
+        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app catalogue", "build doctor packages",
         "checkpoints calibration", "single_device", "run", "results", "tables flower_apps", "cli", "__main__",
     ),
 }  # fmt: skip

@@ -30,6 +30,7 @@ from simulations.environment import software
 
 Table = Literal["learning", "fleet", "costs", "sweep"]
 
+
 @dataclass(frozen=True)
 class ClaimRow:
     """One row: its name, experiment, overrides, whether it is run as the dense twin, the row it is paired with, and seeds of its own."""
