@@ -360,7 +360,8 @@ def test_list_of_what_is_not_there_says_what_was_meant():
 
 def test_list_takes_no_pytorch():
     code = (
-        "import sys; from typer.testing import CliRunner; from simulations.__main__ import app; from simulations.catalogue import CATALOGUE;"
+        "import sys; from typer.testing import CliRunner; from simulations.__main__ import app; "
+        "from simulations.catalogue import CATALOGUE; "
         "assert all(CliRunner().invoke(app, ['list', *what]).exit_code == 0 for what in ([], *([one] for one in CATALOGUE)));"
         "assert not {'torch', 'ray', 'flwr'} & set(sys.modules)"
     )
