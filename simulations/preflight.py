@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from server.fleet.availability import make_availability
+from server.fleet.availability import KINDS, make_availability
 from simulations import disk
 from simulations.config.errors import did_you_mean, several
 from simulations.config.experiment import Experiment
@@ -40,7 +40,7 @@ def experiment_files(experiment: Experiment) -> Iterator[str]:
         yield from _message(load_profile, profile)
     if fleet.file:
         yield from _message(read_fleet, fleet.file, stream.devices)
-    if experiment.availability.kind == "trace":
+    if experiment.availability.kind == "trace" or experiment.availability.kind not in KINDS.ours:
         made = (experiment.availability, stream.devices, experiment.seed)
         yield from (f"availability: {problem}" for problem in _message(make_availability, *made))
     yield from _message(find, data)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
 from server.aggregation.config import AggregationConfig
+from server.aggregation.registry import make_rule
 from server.config import FederationConfig
-from server.fleet.availability import AvailabilityConfig
+from server.fleet.availability import AvailabilityConfig, check_kind
 from server.fleet.charging import EnergyConfig
 from server.global_model.optimizer import ServerOptimizerConfig
 from server.rounds.clock import ClockConfig
-from server.selection.policies import SelectionConfig
+from server.selection.policies import SelectionConfig, find_policy
 from server.selection.sparsity_tiers import BudgetConfig
 from simulations.config import largest
 from simulations.config.data import DataConfig, contradictions
@@ -96,14 +97,16 @@ class Experiment:
             yield f"seed is {self.seed}: it must not be negative"
         if not 0 <= self.target < 1:
             yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
-        try:
-            make_method(self.learner)
-        except ValueError as error:
-            yield str(error)
-        try:
-            make_correction(CorrectionConfig(self.federation.correction, self.federation.mu), self.learner.lr)
-        except ValueError as error:
-            yield str(error)
+        correction = CorrectionConfig(self.federation.correction, self.federation.mu)
+        found_by_name = (
+            (make_method, self.learner), (make_correction, correction, self.learner.lr), (make_rule, self.aggregation),
+            (find_policy, self.selection), (check_kind, self.availability),
+        )  # fmt: skip
+        for find, *settings in found_by_name:
+            try:
+                find(*settings)
+            except ValueError as error:
+                yield str(error)
         if self.evaluate_devices < 0:
             yield f"evaluate_devices is {self.evaluate_devices}: a number of devices, or 0 for all that have trained"
         if self.evaluate_devices and self.evaluate_on == "server":
@@ -142,6 +145,12 @@ class Experiment:
             )
         if self.clock.over_selection and not federation.cohort_size:
             yield "clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it"
+        asked = self.clock.buffer_size or min(federation.cohort_size or stream.devices, stream.devices)
+        if asked < (least := make_rule(self.aggregation).least_updates):
+            yield (
+                f"aggregation.rule is {self.aggregation.rule!r}, which needs {least} updates to compare and gets {asked} in a round: ask "
+                f"more devices, or count on fewer that are hostile (aggregation.options.byzantine)"
+            )
         if self.budget.memory == "fit" and federation.mask == "local":
             yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"
         if self.budget.memory == "fit" and self.masks.densities != "uniform":

@@ -53,7 +53,7 @@ def tables(result: Result, folder) -> dict[str, bytes]:
 
 def test_there_are_six_scenarios_and_every_experiment_is_named_as_its_file():
     assert SCENARIOS == ["drift", "microcontrollers", "new-classes", "phones-at-night", "solar-cameras", "stragglers"]
-    assert [load(name).name for name in available()] == available() == sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+    assert [load(name).name for name in available()] == available() == sorted(path.stem for path in EXPERIMENTS.folder.glob("*.toml"))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

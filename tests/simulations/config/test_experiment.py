@@ -105,7 +105,7 @@ def test_overrides_apply_in_order_and_are_toml():
         ("wire.rounding=down", "wire.rounding is 'down': input should be 'nearest' or 'stochastic'"),
         ("wire.block=-1", "wire: block is -1: places per scale"),
         ("wire.up_share=0", "wire: up_share is 0.0: a share in (0, 1]"),
-        ("aggregation.rule=median", "aggregation.rule is 'median': input should be 'masked-mean'"),
+        ("aggregation.rule=medan", "aggregation.rule is 'medan': input should be 'masked-mean'"),
         ("aggregation.unheld=drop", "aggregation.unheld is 'drop': input should be 'keep' or 'zero'"),
         ("aggregation.min_votes=0", "aggregation: min_votes is 0: at least 1"),
         ("aggregation.shrinkage=-1", "aggregation: shrinkage is -1.0: finite and not negative"),
@@ -123,7 +123,8 @@ def test_a_setting_that_is_wrong_is_named(override, message):
 
 NEW_SETTINGS = {
     "wire.up": "f16", "wire.down": "bf16", "wire.rounding": "nearest", "wire.block": 64, "wire.up_share": 0.25, "wire.importance": "votes",
-    "aggregation.rule": "count-mean", "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
+    "aggregation.rule": "trimmed-mean", "aggregation.options": {"trim": 0.3},
+    "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
     "aggregation.row_voting": False, "aggregation.stale": "normalise", "aggregation.clip": 3.0, "aggregation.probation": 4,
     "server_optimizer.name": "adam", "server_optimizer.lr": 1.0, "server_optimizer.momentum": 0.5,
     "server_optimizer.beta1": 0.8, "server_optimizer.beta2": 0.9, "server_optimizer.tau": 0.01, "federation.mask": "local",
@@ -133,7 +134,8 @@ NEW_SETTINGS = {
 
 def test_every_setting_of_wire_aggregation_and_server_is_reachable():
     """All at once, `adam` with a learning rate of 1 among them: unwise, but it is the user's choice."""
-    spelled = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in NEW_SETTINGS.items()]
+    flat = NEW_SETTINGS | {"aggregation.options": "{trim = 0.3}"}
+    spelled = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in flat.items()]
     experiment = tiny(*spelled)
     for key, value in NEW_SETTINGS.items():
         section, name = key.split(".")
