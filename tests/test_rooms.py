@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparcl_core": (), "client": ("sparcl_core",), "server": ("sparcl_core",), "simulations": ("sparcl_core", "client", "server")}
 FLOORS = {  # from the ground up
     "sparcl_core": (
-        "seeding foreign metrics task_change", "plugins", "task_data domains batches", "sparsity", "config replay",
+        "seeding foreign metrics task_change", "plugins", "task_data domains batches probe", "sparsity", "config replay",
         "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo",
     ),
     "client": ("config streams", "state", "local_round", "app"),

@@ -45,7 +45,7 @@ def with_kernels(experiment: "Experiment") -> "Experiment":
     from simulations.build import choose_kernels
     from sparcl_core.kernels.build import backend
 
-    chosen = choose_kernels(experiment)
+    chosen = choose_kernels(experiment, tell=say)
     wants = experiment.sparsity and experiment.kernels.mode != "dense" and os.environ.get("SPARCL_KERNELS") != "dense"
     if wants and backend().library is None:
         complain(f"warning: masks act on dense tensors, which saves no time: {backend().reason}")
