@@ -33,9 +33,8 @@ def check_model(method: MethodConfig, inputs: InputSpec) -> None:
         tried.evaluation()
         tried.training()
         tried.alone()
-        masked = sparse_names(tried.model, method.model, inputs.shape) if method.is_sparse else ()
-        if masked:
-            tried.sparse(masked, method)
+        if method.is_sparse:
+            tried.sparse(method)
 
 
 class _Trial:
@@ -83,12 +82,15 @@ class _Trial:
                 raise self.wrong(
                     f"buffer {name} changes in training, but of buffers only statistics of BatchNorm are kept, sent and averaged"
                 )
+        after = read_state(self.model)
         load_state_(self.model, self.state)
         again, _ = self.step()
-        if not torch.equal(logits, again):
+        if not torch.equal(logits, again) or any(
+            value.tobytes() != after[name].tobytes() for name, value in read_state(self.model).items()
+        ):
             raise self.wrong(
-                "loaded with the same weights it gives other logits in training: it keeps something beside parameters and statistics of "
-                "BatchNorm (an attribute, a count of its calls, or momentum=None in BatchNorm), which the next device would begin with"
+                "loaded with the same weights it trains otherwise: it keeps something beside parameters and statistics of BatchNorm (an "
+                "attribute, a count of its calls, momentum=None of BatchNorm), and the next device would begin with it"
             )
         load_state_(self.model, self.state)
 
@@ -99,8 +101,14 @@ class _Trial:
             self.logits(self.x[:1])
             load_state_(self.model, self.state)
 
-    def sparse(self, masked: tuple[str, ...], method: MethodConfig) -> None:
+    def sparse(self, method: MethodConfig) -> None:
         """It runs with sparse layers in the place of its own."""
+        masked = sparse_names(self.model, self.config, self.inputs.shape)
+        if not masked:
+            raise ValueError(
+                f"sparsity is {method.sparsity}, but {self.config.name} has no hidden convolution or linear layer that could be sparse: name "
+                f"others in model.sparse, or set sparsity=0"
+            )
         masks = initial_masks({name: self.state[name].shape for name in masked}, method.sparsity, 0)
         convert(self.model, masks, choices(method.kernels, masked, DTYPES[self.config.dtype], able_layers(self.model, masked)))
         try:
