@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """[B, C, H, W] -> [B, classes]: a convolution in groups, a shortcut, BatchNorm, dropout, a constant buffer, attention of torch's own."""
+    """[B, C, H, W] -> [B, classes]: a convolution in groups, a shortcut, BatchNorm, dropout, a constant buffer, torch's attention."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, depth: int = 1, dropout: float = 0.25, width: int = 8):
         super().__init__()

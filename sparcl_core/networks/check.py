@@ -85,9 +85,8 @@ class _Trial:
         after = read_state(self.model)
         load_state_(self.model, self.state)
         again, _ = self.step()
-        if not torch.equal(logits, again) or any(
-            value.tobytes() != after[name].tobytes() for name, value in read_state(self.model).items()
-        ):
+        same = all(value.tobytes() == after[name].tobytes() for name, value in read_state(self.model).items())
+        if not same or not torch.equal(logits, again):
             raise self.wrong(
                 "loaded with the same weights it trains otherwise: it keeps something beside parameters and statistics of BatchNorm (an "
                 "attribute, a count of its calls, momentum=None of BatchNorm), and the next device would begin with it"
@@ -106,8 +105,8 @@ class _Trial:
         masked = sparse_names(self.model, self.config, self.inputs.shape)
         if not masked:
             raise ValueError(
-                f"sparsity is {method.sparsity}, but {self.config.name} has no hidden convolution or linear layer that could be sparse: name "
-                f"others in model.sparse, or set sparsity=0"
+                f"sparsity is {method.sparsity}, but {self.config.name} has no hidden convolution or linear layer that could be sparse: "
+                f"name others in model.sparse, or set sparsity=0"
             )
         masks = initial_masks({name: self.state[name].shape for name in masked}, method.sparsity, 0)
         convert(self.model, masks, choices(method.kernels, masked, DTYPES[self.config.dtype], able_layers(self.model, masked)))
