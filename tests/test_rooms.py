@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparcl_core": (), "client": ("sparcl_core",), "server": ("sparcl_core",), "simulations": ("sparcl_core", "client", "server")}
 FLOORS = {  # from the ground up
     "sparcl_core": (
-        "seeding foreign metrics task_change", "plugins options", "named_files", "task_data domains batches", "sparsity", "config replay",
-        "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo evaluation",
+        "seeding foreign metrics task_change", "plugins options", "named_files", "task_data domains batches probe", "sparsity",
+        "config replay", "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo evaluation",
     ),
     "client": ("config streams", "state", "local_round", "app"),
     "server": (

@@ -15,7 +15,7 @@ import numpy as np
 from server.fleet.hardware import Hardware
 from sparcl_core.batches import largest_batch
 from sparcl_core.config import MethodConfig
-from sparcl_core.costs.flops import LayerShape, Passes, per_sample
+from sparcl_core.costs.flops import Layers, Passes, per_sample
 from sparcl_core.costs.memory import Held, footprint
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.correction import Correction
@@ -60,7 +60,7 @@ class Workload:
 
     method: MethodConfig
     epochs: int
-    layers: tuple[LayerShape, ...]
+    layers: Layers
     model: Held
     shapes: dict[str, tuple[int, ...]]
     moved: int

@@ -53,7 +53,7 @@ def with_findings(experiment: "Experiment") -> "Experiment":
     from simulations.build import bind_data, choose_kernels
     from sparcl_core.kernels.build import backend
 
-    chosen = choose_kernels(bind_data(experiment))
+    chosen = choose_kernels(bind_data(experiment), tell=say)
     wants = experiment.sparsity and experiment.kernels.mode != "dense" and os.environ.get("SPARCL_KERNELS") != "dense"
     if wants and backend().library is None:
         complain(f"warning: masks act on dense tensors, which saves no time: {backend().reason}")

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +19,24 @@ from torch import nn
 from sparcl_core.config import KernelConfig
 from sparcl_core.kernels.build import KernelError, backend
 from sparcl_core.kernels.convert import Choice, make_layer
-from sparcl_core.kernels.operations import batch_first, batch_last
+from sparcl_core.kernels.operations import batch_first, batch_last, can_do
+from sparcl_core.probe import look_through
 from sparcl_core.seeding import generator
 
 REPEATS = 5
 SECONDS = 1.0  # a candidate that takes this long is timed once
 
 
-def choices(config: KernelConfig, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Choice]:
+def able_layers(model: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
+    """The weights among `names` of a dense model whose layers the kernels can do."""
+    return frozenset(name for name in names if can_do(model.get_submodule(name.removesuffix(".weight"))))
+
+
+def choices(config: KernelConfig, names: tuple[str, ...], dtype: torch.dtype, able: frozenset[str]) -> dict[str, Choice]:
     """The choice for each layer of `names`.
+
+    Args:
+        able: from `able_layers`; others run dense.
 
     Raises:
         KernelError: if this machine cannot do what was chosen, with the reason.
@@ -46,7 +54,7 @@ def choices(config: KernelConfig, names: tuple[str, ...], dtype: torch.dtype) ->
             raise ValueError(f"kernels name {sorted(unknown)[0]}, which is no sparse weight of this model: it has {', '.join(names)}")
         return {name: "sparse" if name in config.sparse else "bf16" if name in config.bf16 else "dense" for name in names}
     runs_sparse = dtype == torch.float32 and here.library is not None
-    return dict.fromkeys(names, "sparse" if runs_sparse else "dense")
+    return {name: "sparse" if runs_sparse and name in able else "dense" for name in names}
 
 
 def resolve(
@@ -66,39 +74,43 @@ def resolve(
     here = backend()
     if config.mode == "dense" or dtype != torch.float32:
         return replace(config, backend=here.name)
+    able = able_layers(model, masked)
     if config.mode == "sparse":
-        return replace(config, backend=here.name, sparse=masked if here.library else ())
+        return replace(config, backend=here.name, sparse=tuple(name for name in masked if name in able) if here.library else ())
     candidates = ["dense", *(["sparse"] if here.library else []), *(["bf16"] if config.allow_bf16 else [])]
     if len(candidates) == 1:
         return replace(config, backend=here.name)
     shapes = _input_shapes(model, masked, input_shape, batch)
-    picked = {name: _pick(model.get_submodule(name.removesuffix(".weight")), shapes[name], density, tuple(candidates)) for name in masked}
+    picked = {
+        name: _pick(
+            model.get_submodule(name.removesuffix(".weight")),
+            shapes[name],
+            density,
+            tuple(kind for kind in candidates if kind != "sparse" or name in able),
+        )
+        for name in masked
+    }
     sparse, bf16 = (tuple(name for name in masked if picked[name] == kind) for kind in ("sparse", "bf16"))
     return replace(config, backend=here.name, sparse=sparse, bf16=bf16)
 
 
 def _input_shapes(model: nn.Module, masked: tuple[str, ...], input_shape: tuple[int, ...], batch: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each layer's input, seen on one sample."""
+    """The shape of each layer's input, seen on one sample; that of the last call where there are several."""
+    names = {model.get_submodule(name.removesuffix(".weight")): name for name in masked}
     found: dict[str, tuple[int, ...]] = {}
 
-    def record(name: str) -> Callable:
-        return lambda module, inputs, output: found.update({name: (batch, *inputs[0].shape[1:])})
+    def note(module, x, output):
+        if module in names:
+            found[names[module]] = (batch, *x.shape[1:])
 
-    handles = [model.get_submodule(name.removesuffix(".weight")).register_forward_hook(record(name)) for name in masked]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    look_through(model, input_shape, (nn.Conv2d, nn.Linear), note)
     return found
 
 
 def _pick(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, candidates: tuple[Choice, ...]) -> Choice:
     """The fastest candidate for one layer, as measured now or before."""
+    if len(candidates) == 1:
+        return candidates[0]
     described = [repr(layer), list(shape), round(density, 6), list(candidates), torch.get_num_threads(), torch.__version__, backend().path]
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
     memo = Path(backend().path).parent / "choices" / f"{key}.json" if backend().path else None
@@ -124,18 +136,20 @@ def _pick(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, 
 def measure(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, candidates: tuple[Choice, ...]) -> dict[str, float]:
     """Seconds of a forward and backward pass of `layer` on inputs of `shape`, per candidate; the shortest of a few, taken in turn.
 
-    Inputs and gradients come batch-last, as from neighbours on the kernels: a dense layer pays for both changes of layout.
+    Inputs and gradients come batch-last, as from neighbours on the kernels: a dense layer pays for both changes of layout. Tokens
+    [B, T, D] come as they are from a LayerNorm, so that the kernels pay.
     """
     rng = generator(0, "kernels")
     mask = rng.random(tuple(layer.weight.shape)) < density
-    x = batch_last(torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)))
+    x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    x = x if len(shape) == 3 else batch_last(x)
     made = {kind: make_layer(layer, mask, kind) for kind in candidates}
 
     def run(candidate: nn.Module) -> float:
-        source = (batch_first(x) if len(shape) == 4 else x.flatten(1).t()).requires_grad_()
+        source = {2: lambda: x.flatten(1).t(), 3: x.detach, 4: lambda: batch_first(x)}[len(shape)]().requires_grad_()
         start = time.perf_counter()
         out = candidate(source)
-        out = batch_last(out)
+        out = out if len(shape) == 3 else batch_last(out)
         torch.autograd.grad(out, [source, *candidate.parameters()], torch.ones_like(out))
         return time.perf_counter() - start
 

@@ -70,9 +70,11 @@ def test_candidates_are_really_timed():
 def test_a_machine_that_cannot_do_what_was_chosen_refuses_and_the_way_out_is_one():
     made = KernelConfig(backend="avx1024", sparse=("fc.weight",))
     with pytest.raises(KernelError, match=r"chosen for the avx1024 kernels, but here they are .*kernels\.mode=dense"):
-        choices(made, MASKED, torch.float32)
-    assert choices(replace(made, mode="dense"), MASKED, torch.float32) == dict.fromkeys(MASKED, "dense")
-    assert choices(KernelConfig(backend="avx1024"), MASKED, torch.float32) == dict.fromkeys(MASKED, "dense")  # it asks for none
+        choices(made, MASKED, torch.float32, frozenset(MASKED))
+    assert choices(replace(made, mode="dense"), MASKED, torch.float32, frozenset(MASKED)) == dict.fromkeys(MASKED, "dense")
+    assert choices(KernelConfig(backend="avx1024"), MASKED, torch.float32, frozenset(MASKED)) == dict.fromkeys(
+        MASKED, "dense"
+    )  # it asks for none
 
 
 def test_choices_that_make_no_sense_are_refused():
@@ -81,7 +83,7 @@ def test_choices_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="both have fc.weight"):
         KernelConfig(backend="avx2", sparse=("fc.weight",), bf16=("fc.weight",))
     with pytest.raises(ValueError, match="name fc3.weight, which is no sparse weight of this model: it has conv2.weight, fc.weight"):
-        choices(KernelConfig(backend=backend().name, bf16=("fc3.weight",)), MASKED, torch.float32)
+        choices(KernelConfig(backend=backend().name, bf16=("fc3.weight",)), MASKED, torch.float32, frozenset(MASKED))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.Linear(8, 6)], ids=["conv", "linear"])
