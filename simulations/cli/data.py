@@ -61,7 +61,7 @@ def show_data(
         if out:
             from simulations.results.data_picture import draw_data
 
-            draw_data(out, data, streams, parts, split)
+            draw_data(out, data, streams, parts=parts, split=split)
             say(f"picture: {out}")
 
 

@@ -18,7 +18,7 @@ ROWS, COLUMNS = 20, 10  # images that are shown
 CELLS = 200  # of a heat map with numbers in them
 
 
-def draw_data(file: Path, data: Dataset, streams: Streams, parts: Parts, split: Split) -> None:
+def draw_data(file: Path, data: Dataset, streams: Streams, *, parts: Parts, split: Split) -> None:
     """Write a PNG: on the left images of each class, or of each task where tasks change the images; on the right devices by class, or by
     task. Raises ConfigError if it cannot be written."""
     import matplotlib
@@ -31,7 +31,7 @@ def draw_data(file: Path, data: Dataset, streams: Streams, parts: Parts, split: 
     with plt.rc_context(style):
         height = max(3.0, 0.42 * rows + 1.0, 0.16 * len(split.by_class) + 1.6)
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, height), width_ratios=(0.45, 0.55), layout="constrained")
-        _samples(left, data, streams, parts, rows)
+        _samples(left, data, streams, parts=parts, rows=rows)
         _split(right, split, parts, is_by_task=streams.domains is not None)
         try:
             figure.savefig(file, dpi=110)
@@ -41,7 +41,7 @@ def draw_data(file: Path, data: Dataset, streams: Streams, parts: Parts, split: 
             plt.close(figure)
 
 
-def _samples(panel: "Axes", data: Dataset, streams: Streams, parts: Parts, rows: int) -> None:
+def _samples(panel: "Axes", data: Dataset, streams: Streams, *, parts: Parts, rows: int) -> None:
     """One row per class, its first training images; or per task, the same images as each task shows them."""
     raw, chosen = data.raw, _spread(len(streams.classes) if streams.domains else data.num_classes, rows)
     lines = []
