@@ -8,8 +8,8 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,30 +17,15 @@ from server.aggregation.config import RULES
 from server.fleet.availability import KINDS
 from server.selection.policies import POLICIES
 from simulations.config.claims import CLAIMS
+from simulations.config.data import DATA, STREAMS
 from simulations.config.loading import EXPERIMENTS
 from simulations.config.toml_file import read_toml
 from simulations.fleet.profiles import PROFILES
+from sparcl_core.config import MODELS
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import METHODS
 from sparcl_core.named_files import NamedFiles
 from sparcl_core.plugins import OURS, Kind, Offer, entry_points
-
-DATA = Kind(
-    setting="data.name",
-    noun="data set",
-    group="sparcl.data",
-    ours={"digits": "simulations.data.sources:_digits", "parquet": "simulations.data.sources:_parquet"},
-)
-DATA_LINES = {
-    "digits": "scikit-learn's 8x8 digits: 1,797 images of ten classes, built in",
-    "parquet": "a folder with train.parquet and test.parquet, named by data.path",
-}
-MODELS = Kind(
-    setting="model.name",
-    noun="model",
-    group="sparcl.models",
-    ours={name: f"sparcl_core.networks.models:{made}" for name, made in (("mlp", "MLP"), ("cnn", "CNN"), ("resnet18", "ResNet18"))},
-)
 
 
 @dataclass(frozen=True)
@@ -49,17 +34,36 @@ class Shelf:
 
     kind: Kind | NamedFiles
     usage: str
-    lines: Mapping[str, str] = field(default_factory=dict)
+    lines: Callable[[], Mapping[str, str]] = dict
 
 
 def _code(kind: Kind) -> Shelf:
     return Shelf(kind, f"--set {kind.setting}=NAME, or package.module:name")
 
 
+def _of_data() -> dict[str, str]:
+    from simulations.data.published import PUBLISHED  # imported late: whoever looks for a method needs no layouts of data
+
+    lines = {
+        "digits": "scikit-learn's 8x8 digits: 1,797 images of ten classes, built in",
+        "parquet": "parquet files of your own or from a hub, with encoded images: data.path names their folder",
+        "folder": "images of your own, a folder for each class: data.path names the folder of these",
+        "npz": "arrays of your own in an .npz file: data.path names it",
+    }
+    for name, one in PUBLISHED.items():
+        channels, height, width = one.shape
+        how = {"seq": "", "perm": ", pixels permuted with each task", "rot": ", turned further with each task"}
+        stream = STREAMS[name]["tasks"]
+        lines[name] = (
+            f"{one.title}: {one.classes} classes, {height}x{width}x{channels}, {stream} tasks{how.get(name.partition('-')[0], '')}"
+        )
+    return lines
+
+
 CATALOGUE = {
     "experiments": Shelf(EXPERIMENTS, "sparcl run NAME, or a TOML file"),
     "methods": _code(METHODS),
-    "data": replace(_code(DATA), lines=DATA_LINES),
+    "data": replace(_code(DATA), lines=_of_data),
     "models": _code(MODELS),
     "rules": _code(RULES),
     "policies": _code(POLICIES),
@@ -132,7 +136,7 @@ def _comment(path: Path) -> str:
 
 def _entry(shelf: Shelf, offer: Offer) -> Entry:
     if offer.origin == OURS:
-        return Entry(offer.name, offer.origin, shelf.lines.get(offer.name) or _from_source(offer.path))
+        return Entry(offer.name, offer.origin, shelf.lines().get(offer.name) or _from_source(offer.path))
     try:
         found = shelf.kind.find(offer.name)
     except ValueError as error:
