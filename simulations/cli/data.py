@@ -57,6 +57,8 @@ def show_data(
         console.print()
         streams = make_streams(resolved.stream, data, resolved.seed, resolved.federation.rounds_per_task)
         split = count_split(streams, data.num_classes)
+        devices, tasks = split.by_task.shape
+        say(f"training samples of {devices:,} devices x {tasks:,} tasks (t0 to t{tasks - 1})")
         console.print(split_table(split))
         if out:
             from simulations.results.data_picture import draw_data
@@ -100,12 +102,7 @@ def split_table(split: "Split") -> Table:
     """Training samples of each device and task; of many the first and the last."""
     devices, tasks = split.by_task.shape
     columns = _ends(tasks, MOST_TASKS)
-    table = Table(
-        box=None,
-        pad_edge=False,
-        title=f"training samples of {devices:,} devices x {tasks:,} tasks (t0 to t{tasks - 1})",
-        title_justify="left",
-    )
+    table = Table(box=None, pad_edge=False)
     for column in ("device", *("..." if task is None else f"t{task}" for task in columns), "all", "classes"):
         table.add_column(column, justify="right", no_wrap=True)
     for device in _ends(devices, MOST_DEVICES):

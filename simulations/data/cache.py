@@ -35,7 +35,7 @@ FORMAT = 1
 ABANDONED_S = 86_400.0  # what a killed process has left of an entry
 WORTH_MAPPING = 2**16  # bytes
 ARRAYS = ("train_x", "train_y", "test_x", "test_y", "train_ids")
-_OURS = re.compile(r"\.?[0-9a-f]{32}(\.[0-9a-f]{8})?|digests")
+_ENTRY, _DIGEST = re.compile(r"\.?[0-9a-f]{32}(\.[0-9a-f]{8})?"), re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{8})?")
 
 
 def place() -> Path | None:
@@ -91,14 +91,19 @@ def mapped(key: dict, make: Callable[[], Raw]) -> Raw:
 
 
 def clear() -> int:
-    """Remove all that the cache holds. Returns its bytes."""
-    root, size = place(), 0
+    """Remove all that the cache holds, and nothing that has another name. Returns its bytes."""
+    root = place()
     if not root or not root.is_dir():
         return 0
-    for entry in root.iterdir():
-        if _OURS.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
-            size += sum(file.lstat().st_size for file in entry.iterdir())
-            shutil.rmtree(entry, ignore_errors=True)
+    entries = [entry for entry in root.iterdir() if _ENTRY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink()]
+    digests = [file for file in (root / "digests").glob("*") if _DIGEST.fullmatch(file.name)]
+    size = sum(file.lstat().st_size for file in (*digests, *(file for entry in entries for file in entry.iterdir())))
+    for entry in entries:
+        shutil.rmtree(entry, ignore_errors=True)
+    for file in digests:
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        (root / "digests").rmdir()
     return size
 
 

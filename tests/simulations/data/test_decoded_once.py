@@ -145,9 +145,10 @@ def test_the_cache_lies_where_xdg_says(monkeypatch, tmp_path):
 def test_clearing_removes_what_is_ours_and_nothing_else(place, config):
     fresh(config)
     (place / "mine.txt").write_text("stays")
+    (place / "digests" / "mine.txt").write_text("stays")
     size = sum(file.stat().st_size for entry in entries(place) if entry.is_dir() for file in entry.iterdir())
     assert cache.clear() >= size > 0
-    assert [path.name for path in place.iterdir()] == ["mine.txt"]
+    assert sorted(str(path.relative_to(place)) for path in place.rglob("*")) == ["digests", "digests/mine.txt", "mine.txt"]
 
 
 # -- the digest
