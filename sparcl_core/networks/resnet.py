@@ -9,6 +9,7 @@ from sparcl_core.config import ModelConfig
 
 
 def resnet18(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
+    """ResNet-18 with the CIFAR stem; width 64 is the paper's, 20 the DER family's reduced one."""
     width = config.width
 
     class CifarResNet(ResNet):
