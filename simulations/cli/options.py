@@ -29,6 +29,10 @@ class Backbone(StrEnum):
     mlp = "mlp"
     cnn = "cnn"
     resnet18 = "resnet18"
+    mobilenetv2 = "mobilenetv2"
+    mobilenetv3_small = "mobilenetv3-small"
+    efficientnet_b0 = "efficientnet-b0"
+    vit_tiny = "vit-tiny"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _forward(model: "nn.Module", input_shape: tuple[int, ...]):
         return model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype))
 
 
-def _convolution_backward(grad, x, weight, bias, stride, padding, dilation, transposed, *rest, out_shape=None) -> int:
+def _convolution_backward(grad, x, weight, *rest, out_shape=None) -> int:
     """From shapes: each weight meets each place of the output once, for each gradient that is wanted."""
-    *_, wanted = rest
+    _bias, _stride, _padding, _dilation, transposed, *_, wanted = rest
     return 2 * grad[0] * prod(weight) * prod((x if transposed else grad)[2:]) * (wanted[0] + wanted[1])

@@ -1,14 +1,17 @@
 """Which layers run on the sparse kernels: chosen by measurement, once, where a run starts; then part of its settings.
 
 A layer's time depends on its shape, the batch, its density and the machine, and below some density or size PyTorch's dense product is the
-faster one. So every candidate is timed at the layer's own shapes, forward and backward. What was measured is kept beside the compiled
-kernels, so a second run on the same machine chooses the same, however busy the machine is then.
+faster one. So every candidate is timed at the layer's own shapes, forward and backward. Where other layers between them want another
+layout of memory, the changes can take more than the kernels save: there the whole model is timed, too. What was measured is kept beside
+the compiled kernels, so a second run on the same machine chooses the same, however busy the machine is then.
 """
 
+import copy
 import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +21,13 @@ from torch import nn
 
 from sparcl_core.config import KernelConfig
 from sparcl_core.kernels.build import KernelError, backend
-from sparcl_core.kernels.convert import Choice, make_layer
+from sparcl_core.kernels.convert import Choice, convert, make_layer
 from sparcl_core.kernels.operations import batch_first, batch_last, can_do
 from sparcl_core.probe import look_through
 from sparcl_core.seeding import generator
 
-REPEATS = 5
+REPEATS, WHOLE_REPEATS = 5, 3
+WHOLE = 32  # samples of a pass of a whole model
 SECONDS = 1.0  # a candidate that takes this long is timed once
 
 
@@ -81,17 +85,29 @@ def resolve(
     if len(candidates) == 1:
         return replace(config, backend=here.name)
     shapes = _input_shapes(model, masked, input_shape, batch)
-    picked = {
-        name: _pick(
-            model.get_submodule(name.removesuffix(".weight")),
-            shapes[name],
-            density,
-            tuple(kind for kind in candidates if kind != "sparse" or name in able),
-        )
-        for name in masked
-    }
+    picked = {}
+    for name in masked:
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        picked[name] = _pick(layer, shapes[name], density, tuple(kind for kind in candidates if kind != "sparse" or name in able))
+    if "sparse" in picked.values() and _changes_layout(model, shapes):
+        plain = {name: "dense" if kind == "sparse" else kind for name, kind in picked.items()}
+        picked = _faster_whole(model, (min(batch, WHOLE), *input_shape), density, (plain, picked))
     sparse, bf16 = (tuple(name for name in masked if picked[name] == kind) for kind in ("sparse", "bf16"))
     return replace(config, backend=here.name, sparse=sparse, bf16=bf16)
+
+
+def _changes_layout(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Do layers between sparse ones take samples first, so that a layer's own time does not tell what it costs in its place? Convolutions
+    in groups do, and whatever is done to tokens."""
+    return any(len(shape) == 3 for shape in shapes.values()) or any(isinstance(m, nn.Conv2d) and not can_do(m) for m in model.modules())
+
+
+def _faster_whole(model: nn.Module, shape: tuple[int, ...], density: float, candidates: tuple[dict[str, Choice], ...]) -> dict[str, Choice]:
+    """The choices with which a forward and backward pass of the whole model takes less, as measured now or before."""
+    names = [",".join(sorted(name for name, kind in choice.items() if kind == "sparse")) for choice in candidates]
+    described = [repr(model), list(shape), round(density, 6), names]
+    numbers = tuple(str(number) for number in range(len(candidates)))
+    return candidates[int(_remembered(described, numbers, lambda: measure_whole(model, shape, density, candidates)))]
 
 
 def _input_shapes(model: nn.Module, masked: tuple[str, ...], input_shape: tuple[int, ...], batch: int) -> dict[str, tuple[int, ...]]:
@@ -111,7 +127,13 @@ def _pick(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, 
     """The fastest candidate for one layer, as measured now or before."""
     if len(candidates) == 1:
         return candidates[0]
-    described = [repr(layer), list(shape), round(density, 6), list(candidates), torch.get_num_threads(), torch.__version__, backend().path]
+    described = [repr(layer), list(shape), round(density, 6), list(candidates)]
+    return _remembered(described, candidates, lambda: measure(layer, shape, density, candidates))
+
+
+def _remembered(described: list, candidates: tuple[str, ...], measured: Callable[[], dict[str, float]]) -> str:
+    """The candidate that takes the least seconds. What was measured on this machine before is not measured again."""
+    described = [*described, torch.get_num_threads(), torch.__version__, backend().path]
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
     memo = Path(backend().path).parent / "choices" / f"{key}.json" if backend().path else None
     try:
@@ -120,7 +142,7 @@ def _pick(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, 
         known = None
     if known in candidates:
         return known
-    seconds = measure(layer, shape, density, candidates)
+    seconds = measured()
     choice = min(candidates, key=lambda kind: seconds[kind])
     if memo:
         try:
@@ -131,6 +153,25 @@ def _pick(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, 
         except OSError:
             pass  # only the next run's time is lost
     return choice
+
+
+def measure_whole(model: nn.Module, shape: tuple[int, ...], density: float, candidates: tuple[dict[str, Choice], ...]) -> dict[str, float]:
+    """Seconds of a forward and backward pass of `model` on images of `shape` [B, C, H, W], by the candidate's number; the shortest of a
+    few, taken in turn."""
+    rng = generator(0, "kernels")
+    x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(memory_format=torch.channels_last)
+    weights = dict(model.named_parameters())
+    masks = {name: rng.random(tuple(weights[name].shape)) < density for name in candidates[0]}
+    made = [convert(copy.deepcopy(model), masks, choice).train() for choice in candidates]
+    best = dict.fromkeys(map(str, range(len(made))), float("inf"))
+    with torch.random.fork_rng(devices=[]):  # a model may have dropout
+        for turn in range(1 + WHOLE_REPEATS):
+            for number, candidate in enumerate(made):
+                start = time.perf_counter()
+                torch.autograd.grad(candidate(x).sum(), list(candidate.parameters()))
+                if turn:
+                    best[str(number)] = min(best[str(number)], time.perf_counter() - start)
+    return best
 
 
 def measure(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], density: float, candidates: tuple[Choice, ...]) -> dict[str, float]:

@@ -26,12 +26,12 @@ V2_BLOCKS = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96,
 
 
 def mobilenet_v2(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """MobileNetV2 with the strides of small images (Sandler et al. 2018, arXiv:1801.04381)."""
+    """MobileNetV2 for small images; width 32 is the published one."""
     return _for_small_images(mobilenetv2.MobileNetV2(num_classes, config.width / 32, V2_BLOCKS, dropout=0.0), input_shape)
 
 
 def mobilenet_v3_small(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """MobileNetV3-small with the strides of small images (Howard et al. 2019, arXiv:1905.02244)."""
+    """MobileNetV3-small for small images; width 16 is the published one."""
     blocks, last = mobilenetv3._mobilenet_v3_conf("mobilenet_v3_small", width_mult=config.width / 16)
     blocks[0].stride = 1
     norm = partial(nn.BatchNorm2d, eps=0.001)
@@ -39,7 +39,7 @@ def mobilenet_v3_small(input_shape: tuple[int, ...], num_classes: int, config: M
 
 
 def efficientnet_b0(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """EfficientNet-B0 with the strides of small images (Tan and Le 2019, arXiv:1905.11946)."""
+    """EfficientNet-B0 for small images; width 32 is the published one."""
     blocks, last = efficientnet._efficientnet_conf("efficientnet_b0", width_mult=config.width / 32, depth_mult=1.0)
     blocks[1].stride = 1
     model = efficientnet.EfficientNet(blocks, 0.0, stochastic_depth_prob=0.0, num_classes=num_classes, last_channel=last)

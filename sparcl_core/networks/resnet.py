@@ -9,7 +9,7 @@ from sparcl_core.config import ModelConfig
 
 
 def resnet18(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """ResNet-18 with the stem of CIFAR (He et al. 2016, arXiv:1512.03385); width 64 is the published one."""
+    """ResNet-18 with the CIFAR stem; width 64 is the paper's, 20 the DER family's reduced one."""
     width = config.width
 
     class CifarResNet(ResNet):

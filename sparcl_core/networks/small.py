@@ -14,12 +14,12 @@ from sparcl_core.config import ModelConfig
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """Two hidden layers with LayerNorm, for small images."""
+    """Two hidden layers with LayerNorm."""
     return MLP(input_shape, num_classes, config.width)
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """Two convolutions, a pooling and a hidden layer with GroupNorm, for small images."""
+    """Two convolutions, pooling and a linear layer, with GroupNorm; for images of 2x2 and up."""
     if min(input_shape[1:]) < 2:
         raise ValueError(
             f"images are {input_shape[1]}x{input_shape[2]}: the cnn halves them, so they need 2x2 pixels at least; take model.name=mlp"

@@ -20,7 +20,7 @@ BLOCKS, HEAD, SMALL = 6, 64, 16
 
 
 def vit_tiny(input_shape: tuple[int, ...], num_classes: int, config: ModelConfig) -> nn.Module:
-    """A vision transformer small enough for a phone (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+    """A vision transformer of six blocks for small images; width 192 is that of ViT-Tiny."""
     patch = 4 if min(input_shape[1:]) >= SMALL else 2
     if any(side % patch for side in input_shape[1:]):
         raise ValueError(
