@@ -67,10 +67,10 @@ def run(
     known = () if engine in ("ray", "inline") else (f"engine is {engine!r}: there are ray and inline",)
     is_there = "ray" in sys.modules and sys.modules["ray"].is_initialized()  # else Ray is started here, and ended behind the run
     preflight.expect(known, preflight.experiment_files(made), preflight.engine_options(engine, "", 0 if is_there else workers))
-    from simulations.build import choose_kernels, make_world
+    from simulations.build import bind_data, choose_kernels, make_world
     from simulations.run import run_world
 
-    world = make_world(choose_kernels(made))
+    world = make_world(choose_kernels(bind_data(made)))
     if engine == "inline":
         return run_world(world, engine, observer=observer)
     try:
@@ -85,10 +85,10 @@ def train_one(experiment: "str | Experiment" = "split-digits", *overrides: str, 
     made = _resolved(experiment, overrides, dense)
     preflight = _import("simulations.preflight")
     preflight.expect(preflight.alone(made), preflight.experiment_files(made))
-    from simulations.build import choose_kernels
+    from simulations.build import bind_data, choose_kernels
     from simulations.single_device import train_one
 
-    return train_one(choose_kernels(made), lambda progress, accuracy: None)
+    return train_one(choose_kernels(bind_data(made)), lambda progress, accuracy: None)
 
 
 def main() -> None:

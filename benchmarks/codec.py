@@ -87,8 +87,9 @@ def print_times() -> None:
 
 def update() -> tuple[Layout, dict[str, SparseTensor]]:
     config = ModelConfig("resnet18", width=64)
-    model = build_model(config, (3, 32, 32), 10)
-    layout = Layout({name: tuple(p.shape) for name, p in model.named_parameters()}, frozenset(sparse_names(model, config)))
+    shape = (3, 32, 32)
+    model = build_model(config, shape, 10)
+    layout = Layout({name: tuple(p.shape) for name, p in model.named_parameters()}, frozenset(sparse_names(model, config, shape)))
     rng, tensors = np.random.default_rng(SEED), {}
     for name in layout.shapes:
         size = layout.size(name)

@@ -216,8 +216,8 @@ class _Trainer:
         kept = kept_bytes(device.memory) + learner.kept_data_bytes(session.memory.ddr.kept.size)
         kept += learner.auxiliary.down.held_bytes(active)
         whole = {name: mask.size for name, mask in done.masks.items()}
-        has_ranked = done.importance is not None or (done.update is not None and done.update.grown is not None)
-        ranked = learner.masking.gradients_held(whole.values()) if has_ranked else 0
+        has_ranked = done.importance is not None or done.update is not None
+        ranked = learner.scheme.gradients_held(whole.values()) if has_ranked else 0
         needs = footprint(learner.held, active=active, updated=updated, activations=alive, method_bytes=kept, federated=True, ranked=ranked)
         return {
             **{f"flops.{key}": value for key, value in asdict(flops).items()},

@@ -191,7 +191,7 @@ def report(
 
 def _mask_payload(device: DeviceState, done: Round, *, layout: Layout, config: ClientConfig, versions: tuple[int, int]) -> Encoded | None:
     """The device's part in the next masks: how its own differ, or what it thinks of the shared ones."""
-    if done.update is not None and done.update.grown is not None:
+    if done.update is not None and not config.method.scheme(config.task_epochs, config.seed).draws_growth:
         flipped = {name: np.flatnonzero(mask ^ done.masks[name]) for name, mask in device.masks.items()}
         return codec.encode_places("flip", layout, flipped, device.masks, versions=versions)
     if done.update is not None:

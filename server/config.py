@@ -16,7 +16,7 @@ class FederationConfig:
         cohort_size: devices per round, drawn from those with data; 0 takes all of them, and then those without data have ledger rows
             that say so.
         mask: `shared`, the server updates one mask for all between rounds; `local`, every device adapts its own within a round and the
-            server thins what comes back to the target sparsity (FedDST, Bibikar et al. 2022).
+            server thins what comes back to the target sparsity (FedDST, Bibikar et al. 2022; all of it with `masks.scheme = "rigl"`).
         batchnorm: what happens to BatchNorm's running statistics. `global`: they cross the wire and are averaged like weights;
             `local`: they stay on the device (SiloBN, Andreux et al. 2020), and the global model is evaluated with their average;
             `recompute`: before an evaluation devices recompute those of the global model in one pass (HeteroFL, Diao et al. 2021);

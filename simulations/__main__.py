@@ -1,9 +1,9 @@
 """The command line, `sparcl` or `python -m simulations`: importing the modules of `cli` gives its app their commands."""
 
-from simulations.cli import messages, runs, studies
+from simulations.cli import data, messages, runs, studies
 from simulations.cli.options import app
 
-__all__ = ["app", "main", "runs", "studies"]
+__all__ = ["app", "data", "main", "runs", "studies"]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """From an experiment to its parts: data, streams, the two Flower apps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,10 +15,12 @@ from server.global_model.model import GlobalModel
 from server.global_model.settings import ModelSettings, Start
 from server.rounds.federation import Federation
 from server.strategy import SparCLStrategy
+from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
+from simulations.config.largest import WEIGHTS
 from simulations.data.partition import make_streams
 from simulations.data.raw import Dataset
-from simulations.data.sources import load_data
+from simulations.data.sources import bound, load_data
 from simulations.data.task_order import check_batches, check_tested
 from simulations.evaluate import Evaluator
 from simulations.fleet.build import make_cohorts
@@ -26,8 +29,12 @@ from sparcl_core.evaluation import TestData
 from sparcl_core.kernels.choice import resolve
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
-from sparcl_core.networks.models import build_model, has_batch_statistics, smallest_batch, sparse_names
+from sparcl_core.networks.check import check_model
+from sparcl_core.networks.models import build_model, has_batch_statistics, smallest_batch
+from sparcl_core.networks.sparse_rule import layers_told, sparse_names
 from sparcl_core.solo import dense_weights, start_model
+
+WELL_KNOWN = ("mlp", "cnn", "resnet18")  # models of which all hidden layers are sparse
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,30 @@ class World:
         return TestData(raw.test_x, raw.test_y, streams.classes, streams.domains)
 
 
-def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Experiment:
+def bind_data(experiment: Experiment) -> Experiment:
+    """`experiment` with the digest of the data that is there: a run that is repeated or resumed with other data is refused.
+
+    Raises:
+        ConfigError: if the data is not there, or not what the settings say.
+    """
+    return replace(experiment, data=bound(experiment.data, experiment.seed))
+
+
+def choose_kernels(experiment: Experiment, data: Dataset | None = None, tell: Callable[[str], None] = lambda line: None) -> Experiment:
     """`experiment` with the choice made which layers run on the sparse kernels: a run's settings, so that it can be repeated.
 
     Layers are timed at the largest batch that a device of this fleet can have.
 
     Args:
         data: if it is loaded already.
+        tell: what is called with a line on which layers are sparse, where that is not known from the model's name.
 
     Raises:
-        ValueError: if the weights to start from do not fit the model: nothing has begun yet.
+        ValueError: if a model that is not of ours cannot be trained, or the weights to start from do not fit: nothing has begun yet.
     """
+    if not experiment.model.is_ours:
+        data = data or load_data(experiment.data, experiment.seed)
+        _check_own(experiment, data)
     if experiment.model.weights:
         data = data or load_data(experiment.data, experiment.seed)
         start_model(Learner(experiment.method, data.inputs, 1, experiment.seed), experiment.method, experiment.seed)
@@ -101,12 +121,20 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None) -> Exper
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as every device
     try:
-        names = sparse_names(model, method.model)
+        names = sparse_names(model, method.model, inputs.shape)
         per_forward = make_method(method.learner).samples_per_forward(batch, is_joint)
         chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - method.first_sparsity)
+        if experiment.model.name not in WELL_KNOWN:
+            tell(layers_told(experiment.model, model, inputs.shape))
     finally:
         torch.set_num_threads(threads)
     return replace(experiment, kernels=chosen)
+
+
+def _check_own(experiment: Experiment, data: Dataset) -> None:
+    check_model(experiment.method, data.inputs)
+    if (weights := sum(p.numel() for p in _model(experiment, data).parameters())) > WEIGHTS:
+        raise ConfigError(f"model.name is {experiment.model.name!r}, which has {weights:,} weights: {WEIGHTS:,} is the most")
 
 
 def _most_samples(experiment: Experiment, data: Dataset) -> int:

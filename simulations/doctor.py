@@ -6,7 +6,9 @@ import textwrap
 from importlib.metadata import PackageNotFoundError, version
 
 from simulations import bytecode
+from simulations.catalogue import packages
 from simulations.environment import processor
+from sparcl_core.foreign import printable
 from sparcl_core.kernels.build import Backend, KernelError, choose
 
 WIDTH = 80
@@ -34,6 +36,7 @@ def examine(rebuild: bool = False) -> tuple[list[tuple[str, str]], bool]:
         ("compiler", kernels.compiler or "none"),
         ("cache", os.path.dirname(kernels.path) or "none"),
         ("library", _library(kernels)),
+        *_packages(),
     ]
     return rows, works
 
@@ -46,6 +49,13 @@ def table(rows: list[tuple[str, str]]) -> str:
         wrap.initial_indent = f"{label:{LABEL}}"
         lines += wrap.wrap(text)
     return "\n".join(lines)
+
+
+def _packages() -> list[tuple[str, str]]:
+    """What installed packages offer, and what of it fails."""
+    offered, wrong = packages()
+    rows = [("offers", f"{origin}: {', '.join(what)}") for origin, what in offered.items()]
+    return [*rows, *(("fails", printable(fault)) for fault in wrong)]
 
 
 def _library(kernels: Backend) -> str:

@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from server.fleet.availability import make_availability
+from server.fleet.availability import KINDS, make_availability
 from simulations import disk
 from simulations.config.errors import did_you_mean, several
 from simulations.config.experiment import Experiment
+from simulations.data.own import expect_options
+from simulations.data.places import find
 from simulations.engine.address import masked
 from simulations.fleet.mix import read_fleet
 from simulations.fleet.profiles import load_profile
@@ -38,15 +40,11 @@ def experiment_files(experiment: Experiment) -> Iterator[str]:
         yield from _message(load_profile, profile)
     if fleet.file:
         yield from _message(read_fleet, fleet.file, stream.devices)
-    if experiment.availability.kind == "trace":
+    if experiment.availability.kind == "trace" or experiment.availability.kind not in KINDS.ours:
         made = (experiment.availability, stream.devices, experiment.seed)
         yield from (f"availability: {problem}" for problem in _message(make_availability, *made))
-    if data.name == "parquet" and not _is(folder := Path(os.path.expanduser(data.path)), "dir"):
-        there = "it is no folder" if _is(folder, "exists") else "there is no such folder"
-        yield (
-            f"data.path: cannot read {printable(repr(data.path))}: {there}; it is a folder with train.parquet and test.parquet, "
-            f"and this command runs in {printable(os.getcwd())}"
-        )
+    yield from _message(find, data)
+    yield from _message(expect_options, data)
 
 
 def alone(experiment: Experiment) -> Iterator[str]:
@@ -67,6 +65,16 @@ def output_folder(parent: Path) -> Iterator[str]:
         return
     if reason := unwritable(parent):
         yield f"run folder {printable(parent)} cannot be written ({reason}); choose another with --out"
+
+
+def picture(file: Path) -> Iterator[str]:
+    """A PNG that is to be drawn."""
+    if file.suffix.lower() != ".png":
+        yield f"--out is {printable(file)}: it will be a PNG, so take {printable(file.name)}.png"
+    elif _is(file, "dir"):
+        yield f"--out is {printable(file)}: it is a folder; name a file in it"
+    elif reason := unwritable(file.parent):
+        yield f"--out is {printable(file)}: it cannot be written ({reason})"
 
 
 def unwritable(folder: Path) -> str:

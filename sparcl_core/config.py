@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparcl_core.batches import LastBatch
+from sparcl_core.plugins import OURS, Kind
 from sparcl_core.sparsity import dgm as gradient_masking
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
@@ -18,6 +19,21 @@ from sparcl_core.sparsity.settings import MaskConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 
 Augmentation = Literal["none", "crop", "crop-flip"]
+Option = bool | int | float | str
+MODELS = Kind(
+    setting="model.name",
+    noun="model",
+    group="sparcl.models",
+    ours={
+        "mlp": "sparcl_core.networks.small:mlp",
+        "cnn": "sparcl_core.networks.small:cnn",
+        "resnet18": "sparcl_core.networks.resnet:resnet18",
+        "mobilenetv2": "sparcl_core.networks.mobile:mobilenet_v2",
+        "mobilenetv3-small": "sparcl_core.networks.mobile:mobilenet_v3_small",
+        "efficientnet-b0": "sparcl_core.networks.mobile:efficientnet_b0",
+        "vit-tiny": "sparcl_core.networks.transformer:vit_tiny",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -25,10 +41,14 @@ class ModelConfig:
     """Backbone settings.
 
     Attributes:
-        name: `mlp`, `cnn` or `resnet18`.
-        width: channels of the first layer (cnn, resnet18) or units of a hidden layer (mlp).
+        name: `mlp`, `cnn`, `resnet18`, `mobilenetv2`, `mobilenetv3-small`, `efficientnet-b0` or `vit-tiny` (`sparcl_core.networks`); one of
+            an installed package; or `package.module:make`, called with input_shape [C, H, W], num_classes and the `options`, which returns
+            an `nn.Module` from [B, C, H, W] to logits [B, num_classes].
+        width: channels of the first layer, units of a hidden layer (mlp) or features of a token (vit-tiny); for the models of ours.
         hidden: units of the fully connected layer of the cnn; not used by the others.
-        sparse: regular expressions of parameter names that may be sparse; empty takes the model's own rule (see module).
+        options: for a model that is not of ours: what else it is called with.
+        sparse: regular expressions of names of weights that may be sparse; empty: those of hidden convolutions and linear layers, see
+            `sparcl_core.networks.sparse_rule`.
         rescale: multiply the kept weights by 1/sqrt(density) at initialisation. It keeps the scale of activations, which
             a normalisation behind the layer does anyway; there it only makes every step smaller relative to its weight.
         dtype: float32, or float64 for parity checks.
@@ -37,9 +57,10 @@ class ModelConfig:
         weights_sha256: of that file, as the run has found it; empty: not looked at yet.
     """
 
-    name: Literal["mlp", "cnn", "resnet18"] = "cnn"
+    name: str = "cnn"
     width: int = 32
     hidden: int = 128
+    options: dict[str, Option | list[Option]] = field(default_factory=dict)
     sparse: tuple[str, ...] = ()
     rescale: bool = False
     dtype: Literal["float32", "float64"] = "float32"
@@ -57,10 +78,28 @@ class ModelConfig:
                 raise ValueError(f"sparse has {pattern!r}, which is no regular expression: {error}") from error
         if self.width < 1 or self.hidden < 1:
             raise ValueError(f"width is {self.width} and hidden {self.hidden}: both must be at least 1")
+        if self.is_ours:
+            self._check_ours()
+
+    def _check_ours(self) -> None:
+        if self.options:
+            raise ValueError(
+                f"options has {next(iter(self.options))!r}, but {self.name} reads width and hidden: options are for a model of your own"
+            )
         if self.name == "cnn" and self.width % 8:
             raise ValueError(f"width is {self.width}: the cnn normalises over 8 groups, so take a multiple of 8")
         if self.name == "resnet18" and self.width < 8:  # seen with torch 2.15, widths 2 to 6, images of 8x8 and 16x16: the process aborts
             raise ValueError(f"width is {self.width}: torch's backward pass of so narrow a resnet18 damages memory; take 8 or more")
+        if self.name in ("mobilenetv2", "mobilenetv3-small", "efficientnet-b0") and self.width % 8:
+            near = max(8, round(self.width / 8) * 8)
+            raise ValueError(f"width is {self.width}: channels of a {self.name} are multiples of 8, so take one such as {near}")
+        if self.name == "vit-tiny" and self.width > 64 and self.width % 64:
+            raise ValueError(f"width is {self.width}: each head of a vit-tiny has 64 features, so take up to 64 or a multiple, such as 192")
+
+    @property
+    def is_ours(self) -> bool:
+        """Is it a model of this project?"""
+        return MODELS.offer(self.name).origin == OURS
 
 
 @dataclass(frozen=True)
@@ -196,7 +235,7 @@ class MethodConfig:
     @property
     def first_sparsity(self) -> float:
         """Of the first mask, the densest that a device must have room for."""
-        return 0.0 if self.masks.begins_dense else self.sparsity
+        return 0.0 if self.scheme(task_epochs=1, seed=0).begins_dense else self.sparsity
 
     def scheme(self, task_epochs: int, seed: int) -> Scheme:
         """What changes the masks, in tasks of so many epochs."""

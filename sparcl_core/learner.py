@@ -48,13 +48,15 @@ class Learner(Setup):
             device: the device's number, part of every random address.
         """
         rng = generator(self.seed, "begin-task", device, data.task)
-        memory, passes = self.method.begin_task(self._border(state, masks, data, memory.in_task(len(data.y)), rng=rng))
+        with self.network.drawing(self.seed, "begin-task", device, data.task):
+            memory, passes = self.method.begin_task(self._border(state, masks, data, memory.in_task(len(data.y)), rng=rng))
         return memory, self._counted(passes, masks)
 
     def end_task(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, device: int) -> tuple[Memory, Counted]:
         """As `begin_task`, at the end of the task that `data` is of."""
         border = self._border(state, masks, data, memory, rng=generator(self.seed, "end-task", device, data.task))
-        memory, passes = self.method.end_task(border)
+        with self.network.drawing(self.seed, "end-task", device, data.task):
+            memory, passes = self.method.end_task(border)
         return memory, self._counted(passes, masks)
 
     def train(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, epochs: int, device: int) -> Session:
@@ -70,7 +72,11 @@ class Learner(Setup):
             FloatingPointError: if the loss of a step, or a weight afterwards, is not finite.
         """
         self.check(data, memory.kept_samples)
-        loop = SessionLoop(self, self.run(state, masks, data, memory.copy()), device)
+        with self.network.drawing(self.seed, "train", device, data.task, memory.epochs):
+            return self._train(state, masks, data, memory.copy(), epochs=epochs, device=device)
+
+    def _train(self, state: State, masks: Masks, data: TaskData, memory: Memory, *, epochs: int, device: int) -> Session:
+        loop = SessionLoop(self, self.run(state, masks, data, memory), device)
         try:
             for _ in range(epochs):
                 loop.epoch()
@@ -97,9 +103,10 @@ class Learner(Setup):
             FloatingPointError: if a gradient is not finite.
         """
         self.check(data, memory.kept_samples)
-        if self.scheme.needs == "gradients":
-            return rankings.gradients(self, self.run(state, masks, data, memory, is_dense=True), device)
-        return rankings.importance(self, self.run(state, masks, data, memory), device)
+        with self.network.drawing(self.seed, "importance", device, data.task, memory.epochs):
+            if self.scheme.needs == "gradients":
+                return rankings.gradients(self, self.run(state, masks, data, memory, is_dense=True), device)
+            return rankings.importance(self, self.run(state, masks, data, memory), device)
 
     def sensitivity(self, weights: State, data: TaskData, memory: Memory, *, device: int) -> tuple[dict[str, np.ndarray], Flops]:
         """SNIP's connection sensitivity of every weight that may be sparse (float64, the tensor's shape), and what computing it cost.
@@ -111,7 +118,8 @@ class Learner(Setup):
             ValueError, FloatingPointError: as `importance`.
         """
         self.check(data, memory.kept_samples)
-        return rankings.sensitivity(self, self.run(weights, {}, data, memory, is_dense=True), device)
+        with self.network.drawing(self.seed, "sensitivity", device, data.task):
+            return rankings.sensitivity(self, self.run(weights, {}, data, memory, is_dense=True), device)
 
     def importance_after(self, done: Session, masks: Masks, data: TaskData, device: int) -> tuple[dict[str, np.ndarray], Flops]:
         """What masks are ranked by behind a session: what it left, or what `importance` computes for it; and what that cost."""
@@ -131,7 +139,7 @@ class Learner(Setup):
         self.check(data, len(data.y))
         self.network.load(state, masks)
         total, count = 0.0, min(len(data.y), batches * self.config.batch_size)
-        with torch.no_grad():
+        with torch.no_grad(), self.network.drawing(self.seed, "loss", data.task):
             for own in cut(np.arange(count), batch_sizes(count, self.config.batch_size, self.least)):
                 total += float(F.cross_entropy(self.model(self.network.feed(data.x[own])), torch.from_numpy(data.y[own]))) * len(own)
         if not math.isfinite(total):
@@ -151,7 +159,8 @@ class Learner(Setup):
         self.network.load(state, masks)
         x = np.concatenate([data.x[memory.ddr.kept], memory.buffer.x[: len(memory.buffer)]])
         batches = np.array_split(x, max(1, len(x) // self.config.batch_size))
-        collect_statistics(self.model, [self.network.feed(batch) for batch in batches])
+        with self.network.drawing(self.seed, "statistics", data.task, memory.epochs):
+            collect_statistics(self.model, [self.network.feed(batch) for batch in batches])
         own = {name: value for name, value in self.network.read().items() if name in self.layout.statistics}
         return own, len(x), Flops(statistics=self.cost_at(masks).forward * len(x))
 

@@ -50,14 +50,14 @@ class Kind:
 
     def offers(self) -> dict[str, Offer]:
         """All that have a name, ours first, those of packages by name; what two packages offer, and what is ours, is left out here."""
-        theirs = _entry_points(self.group)
+        theirs = entry_points(self.group)
         single = {name: offers[0] for name, offers in theirs.items() if len(offers) == 1 and name not in self.ours}
         return self.ours | dict(sorted(single.items()))
 
     def clashes(self) -> list[str]:
         """What packages offer under a name that is taken: by ours, or by each other."""
         told = []
-        for name, offers in sorted(_entry_points(self.group).items()):
+        for name, offers in sorted(entry_points(self.group).items()):
             if name in self.ours or len(offers) > 1:
                 takers = [offer.origin for offer in (*([self.ours[name]] if name in self.ours else []), *offers)]
                 told.append(f"{self.noun} {name!r} is offered by {' and by '.join(takers)}")
@@ -105,7 +105,7 @@ class Kind:
         path, _, wanted = offer.path.partition(":")
         try:
             module = importlib.import_module(path)
-        except Exception as error:  # whatever the module does while it is read
+        except (Exception, SystemExit) as error:  # whatever the module does while it is read
             why = f"{printable(path)} cannot be imported ({type(error).__name__}: {printable(error)})"
             raise ValueError(f"{shown}, but {why}; it must lie where Python looks for modules, on every node (PYTHONPATH)") from error
         if not hasattr(module, wanted):
@@ -115,7 +115,7 @@ class Kind:
 
 
 @functools.cache
-def _entry_points(group: str) -> dict[str, list[Offer]]:
+def entry_points(group: str) -> dict[str, list[Offer]]:
     """What installed packages offer, by name. A name that is offered by several comes with all of them, ordered by package."""
     found: dict[str, dict[str, Offer]] = {}
     for point in metadata.entry_points(group=group):

@@ -14,7 +14,7 @@ from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.costs.memory import activation_bytes, footprint, kept_bytes
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
-from sparcl_core.networks.models import initial_weights
+from sparcl_core.networks.models import first_weights
 from sparcl_core.networks.pretrained import read_weights
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.initial import highest_masks, laid_over, random_masks
@@ -51,12 +51,12 @@ class Progress:
 
 
 def dense_weights(learner: Learner, method: MethodConfig, seed: int) -> State:
-    """The weights of a new run before any mask: He-normal or from a file.
+    """The weights of a new run before any mask: drawn or from a file.
 
     Raises:
         ValueError: if `model.weights` does not fit the model, see `sparcl_core.networks.pretrained`.
     """
-    state = initial_weights(learner.model, seed)
+    state = first_weights(method.model, learner.model, learner.inputs, seed)
     if method.model.weights:
         state |= read_weights(method.model, learner.layout.shapes, learner.classifier)
     return state
@@ -176,7 +176,7 @@ class _Alone:
             activations=self.activations * learner.samples_per_forward(samples),
             method_bytes=kept_bytes(self.memory) + learner.kept_data_bytes(samples),
             federated=False,
-            ranked=learner.masking.gradients_held(mask.size for mask in self.masks.values()) if has_ranked else 0,
+            ranked=learner.scheme.gradients_held(mask.size for mask in self.masks.values()) if has_ranked else 0,
         ).total
 
     def _update_masks(self, what: Action, session: int) -> None:

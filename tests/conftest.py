@@ -1,6 +1,7 @@
 """One torch thread, examples that are the same in every run, and what becomes of the suite when several processes share it."""
 
 import gc
+import os
 import signal
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,13 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory) -> None:
+    """Decoded images, and data sets that could be there, are not those of whoever runs the tests; child processes inherit it."""
+    place = tmp_path_factory.mktemp("cache")
+    os.environ |= {"SPARCL_DATA_CACHE": str(place / "images"), "SPARCL_DATA": str(place / "downloads")}
 
 
 @cache

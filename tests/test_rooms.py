@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparcl_core": (), "client": ("sparcl_core",), "server": ("sparcl_core",), "simulations": ("sparcl_core", "client", "server")}
 FLOORS = {  # from the ground up
     "sparcl_core": (
-        "seeding foreign metrics task_change", "plugins", "task_data domains batches", "sparsity", "config replay",
-        "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo evaluation",
+        "seeding foreign metrics task_change", "plugins options", "named_files", "task_data domains batches probe", "sparsity",
+        "config replay", "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo evaluation",
     ),
     "client": ("config streams", "state", "local_round", "app"),
     "server": (
         "errors snapshot ledger config", "fleet aggregation", "selection defence", "global_model", "rounds", "strategy", "app",
     ),
     "simulations": (
-        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app doctor", "build",
+        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app catalogue", "build doctor packages",
         "checkpoints calibration", "single_device", "run", "results", "tables flower_apps", "cli", "__main__",
     ),
 }  # fmt: skip
@@ -107,7 +107,7 @@ GUESTS = {  # what of others may be known where; a folder ends with a slash
     "flwr_datasets": ("simulations/data/flwr_partitioners.py",),
     "ray": ("simulations/engine/",),
     "torch": ("sparcl_core/", "client/app.py", "simulations/"),
-    "matplotlib": ("simulations/results/plot.py", "simulations/tables/picture.py",),
+    "matplotlib": ("simulations/results/plot.py", "simulations/results/data_picture.py", "simulations/tables/picture.py"),
     "pyarrow": ("simulations/results/", "simulations/data/parquet.py"),
     "rich": ("simulations/cli/", "simulations/results/console.py"),
     "typer": ("simulations/cli/",),

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 MOST = 4
 LEFT = {  # whose order somebody else has set: Flower's, torchvision's, what Ray passes on, and the C calls
     ("simulations/engine/grid.py", "create_message"), ("simulations/engine/worker.py", "setup"),
-    ("sparcl_core/networks/models.py", "_make_layer"),
+    ("sparcl_core/networks/resnet.py", "_make_layer"),
 }  # fmt: skip
 
 

@@ -23,7 +23,15 @@ from sparcl_core.training.session import Session
 SEED = 7
 EPOCHS = 10  # K: DDR then has four stages, before epochs 1, 2, 3 and 4
 INPUTS = InputSpec((1, 4, 4), 4, mean=(128.0,), std=(64.0,))
-MODELS = {"mlp": ModelConfig("mlp", width=16), "cnn": ModelConfig("cnn", width=8, hidden=12), "resnet18": ModelConfig("resnet18", width=8)}
+MODELS = {
+    "mlp": ModelConfig("mlp", width=16),
+    "cnn": ModelConfig("cnn", width=8, hidden=12),
+    "resnet18": ModelConfig("resnet18", width=8),
+    "mobilenetv2": ModelConfig("mobilenetv2", width=8),
+    "mobilenetv3-small": ModelConfig("mobilenetv3-small", width=8),
+    "efficientnet-b0": ModelConfig("efficientnet-b0", width=8),
+    "vit-tiny": ModelConfig("vit-tiny", width=16),
+}
 
 
 def tiny_method(model: str = "cnn", sparsity: float = 0.75, dtype: str = "float32", **learner) -> MethodConfig:

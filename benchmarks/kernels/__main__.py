@@ -15,7 +15,7 @@ from benchmarks.kernels.settings import chosen
 from benchmarks.kernels.sides import sparseprop
 from sparcl_core.kernels.build import backend
 
-PARTS = ("layers", "step", "memory", "plot")
+PARTS = ("layers", "step", "memory", "plot", "models")
 PICTURE = Path("docs/kernels.png")
 
 

@@ -21,16 +21,17 @@ the rules here (`count-mean` without the weights), at the cost of the values sen
 
 import numpy as np
 
-from server.aggregation.config import RULES, AggregationConfig
+from server.aggregation.config import AggregationConfig
+from server.aggregation.registry import make_rule
 from server.aggregation.rule import Changes, Rule, Support
 from server.aggregation.update import Update
 from sparcl_core.codec import Layout
 from sparcl_core.sparsity.masks import State
 
 
-def chosen(updates: list[Update], config: AggregationConfig) -> list[Update]:
+def chosen(updates: list[Update], layout: Layout, config: AggregationConfig) -> list[Update]:
     """Those of a round that count at all, by the rule: in the average, in the votes, and in all else that follows from them."""
-    return RULES[config.rule](config).chosen(updates)
+    return make_rule(config).chosen(updates, layout) if updates else []
 
 
 def mean_update(updates: list[Update], weights: State, layout: Layout, voting_rows: tuple[str, ...], *, config: AggregationConfig) -> State:
@@ -45,8 +46,8 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, voting_ro
     Raises:
         ValueError: if there is no update, they are out of order, all samples are 0, or a device sent a value where its mask is off.
     """
-    rule = RULES[config.rule](config)
-    counts = _counts(rule, _in_order(updates), config)
+    rule = make_rule(config)
+    counts = _counts(rule, _in_order(updates), layout, config)
     scales = [1.0 if config.stale == "normalise" else update.weight for update in updates]
     tau = config.shrinkage * sum(counts)
     result = {}
@@ -71,7 +72,7 @@ def mean_update(updates: list[Update], weights: State, layout: Layout, voting_ro
 
 def voted(updates: list[Update], layout: Layout, voting_rows: tuple[str, ...], config: AggregationConfig) -> dict[str, np.ndarray]:
     """Which coordinates at least `min_votes` devices count for: bool arrays in the layout's shapes. Arguments as in `mean_update`."""
-    counts = _counts(RULES[config.rule](config), _in_order(updates), config)
+    counts = _counts(make_rule(config), _in_order(updates), layout, config)
     result = {}
     for name, shape in layout.shapes.items():
         support = Support.of(name, updates, counts, layout, row_voting=name in voting_rows)
@@ -90,9 +91,9 @@ def _in_order(updates: list[Update]) -> list[Update]:
     return updates
 
 
-def _counts(rule: Rule, updates: list[Update], config: AggregationConfig) -> list[float]:
+def _counts(rule: Rule, updates: list[Update], layout: Layout, config: AggregationConfig) -> list[float]:
     """n_k by device, by the rule; times s_k where weights are normalised."""
-    counts = [rule.count(update) for update in updates]
+    counts = rule.counts(updates, layout)
     if config.stale == "normalise":
         return [count * update.weight for count, update in zip(counts, updates, strict=True)]
     return counts

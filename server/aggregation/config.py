@@ -1,15 +1,22 @@
 """Settings of the average, and the rules by their names."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from server.aggregation.count_mean import CountMean
-from server.aggregation.masked_mean import MaskedMean
-from server.aggregation.rule import Rule
-from server.aggregation.zero_filled import ZeroFilled
+from sparcl_core.plugins import Kind
 
-RULES: dict[str, type[Rule]] = {"masked-mean": MaskedMean, "zero-filled": ZeroFilled, "count-mean": CountMean}
+OURS = {
+    "masked-mean": "server.aggregation.masked_mean:MaskedMean",
+    "zero-filled": "server.aggregation.zero_filled:ZeroFilled",
+    "count-mean": "server.aggregation.count_mean:CountMean",
+    "median": "server.aggregation.median:Median",
+    "trimmed-mean": "server.aggregation.trimmed_mean:TrimmedMean",
+    "krum": "server.aggregation.krum:Krum",
+    "multi-krum": "server.aggregation.krum:MultiKrum",
+    "rfa": "server.aggregation.rfa:GeometricMedian",
+}
+RULES = Kind(setting="aggregation.rule", noun="rule", group="sparcl.rules", ours=OURS)
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,10 @@ class AggregationConfig:
     """Settings of the average; the formulas stand with the rules, what is done around them in `server.aggregation.average`.
 
     Attributes:
-        rule: `masked-mean`, `zero-filled` or `count-mean`.
+        rule: `masked-mean`, `zero-filled`, `count-mean`, or one that a few hostile devices cannot move far: `median`, `trimmed-mean`,
+            `krum`, `multi-krum`, `rfa`; or one of an installed package, or `package.module:name`.
+        options: of a rule that has some of its own: `trim` of `trimmed-mean`, `byzantine` of `krum`, `byzantine` and `keep` of
+            `multi-krum`.
         unheld: what becomes of a masked coordinate that fewer than `min_votes` devices hold: `keep` the server's value or `zero` it.
         min_votes: devices (not samples) that must hold a coordinate to move it. More than the cohort has means that nothing moves,
             dense tensors included.
@@ -29,7 +39,8 @@ class AggregationConfig:
         probation: updates for which a device is on probation then: what stands out of its round is refused. 0: none.
     """
 
-    rule: Literal[*RULES] = "masked-mean"
+    rule: str = "masked-mean"
+    options: dict[str, Any] = field(default_factory=dict)
     unheld: Literal["keep", "zero"] = "keep"
     min_votes: int = 1
     shrinkage: float = 0.0
@@ -39,8 +50,7 @@ class AggregationConfig:
     probation: int = 10
 
     def __post_init__(self):
-        if self.rule not in RULES:
-            raise ValueError(f"rule is {self.rule!r}: choose one of {', '.join(RULES)}")
+        RULES.offer(self.rule)
         if self.unheld not in ("keep", "zero"):
             raise ValueError(f"unheld is {self.unheld!r}: keep the server's value or zero it; choose keep or zero")
         if self.min_votes < 1:

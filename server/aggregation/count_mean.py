@@ -9,7 +9,7 @@ from server.aggregation.update import Update
 
 
 class CountMean(MaskedMean):
-    """See the module's text."""
+    """The mean over the devices that hold a coordinate, each alike (HeteroFL)."""
 
     def count(self, update: Update) -> float:
         return 1.0

@@ -10,7 +10,7 @@ from server.aggregation.rule import Changes, Rule, quotient
 
 
 class MaskedMean(Rule):
-    """See the module's text."""
+    """The mean over the devices that hold a coordinate, by samples (FedDST)."""
 
     def combine(self, changes: Changes) -> np.ndarray:
         return quotient(changes.total(), changes.support.weight + changes.tau)

@@ -4,9 +4,10 @@ Device k with n_k samples sends d_k, its change of the model that it received. v
 holds j and, in a classifier with row voting, it has seen the class of j's row; else 0. What a holder did not send is 0. An update that is
 old has a weight s_k < 1 (asynchronous rounds, `AggregationConfig.stale`).
 
-A rule sees a whole round in `chosen`, where one that compares devices (Krum) leaves some out, and each tensor in `combine`, where one
-that compares coordinates (a median) looks at every device's values. What is done around every rule stands in `average`: coordinates that
-too few devices hold. Old updates, the server's own value as one more holder, and who holds what are the rule's to heed; the methods of
+A rule sees a whole round in `chosen`, where one that compares devices (Krum) leaves some out, and in `counts`, where it may weigh them
+by what they sent (RFA); and each tensor in `combine`, where one that compares coordinates (a median) looks at every device's values. A
+function from `Changes` to an array is a rule, too. What is done around every rule stands in `average`: coordinates that too few devices
+hold. Old updates, the server's own value as one more holder, and who holds what are the rule's to heed; the methods of
 `Changes` have them worked out.
 """
 
@@ -132,8 +133,12 @@ class Rule(ABC):
     """An averaging rule. It has no state: a round is combined as if there had been none before.
 
     Attributes:
-        settings: the `AggregationConfig`, for rules that read more of it than their name.
+        settings: the `AggregationConfig`, for rules that read more of it than their name. Options of a rule's own, which stand in
+            [aggregation.options], are further arguments of its `__init__`, given by name.
+        least_updates: with fewer in a round the rule does not do what it promises; an experiment that asks fewer devices is refused.
     """
+
+    least_updates = 1
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -142,7 +147,11 @@ class Rule(ABC):
         """n_k: what a device counts beside the others."""
         return float(update.samples)
 
-    def chosen(self, updates: list[Update]) -> list[Update]:
+    def counts(self, updates: list[Update], layout: Layout) -> list[float]:
+        """n_k of all updates of a round, where it depends on the others."""
+        return [self.count(update) for update in updates]
+
+    def chosen(self, updates: list[Update], layout: Layout) -> list[Update]:
         """The updates of a round that count at all, in the order given."""
         return updates
 

@@ -11,7 +11,7 @@ from server.aggregation.rule import Changes, Rule, quotient
 
 
 class ZeroFilled(Rule):
-    """See the module's text."""
+    """FedAvg with 0 for what a device does not hold, which shrinks it: kept to show the danger."""
 
     def combine(self, changes: Changes) -> np.ndarray:
         """theta - w = (sum n v d - (weight of those without the coordinate) w) / (sum n + tau): exact where nobody is without."""

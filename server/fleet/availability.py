@@ -14,17 +14,21 @@ The rules themselves are in `.availability_rules` and `.availability_trace`: fun
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from server.fleet.availability_foreign import foreign
 from server.fleet.availability_rules import Always, Availability, Bernoulli, Diurnal, Lifetimes
 from server.fleet.availability_trace import read_trace
 from server.fleet.local_time import HOUR, MINUTE, check_daily_window, check_time_zones, draw_offsets
+from sparcl_core.options import check_options
+from sparcl_core.plugins import Kind
 from sparcl_core.seeding import generator
 
-KINDS = ("always", "bernoulli", "diurnal", "trace")
+OURS = {name: f"server.fleet.availability:{name}" for name in ("always", "bernoulli", "diurnal", "trace")}
+KINDS = Kind(setting="availability.kind", noun="availability model", group="sparcl.availability", ours=OURS)
 LEAST = 0.001  # a device that is there less often than one time in a thousand would seldom be found within `.availability_rules.FAR`
 
 
@@ -33,7 +37,8 @@ class AvailabilityConfig:
     """Settings of when devices are there; the rules stand in the module's text.
 
     Attributes:
-        kind: `always`, `bernoulli`, `diurnal` or `trace`.
+        kind: `always`, `bernoulli`, `diurnal` or `trace`; or one of an installed package, or `package.module:name`.
+        options: of a model of another package, if it has any.
         probability: chance that a device is on in a slot (`bernoulli`), or shows up on a day (`diurnal`).
         slot_minutes: length of a slot; read by `bernoulli` only.
         from_hour, hours, jitter_hours: local time at which a device comes, for how long it stays, and by how much it comes earlier or
@@ -45,7 +50,8 @@ class AvailabilityConfig:
         failure: probability that a device fails in the middle of a round's work, see `failure_point`.
     """
 
-    kind: Literal["always", "bernoulli", "diurnal", "trace"] = "always"
+    kind: str = "always"
+    options: dict[str, Any] = field(default_factory=dict)
     probability: float = 0.8
     slot_minutes: float = 10.0
     from_hour: float = 22.0
@@ -59,8 +65,9 @@ class AvailabilityConfig:
     failure: float = 0.0
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}: choose one of {', '.join(KINDS)}")
+        KINDS.offer(self.kind)
+        if self.kind in KINDS.ours and self.options:
+            raise ValueError(f"kind is {self.kind!r}, whose settings are keys of this section, and options has {', '.join(self.options)}")
         if self.kind == "trace" and not self.trace:
             raise ValueError('kind is "trace" and trace is empty: name a CSV file with the columns device,on,off')
         if not LEAST <= self.probability <= 1:
@@ -81,29 +88,48 @@ class AvailabilityConfig:
             raise ValueError(f"leave_share is {self.leave_share} and leave_hours is 0: say within how many hours, or set leave_share=0")
 
 
+def always(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
+    """Every device, all the time."""
+    return Always()
+
+
+def bernoulli(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
+    """Time is cut into slots; each device is on in each with one probability."""
+    return Bernoulli(config.probability, float(round(config.slot_minutes * MINUTE)), seed)
+
+
+def diurnal(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
+    """Some hours of every local day, or of some days: phones on their chargers at night."""
+    return Diurnal(
+        from_hour=config.from_hour,
+        hours=config.hours,
+        jitter_hours=config.jitter_hours,
+        probability=config.probability,
+        offsets=draw_offsets(config.time_zones, devices, seed),
+        seed=seed,
+    )
+
+
+def trace(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
+    """Recorded windows, from a CSV file with the columns device, on, off."""
+    return read_trace(config.trace, devices)
+
+
+def check_kind(config: AvailabilityConfig) -> None:
+    """Raises ValueError if there is no model of that name, it is no function, or its options do not fit it. Makes nothing."""
+    check_options(KINDS.find(config.kind), config.options, setting="availability.options", given=3)
+
+
 def make_availability(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
     """When the N = `devices` devices of a fleet are there.
 
     Raises:
-        ValueError: if the trace cannot be used, see `read_trace`.
+        ValueError: if the trace cannot be used, see `read_trace`; or what another package has made is no model, see `foreign`.
     """
-    if config.kind == "bernoulli":
-        inner: Availability = Bernoulli(config.probability, float(round(config.slot_minutes * MINUTE)), seed)
-    elif config.kind == "diurnal":
-        inner = Diurnal(
-            from_hour=config.from_hour,
-            hours=config.hours,
-            jitter_hours=config.jitter_hours,
-            probability=config.probability,
-            offsets=draw_offsets(config.time_zones, devices, seed),
-            seed=seed,
-        )
-    elif config.kind == "trace":
-        inner = read_trace(config.trace, devices)
-    elif config.kind == "always":
-        inner = Always()
-    else:
-        raise NotImplementedError(f"availability.kind {config.kind!r} is a name without a rule: make_availability needs a branch for it")
+    make = KINDS.find(config.kind)
+    inner = make(config, devices, seed, **config.options)
+    if config.kind not in KINDS.ours:
+        inner = foreign(inner, devices, config.kind)
     if config.join_hours == 0 and config.leave_share == 0:
         return inner
     join = generator(seed, "availability", "join").random(devices) * config.join_hours * HOUR

@@ -63,9 +63,9 @@ class Broadcast:
 
         Devices are sent what it drops, and redo the rest; what is grown only where they could not draw it.
         """
-        self._pending_mask.append(self._places(update.what if update.grown is None else "drop", update.dropped, update.number))
+        self._pending_mask.append(self._places(update.what if scheme.draws_growth else "drop", update.dropped, update.number))
         before, self.masks = self.masks, surviving(self.masks, update)
-        if update.grown is not None:
+        if not scheme.draws_growth:
             self._pending_mask.append(self._places("add", update.grown, update.number))
         self.masks = scheme.redo(before, [weights, self.held], update)
         self.mask_version = update.number

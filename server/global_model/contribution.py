@@ -72,7 +72,7 @@ def judge(
     ruins = {one.device for one in refused}
     kept = [one for one in contributions if one.device not in ruins]
     found, seen = bounded([one.update for one in kept], seen, layout, config)
-    updates = {update.device: update for update in chosen(found.updates, config)}
+    updates = {update.device: update for update in chosen(found.updates, layout, config)}
     used = [replace(one, update=updates[one.device]) for one in kept if one.device in updates]
     reason = f"aggregation.rule={config.rule} has left its update out"
     out = [Unusual(update.device, True, reason) for update in found.updates if update.device not in updates]

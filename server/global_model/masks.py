@@ -168,7 +168,7 @@ class LocalMasks:
         """The masks that a device trained with, from what it changed; None: it kept them. Raises CodecError if that is no such update."""
         if payload is None:
             return Reported(base.masks)
-        kinds = ("flip",) if self.scheme.needs == "gradients" else ("grow", "adapt")
+        kinds = ("grow", "adapt") if self.scheme.draws_growth else ("flip",)
         if payload.kind not in kinds or payload.tensors.keys() != base.masks.keys():
             raise CodecError(f"a mask update must cover the masked tensors; this is {payload.kind!r}")
         named = {name: tensor.places for name, tensor in payload.tensors.items()}

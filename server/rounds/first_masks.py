@@ -10,10 +10,10 @@ import numpy as np
 from server.errors import FleetError
 from server.global_model.model import GlobalModel
 from server.rounds.errands import run_errand
-from server.rounds.federation import Federation, Talk
+from server.rounds.federation import RETRY_S, Federation, Talk
 from server.rounds.messages import Request
 from server.rounds.reply_limits import Bounds
-from server.selection.cohort import Chosen
+from server.selection.cohort import PATIENCE_S, Chosen
 from sparcl_core import codec
 from sparcl_core.codec import CodecError, Sizes
 from sparcl_core.sparsity.densities import active_counts
@@ -27,22 +27,29 @@ def find_masks(federation: Federation, server_round: int, talk: Talk) -> None:
     """Ask, and let the model begin with what was found. Only with `masks.initial=snip`, in the first round in which somebody is there.
 
     Raises:
-        FleetError: if no device of the cohort can compute it, or none of those that did sent what can be used.
+        FleetError: if no device of the cohort can compute it, all decline for a month, or none of those that did sent what can be used.
     """
-    model, cohorts, clock = federation.model, federation.cohorts, federation.clock
-    if not model.awaits_masks:
+    if not federation.model.awaits_masks or not (willing := _willing(federation, server_round)):
         return
-    begins = cohorts.wait(server_round, federation.now, clock.min_devices, clock.horizon_s)
-    if not np.isfinite(begins):
-        return  # the round will say that nobody is there
-    federation.now = begins
-    cohort = cohorts.choose(server_round, begins, model.settings.federation.cohort_size, clock.deadline)
-    willing = federation.willing(server_round, cohort)
-    if not willing:
-        return
-    order = {"action": "query.sensitivity", "server_round": server_round, "time": begins, "wants_report": False}
+    order = {"action": "query.sensitivity", "server_round": server_round, "time": federation.now, "wants_report": False}
     requests = [federation.exchange.instruct(one, **order, brings_model=False) for one in _able(federation, willing)]
-    model.choose_masks(_votes(federation, requests, talk))
+    federation.model.choose_masks(_votes(federation, requests, talk))
+
+
+def _willing(federation: Federation, server_round: int) -> list[Chosen]:
+    """Those of the round's cohort that do not decline; the clock moves on until there are some. Empty: nobody is there, as the round will
+    find, too."""
+    cohorts, clock, size = federation.cohorts, federation.clock, federation.cohort_size
+    until = federation.now + PATIENCE_S
+    while federation.now <= until:
+        begins = cohorts.wait(server_round, federation.now, clock.min_devices, clock.horizon_s)
+        if not np.isfinite(begins):
+            return []
+        federation.now = begins
+        if willing := federation.willing(server_round, cohorts.choose(server_round, begins, size, clock.deadline)):
+            return willing
+        federation.now += RETRY_S
+    raise FleetError("masks.initial is 'snip', and all devices that were asked for their sensitivity have declined for 30 days")
 
 
 def _votes(federation: Federation, requests: list[Request], talk: Talk) -> dict[str, np.ndarray]:

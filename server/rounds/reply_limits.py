@@ -4,7 +4,7 @@ A round of e epochs over n samples in batches of b at most takes
 
     samples, replayed        e n, and as many replayed as the learning method says; e n may be left out of last batches
     steps                    e ceil(n / b)
-    passes P                 what the method says of (e + 2) n samples, two rankings of importance among them: forward and backward, or
+    passes P                 what the method says of (e + 2) n samples, two rankings of weights among them: forward and backward, or
                              forward through a teacher; and what it says of the beginning and the end of a task
     training, importance     P times the FLOPs of one sample in the dense network; by the published convention 3 P forward passes
     statistics               forward passes over n + c samples, and the method's between tasks; c fit into the buffer

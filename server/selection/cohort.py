@@ -11,9 +11,10 @@ import numpy as np
 from server.fleet.conditions import Conditions
 from server.fleet.local_time import DAY, HOUR
 from server.fleet.roster import Member, Roster
+from server.selection.candidates import Candidates
 from server.selection.estimate import Estimates, Workload
 from server.selection.history import History
-from server.selection.policies import Candidates, SelectionConfig, choose
+from server.selection.policies import SelectionConfig, choose
 from server.selection.sparsity_tiers import Tiers
 
 PATIENCE_S = 30 * DAY

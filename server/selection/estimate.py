@@ -15,7 +15,7 @@ import numpy as np
 from server.fleet.hardware import Hardware
 from sparcl_core.batches import largest_batch
 from sparcl_core.config import MethodConfig
-from sparcl_core.costs.flops import LayerShape, Passes, per_sample
+from sparcl_core.costs.flops import Layers, Passes, per_sample
 from sparcl_core.costs.memory import Held, footprint
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.correction import Correction
@@ -60,7 +60,7 @@ class Workload:
 
     method: MethodConfig
     epochs: int
-    layers: tuple[LayerShape, ...]
+    layers: Layers
     model: Held
     shapes: dict[str, tuple[int, ...]]
     moved: int
@@ -106,12 +106,12 @@ class Workload:
             samples: [n], the most that a device has in a step: no batch is larger.
         """
         method = self.method
-        active = self._active(0.0 if method.masks.begins_dense else sparsity)
+        active = self._active(min(sparsity, method.first_sparsity))
         batch = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch)
         in_flight = self.learning.samples_per_forward(batch, self.is_joint)
         per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize
         arrays = self.learning.arrays_bytes(self.model, active, buffered=buffered, classes=self.classes)
-        ranked = method.masks.gradients_held(self.masked.values())
+        ranked = method.scheme(task_epochs=1, seed=0).gradients_held(self.masked.values())
         need = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True, ranked=ranked)
         kept = buffered * per_sample_held + self.learning.kept_samples(samples) * (self.input_bytes + 8)
         return need.total + self.moved * in_flight + kept + arrays + self.correcting.arrays_bytes(self.model, active)

@@ -37,14 +37,20 @@ BACKBONES = {  # name: model, shape of its inputs
     "mlp": (ModelConfig("mlp", width=256), (1, 28, 28)),
     "cnn": (ModelConfig("cnn", width=32), (1, 8, 8)),
     "resnet18": (ModelConfig("resnet18", width=20), (3, 32, 32)),
+    "mobilenetv2": (ModelConfig("mobilenetv2", width=32), (3, 32, 32)),
+    "mobilenetv3-small": (ModelConfig("mobilenetv3-small", width=16), (3, 32, 32)),
+    "efficientnet-b0": (ModelConfig("efficientnet-b0", width=32), (3, 32, 32)),
+    "vit-tiny": (ModelConfig("vit-tiny", width=192), (3, 32, 32)),
 }
+PHONES = ("mobilenetv2", "mobilenetv3-small", "efficientnet-b0", "vit-tiny")
 SPARSITIES, QUICK_SPARSITIES = (0.0, 0.6, 0.8, 0.92, 0.97), (0.0, 0.8, 0.97)
 SESSIONS = {  # name: (method, batch size, steps) of the sessions at every sparsity; the quick ones stand first
     "mlp": (("sgd", 64, 16), ("sgd", 16, 16), ("derpp", 32, 16)),
     "cnn": (("sgd", 64, 8), ("sgd", 16, 16), ("derpp", 32, 8)),
     "resnet18": (("sgd", 16, 6), ("sgd", 8, 8), ("sgd", 32, 6), ("derpp", 16, 6)),
+    **dict.fromkeys(PHONES, (("sgd", 16, 4), ("sgd", 8, 4), ("derpp", 16, 4))),
 }
-QUICK_SESSIONS = {"mlp": 2, "cnn": 2, "resnet18": 1}
+QUICK_SESSIONS = {"mlp": 2, "cnn": 2, "resnet18": 1, **dict.fromkeys(PHONES, 1)}
 
 
 @dataclass(frozen=True)

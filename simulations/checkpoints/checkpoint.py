@@ -72,9 +72,11 @@ class Checkpoints:
         versions: {"after_round": -1, software and its versions}, and one more whenever the run was resumed with other versions.
     """
 
-    def __init__(self, folder: Path, identity: Identity | None = None):
-        """`folder`: theirs alone; made by the first `save`. `identity`: a checkpoint of anything else is refused."""
+    def __init__(self, folder: Path, identity: Identity | None = None, packages: dict[str, str] | None = None):
+        """`folder`: theirs alone; made by the first `save`. `identity`: a checkpoint of anything else is refused. `packages`: versions of
+        what the run uses of others, see `simulations.packages`."""
         self.folder, self.identity = folder, identity or Identity()
+        self._software = software() | (packages or {})
         self._last: Pointer | None = None  # the checkpoint that counts; None: not looked for yet, or not there
         self.versions: list[dict] = []
 
@@ -93,7 +95,7 @@ class Checkpoints:
                 f"that of round {turn}: every round is saved once, in order; remove() starts afresh"
             )
         before = np.array([last.journal.size, last.journal.crc32] if last else [0, 0], np.int64)
-        versions = self.versions or (list(last.versions) if last else [{"after_round": -1, **software()}])
+        versions = self.versions or (list(last.versions) if last else [{"after_round": -1, **self._software}])
         try:
             self._expect_no_link()
             make_folder(self.folder / "journal")
@@ -254,7 +256,7 @@ class Checkpoints:
 
     def _compare(self, pointer: Pointer) -> None:
         """Notes that the run goes on with other software, and says so."""
-        self.versions, own, last = list(pointer.versions), software(), pointer.versions[-1]
+        self.versions, own, last = list(pointer.versions), self._software, pointer.versions[-1]
         if other := [f"{name} {last.get(name)} -> {version}" for name, version in own.items() if last.get(name) != version]:
             log.warning("the run goes on with other software (%s): the last bits of its results may differ", ", ".join(other))
             self.versions.append({"after_round": pointer.round, **own})

@@ -21,6 +21,7 @@ from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes
 from simulations.environment import software
+from simulations.packages import used_by
 from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.replay.buffer import Buffer
 from sparcl_core.replay.memory import Memory
@@ -62,7 +63,7 @@ class LonePoint:
 
     def __init__(self, folder: Path, experiment: Experiment):
         self.folder, self.of = folder, digest(experiment)
-        self.software, self._held = software(), -1
+        self.software, self._held = software() | used_by(experiment), -1
 
     def __enter__(self) -> "LonePoint":
         try:

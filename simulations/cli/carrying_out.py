@@ -32,6 +32,13 @@ def load_experiment(experiment: str, overrides: list[str] | None, *, seed: int |
     return dense_twin(resolved) if dense else resolved
 
 
+def fetch(experiment: "Experiment") -> None:
+    """`--download`: the only thing that ever goes to the network."""
+    from simulations.data.download import download
+
+    download(experiment.data, say)
+
+
 def announce(experiment: "Experiment", engine: str) -> None:
     """The first line, before what takes seconds: that all is well so far, and what is going on."""
     from simulations.config.experiment import left_on
@@ -41,11 +48,12 @@ def announce(experiment: "Experiment", engine: str) -> None:
         say(f"sparsity is 0, but {' and '.join(parts)} stay on; --dense runs the dense twin")
 
 
-def with_kernels(experiment: "Experiment") -> "Experiment":
-    from simulations.build import choose_kernels
+def with_findings(experiment: "Experiment") -> "Experiment":
+    """With what a run finds when it starts, and is resumed with: the digest of its data, and which layers run on kernels."""
+    from simulations.build import bind_data, choose_kernels
     from sparcl_core.kernels.build import backend
 
-    chosen = choose_kernels(experiment)
+    chosen = choose_kernels(bind_data(experiment), tell=say)
     wants = experiment.sparsity and experiment.kernels.mode != "dense" and os.environ.get("SPARCL_KERNELS") != "dense"
     if wants and backend().library is None:
         complain(f"warning: masks act on dense tensors, which saves no time: {backend().reason}")

@@ -29,6 +29,10 @@ class Backbone(StrEnum):
     mlp = "mlp"
     cnn = "cnn"
     resnet18 = "resnet18"
+    mobilenetv2 = "mobilenetv2"
+    mobilenetv3_small = "mobilenetv3-small"
+    efficientnet_b0 = "efficientnet-b0"
+    vit_tiny = "vit-tiny"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 SeedOption = Annotated[int | None, typer.Option(help="Seed of the run; default: the experiment's own.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run folder goes.")]
 DenseOption = Annotated[bool, typer.Option("--dense", help="Run the dense twin itself: no sparsity of any kind, fp32 on the wire.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a benchmark's data first, if it is not there.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Ray workers; 0: one per core. The result does not depend on it.")]
 AddressOption = Annotated[str, typer.Option(metavar="auto|HOST:PORT", help="A running Ray cluster; default: a Ray of its own.")]

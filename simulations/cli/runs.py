@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.cli.carrying_out import announce, carry_out, load_experiment, show, with_kernels, worker_pool
+from simulations.cli.carrying_out import announce, carry_out, fetch, load_experiment, show, with_findings, worker_pool
 from simulations.cli.messages import hide, one_message, say
 from simulations.cli.options import (
     AddressOption,
     CacheOption,
     DebugOption,
     DenseOption,
+    DownloadOption,
     Engine,
     ExperimentArgument,
     GpusOption,
@@ -41,6 +42,7 @@ def run(
     engine: Annotated[Engine, typer.Option(help="ray: worker processes; inline: one process, for a debugger.")] = Engine.ray,
     workers: WorkersOption = 0,
     dense: DenseOption = False,
+    download: DownloadOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also run the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
     ray_address: AddressOption = "",
@@ -59,6 +61,9 @@ def run(
         hide(store)
         resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
         here = (preflight.output_folder(out), preflight.store_url(store), options.problems(engine.value))
+        if download:
+            preflight.expect(*here)
+            fetch(resolved)
         preflight.expect(preflight.experiment_files(resolved), *here)
         announce(resolved, engine.value)
         with worker_pool(engine.value, options, stops) as pool:
@@ -67,7 +72,7 @@ def run(
             from simulations.results.resumable import new_run
 
             how = How(engine.value, baseline, store, ray_address, on_nodes=bool(ray_address) and not store)
-            with new_run(out, with_kernels(resolved), how, run_name(resolved, set_ or [])) as unfinished:
+            with new_run(out, with_findings(resolved), how, run_name(resolved, set_ or [])) as unfinished:
                 carry_out(unfinished, pool)
 
 
@@ -91,12 +96,14 @@ def resume(
         options = replace(options, address=ray_address or address)
         preflight.expect(preflight.run_folder(run), options.problems(engine))
         say(f"{run}: going on, starting PyTorch")
+        from simulations.data.sources import expect_same
         from simulations.results.resumable import open_run
 
         with open_run(run) as unfinished:
             how = unfinished.how
             hide(how.store)
             unfinished.how = replace(how, address=options.address)
+            expect_same(unfinished.experiment.data)  # before worker processes start
             with worker_pool(how.engine, options, stops) as pool:
                 carry_out(unfinished, pool)
 
@@ -127,6 +134,7 @@ def train_one(
     set_: SetOption = None,
     seed: SeedOption = None,
     dense: DenseOption = False,
+    download: DownloadOption = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also train the dense twin, for its accuracy.")] = False,
     out: OutOption = Path("runs"),
     debug: DebugOption = False,
@@ -137,10 +145,13 @@ def train_one(
         from simulations.config.run_name import run_name
 
         resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
+        if download:
+            preflight.expect(preflight.output_folder(out))
+            fetch(resolved)
         preflight.expect(preflight.alone(resolved), preflight.experiment_files(resolved), preflight.output_folder(out))
         alone = replace(resolved, name=f"{resolved.name}-alone")
         announce(alone, "inline")
-        _train_one(with_kernels(alone), baseline, out, run_name(alone, set_ or []))
+        _train_one(with_findings(alone), baseline, out, run_name(alone, set_ or []))
 
 
 def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -> None:

@@ -9,16 +9,23 @@ import typer
 
 from simulations.cli.messages import console, errors, one_message, say
 from simulations.cli.options import Backbone, DebugOption, OutOption, app
+from sparcl_core.foreign import printable
+
+LISTED = ("experiments", "methods", "data", "models", "rules", "policies", "availability", "profiles", "claims")
 
 
 @app.command("list")
-def list_experiments() -> None:
-    """The experiments that come with the project."""
+def list_names(what: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(LISTED)}.")] = "") -> None:
+    """What a run can name: experiments, methods, data sets and so on, with a line for each and where it comes from."""
     with one_message(debug=False):
-        from simulations.config.loading import available, load
+        from simulations.cli.listing import everything, one_kind
+        from simulations.config.errors import ConfigError, did_you_mean
 
-        for name in available():
-            say(f"{name:24} {load(name).description}")
+        if what and what not in LISTED:
+            hint = did_you_mean(what, LISTED)
+            raise ConfigError(f"there is no list of {printable(repr(what), 120)};{hint} there are {', '.join(LISTED)}")
+        for line in one_kind(what) if what else everything():
+            say(line)
 
 
 @app.command()

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
 from server.aggregation.config import AggregationConfig
+from server.aggregation.registry import make_rule
 from server.config import FederationConfig
-from server.fleet.availability import AvailabilityConfig
+from server.fleet.availability import AvailabilityConfig, check_kind
 from server.fleet.charging import EnergyConfig
 from server.global_model.optimizer import ServerOptimizerConfig
 from server.rounds.clock import ClockConfig
-from server.selection.policies import SelectionConfig
+from server.selection.policies import SelectionConfig, find_policy
 from server.selection.sparsity_tiers import BudgetConfig
 from simulations.config import largest
-from simulations.config.sections import DataConfig, FleetConfig, StreamConfig
+from simulations.config.data import DataConfig, contradictions
+from simulations.config.sections import FleetConfig, StreamConfig
 from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import make_correction, make_method
@@ -96,14 +98,16 @@ class Experiment:
             yield f"seed is {self.seed}: it must not be negative"
         if not 0 <= self.target < 1:
             yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
-        try:
-            make_method(self.learner)
-        except ValueError as error:
-            yield str(error)
-        try:
-            make_correction(CorrectionConfig(self.federation.correction, self.federation.mu), self.learner.lr)
-        except ValueError as error:
-            yield str(error)
+        correction = CorrectionConfig(self.federation.correction, self.federation.mu)
+        found_by_name = (
+            (make_method, self.learner), (make_correction, correction, self.learner.lr), (make_rule, self.aggregation),
+            (find_policy, self.selection), (check_kind, self.availability),
+        )  # fmt: skip
+        for find, *settings in found_by_name:
+            try:
+                find(*settings)
+            except ValueError as error:
+                yield str(error)
         if self.evaluate_devices < 0:
             yield f"evaluate_devices is {self.evaluate_devices}: a number of devices, or 0 for all that have trained"
         if self.evaluate_devices and self.evaluate_on == "server":
@@ -114,8 +118,8 @@ class Experiment:
     def _schedule(self) -> Iterator[str]:
         """What the rules of the masks' scheme say of sparsity and the length of tasks."""
         federation, name = self.federation, self.masks.scheme
-        scheme = self.method.scheme(federation.task_epochs, self.seed)
         try:
+            scheme = self.method.scheme(federation.task_epochs, self.seed)
             scheme.check()
         except ValueError as error:
             yield str(error)
@@ -135,6 +139,7 @@ class Experiment:
         federation, stream = self.federation, self.stream
         yield from self._federated()
         yield from self._of_the_method()
+        yield from contradictions(self.data, stream)
         if self.clock.is_buffered and federation.batchnorm not in ("global", "fedbn"):
             yield (
                 f"federation.batchnorm is {federation.batchnorm!r}: in mode {self.clock.mode!r} there is no instant at which all devices "
@@ -142,6 +147,12 @@ class Experiment:
             )
         if self.clock.over_selection and not federation.cohort_size:
             yield "clock.over_selection asks more devices than federation.cohort_size, which is 0 (all): set it"
+        asked = self.clock.buffer_size or min(federation.cohort_size or stream.devices, stream.devices)
+        if asked < (least := make_rule(self.aggregation).least_updates):
+            yield (
+                f"aggregation.rule is {self.aggregation.rule!r}, which needs {least} updates to compare and gets {asked} in a round: ask "
+                f"more devices, or count on fewer that are hostile (aggregation.options.byzantine)"
+            )
         if self.budget.memory == "fit" and federation.mask == "local":
             yield "budget.memory is 'fit', but federation.mask is 'local': nested masks need the shared one; take mask=shared"
         if self.budget.memory == "fit" and self.masks.densities != "uniform":
@@ -204,10 +215,10 @@ class Experiment:
             optimizer=self.server_optimizer.name, fits_memory=self.budget.memory == "fit",
         )  # fmt: skip
         yield from method.problems(situation)
-        if self.masks.scheme == "packnet" and not method.owns:
+        if self.method.scheme(federation.task_epochs, self.seed).needs == "owners" and not method.owns:
             yield (
-                f"masks.scheme is 'packnet', but learner.method {self.learner.method!r}: these masks are for a method whose tasks own "
-                f"weights; set learner.method=packnet, or another masks.scheme"
+                f"masks.scheme is {self.masks.scheme!r}, but learner.method {self.learner.method!r}: these masks are for a method whose tasks "
+                f"own weights; set learner.method=packnet, or another masks.scheme"
             )
 
     @property

@@ -27,7 +27,11 @@ WHOLE = 2**31 - 1  # every other whole number: counts of samples and batches, le
 SEED = 2**63 - 1  # TOML's integers end there
 HOURS, SECONDS = 1e7, 3.6e10
 SIGMA = 10.0
+SIDE = 4096  # pixels; thousands of images of that size fill no memory that a device has
 ALPHA = (1e-6, 1e9)  # of a Dirichlet distribution: beyond, float64 has no draws from it
+
+# Weights per width^2: six blocks of 12; of the others, whose channels are rounded, a tenth less than those of the published width
+QUADRATIC = {"vit-tiny": 72, "mobilenetv2": 1900, "mobilenetv3-small": 5300, "efficientnet-b0": 3500}
 
 LIMITS = {
     "seed": SEED,
@@ -44,6 +48,7 @@ LIMITS = {
     **dict.fromkeys(("availability.join_hours", "availability.leave_hours", "availability.slot_minutes"), HOURS),
     **dict.fromkeys(("clock.deadline_s", "clock.period_s", "selection.preferred_s"), SECONDS),
     "clock.over_selection": 1000.0,
+    "data.size": SIDE,
 }
 
 
@@ -78,8 +83,8 @@ def _products(experiment) -> Iterator[str]:
             f"{experiment.rounds:,} rounds of {cohort:,} devices: the ledger has rows for each, at most {WORK:,}; "
             f"set federation.cohort_size, or take fewer rounds"
         )
-    if (weights := least_weights(experiment.model)) > WEIGHTS:
-        model = experiment.model
+    model = experiment.model
+    if model.is_ours and (weights := least_weights(model)) > WEIGHTS:
         yield (
             f"model.width is {model.width:,} and model.hidden {model.hidden:,}: that is {weights:,} weights and more of a {model.name}, "
             f"and {WEIGHTS:,} is the most"
@@ -87,13 +92,15 @@ def _products(experiment) -> Iterator[str]:
 
 
 def least_weights(model: "ModelConfig") -> int:
-    """Weights that a backbone has at least, whatever its images: those between its own layers."""
+    """Weights that a model of ours has at least, whatever its images: those between its own layers. Others are counted when made."""
     if model.name == "mlp":
         return model.width**2
     if model.name == "cnn":
         return 9 * model.width**2 + model.width * model.hidden
     if model.name == "resnet18":  # four stages of 1, 2, 4, 8 times the width, two blocks each of two 3x3 convolutions
         return 2600 * model.width**2
+    if model.name in QUADRATIC:
+        return QUADRATIC[model.name] * model.width**2
     raise NotImplementedError(f"model.name {model.name!r} is a name without a bound: least_weights needs a line for it")
 
 

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from server.config import FederationConfig
+from simulations.config.data import bring_stream
 from simulations.config.errors import ConfigError, WeightsError, did_you_mean, several
 from simulations.config.experiment import Experiment
 from simulations.config.mistakes import explain
@@ -19,24 +20,26 @@ from simulations.config.toml_file import check_depth, read_toml
 from sparcl_core.config import LearnerConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import find_method
+from sparcl_core.named_files import NamedFiles
 from sparcl_core.networks.pretrained import changed, digest
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = NamedFiles(noun="experiment", group="sparcl.experiments", folder=Path(__file__).parents[1] / "experiments")
 
 
 def available() -> list[str]:
     """Names of the experiments that come with the project."""
-    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+    return list(EXPERIMENTS.ours())
 
 
 def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool = True) -> Experiment:
     """The experiment in a file, with `key=value` overrides applied in order.
 
     Overrides that make tasks shorter make stage lengths of the file (`stage_epochs` of masks, tdm and ddr) shorter in the same
-    proportion, so that a task keeps its stages; one that an override sets stays as it is.
+    proportion, so that a task keeps its stages; one that an override sets stays as it is. A benchmark's name in `data.name` brings its
+    stream along (`simulations.config.data.bring_stream`).
 
     Args:
-        name: one of `available()`, or a path to a TOML file.
+        name: one of `available()`, one of an installed package, or a path to a TOML file.
         overrides: `learner.lr=0.1`; values are TOML, a bare word is a string.
         finds_weights: look at the file of `model.weights`: its SHA-256 becomes a setting, or is compared with the one that is. Off on
             devices, which are sent their weights.
@@ -54,6 +57,7 @@ def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool =
     several("", problems)
     keys = {override.partition("=")[0].strip() for override in overrides or []}
     _follow(tree, epochs, keys)
+    bring_stream(tree, keys)
     experiment = from_tree(tree)
     return _find_weights(experiment) if finds_weights and experiment.model.weights else experiment
 
@@ -127,18 +131,25 @@ def config_bytes(experiment: Experiment) -> bytes:
 
 
 def _read(name: str) -> dict[str, Any]:
-    path, here = Path(name), available()
+    path = Path(name)
     if path.suffix != ".toml":
-        if name not in here:
+        try:
+            found = EXPERIMENTS.path(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if found is None:
+            here = list(EXPERIMENTS.offers())
             if Path(f"{name}.toml").is_file():
                 raise ConfigError(f"experiment {printable(repr(name))} is not here; for the file say {name}.toml")
             hint = did_you_mean(name, here)
             raise ConfigError(f"experiment {printable(repr(name))} is not here;{hint} there are {', '.join(here)}, or give a .toml file")
-        path = EXPERIMENTS / f"{name}.toml"
+        path = found
     try:
         return read_toml(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {printable(repr(name))}; without a file there are {', '.join(here)}") from error
+        raise ConfigError(
+            f"there is no file {printable(repr(name))}; without a file there are {', '.join(EXPERIMENTS.offers())}"
+        ) from error
     except OSError as error:
         raise ConfigError(f"experiment {printable(repr(name))} cannot be read: {error.strerror or error}") from error
 

@@ -34,7 +34,8 @@ def _explain(item: dict[str, Any], experiment: type) -> str:
         shown = printable(repr(where), SHOWN)
         return f"unknown config key {shown};{_meant(item['loc'], item['input'], experiment)}"
     if item["type"] == "value_error":
-        return f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
+        told = str(item["ctx"]["error"])
+        return told if not where or told.startswith(f"{where}.") else f"{where}: {told}"  # what is said of a name has its whole key
     message = item["msg"].lower() if where else item["msg"]
     hint = ""
     if item["type"] == "literal_error":

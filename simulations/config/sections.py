@@ -1,53 +1,10 @@
-"""Sections of an experiment that belong to no part of it: where samples come from, how they become streams, who the devices are."""
+"""Sections of an experiment that belong to no part of it: how samples become streams, and who the devices are. For [data]: `.data`."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 WIDEST = 3.0  # sigma of a spread; with it one device in six is more than 20 times as fast as its profile
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where samples come from.
-
-    Attributes:
-        name: `digits` (scikit-learn's 8x8 digits, built in) or `parquet` (a folder with train.parquet and test.parquet).
-        path: folder of `parquet`; see `simulations.data.layouts` for how the files may be laid out in it.
-        image_column, label_column: columns of `parquet`; images as struct(bytes, path) or bytes, labels as integers. Where the files do not
-            have the default, the usual other name is taken (image; labels, fine_label), and a line says so.
-        id_column: column of train.parquet that says whose sample it is, integers or text; for stream.partition=natural, else empty.
-        folds: digits have no test split of their own: this many stratified folds, one of which is the test set.
-        fold: which; None takes seed mod folds, so that seeds 0 to folds - 1 cover all samples.
-        validation: share of the training samples that is held out and tested on *instead* of the test set; for tuning.
-        train_limit: keep at most this many training samples per class; 0 keeps all.
-    """
-
-    name: Literal["digits", "parquet"] = "digits"
-    path: str = ""
-    image_column: str = "img"
-    label_column: str = "label"
-    id_column: str = ""
-    folds: int = 5
-    fold: int | None = None
-    validation: float = 0.0
-    train_limit: int = 0
-
-    def __post_init__(self):
-        if self.name == "parquet" and not self.path:
-            raise ValueError("name is 'parquet', but path is empty: set data.path to a folder with train.parquet and test.parquet")
-        if self.name != "parquet" and self.id_column:
-            raise ValueError(
-                f"id_column is {self.id_column!r}: the built-in digits do not say who wrote them; leave it empty, or set data.name=parquet"
-            )
-        if self.folds < 2:
-            raise ValueError(f"folds is {self.folds}: at least 2 are needed to train on one part and test on another")
-        if self.fold is not None and not 0 <= self.fold < self.folds:
-            raise ValueError(f"fold is {self.fold}: folds are numbered 0 to {self.folds - 1}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation is {self.validation}: a share in [0, 1); 0 uses the test set")
-        if self.train_limit < 0:
-            raise ValueError(f"train_limit is {self.train_limit}: samples per class, or 0 for all")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 What is wrong with the files of both parts is told at once, with file and row.
 """
 
-import logging
-import os
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,76 +11,97 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from simulations.config.data import DataConfig
 from simulations.config.errors import ConfigError
-from simulations.config.sections import DataConfig
-from simulations.data.layouts import SPLITS, find_splits
-from simulations.data.pictures import Pictures, decode, to_8_bits
+from simulations.data.content import Files
+from simulations.data.pictures import Form, Pictures, decode, join, notes
+from simulations.data.raw import Raw
 from sparcl_core.foreign import printable
 
-log = logging.getLogger(__name__)
-
-USUAL = {"image_column": ("img", "image"), "label_column": ("label", "labels", "fine_label"), "id_column": ()}  # the first is the default
+USUAL = {  # the first is the default
+    "image_column": ("img", "image"),
+    "label_column": ("label", "labels", "fine_label", "character"),
+    "id_column": (),
+}
 
 
 @dataclass(frozen=True)
 class File:
-    """What one file holds. columns: setting -> name; labels: [n] int64; ids: [n] integers or text, None if they were not asked for."""
+    """What one file holds.
+
+    Attributes:
+        columns: setting -> name.
+        others: columns that could be the label, too.
+        names: of the labels, as hubs write them beside the data; empty if nobody did.
+        labels: [n] int64.
+        ids: [n] integers or text; None if they were not asked for.
+    """
 
     path: Path
     columns: dict[str, str]
+    others: tuple[str, ...]
+    names: tuple[str, ...]
     pictures: Pictures
     labels: np.ndarray
     ids: list | None
 
 
-def read_folder(config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Images [N, C, H, W] uint8 and labels [N] int64 to train on, then those to test on, then whose the training samples are, [N] int64.
+def read(files: Files, config: DataConfig) -> Raw:
+    """The images, labels and ids of both parts; of the training part alone if there is no other.
 
     Raises:
-        ConfigError: if there is no such folder, or with what is wrong with its files.
+        ConfigError: with what is wrong with the files.
     """
-    found, files, problems = find_splits(Path(os.path.expanduser(config.path))), {split: [] for split in SPLITS}, []
-    for split in SPLITS:
-        for path in found[split]:
+    parts, problems = {part: [] for part in files.parts}, []
+    for part, paths in files.parts.items():
+        for path in paths:
             try:
-                files[split].append(_read(path, config, wants_ids=bool(config.id_column) and split == "train"))
+                parts[part].append(_read(path, config, wants_ids=bool(config.id_column) and part == "train"))
             except ConfigError as error:
                 problems.append(str(error))
     if problems:
         raise ConfigError("; ".join(problems))
-    everything = [file for split in SPLITS for file in files[split]]
-    for key, name in sorted({item for file in everything for item in file.columns.items()}):
+    everything = [file for own in parts.values() for file in own]
+    _expect_one_size(everything)
+    told = [*_about_columns(everything, config), *notes([file.pictures for file in everything])]
+    names, is_colour = everything[0].names, any(file.pictures.has_colour for file in everything)
+    arrays, ids = [], [value for file in parts["train"] for value in file.ids or ()]
+    for own in parts.values():
+        labels = np.concatenate([file.labels for file in own])
+        images = join([file.pictures for file in own])
+        arrays += [np.repeat(images, 3, axis=1) if is_colour and images.shape[1] == 1 else images, labels]
+    if len(arrays) == 2:
+        arrays += [arrays[0][:0], arrays[1][:0]]
+    return Raw(*arrays, _places(ids) if config.id_column else None, names=names, notes=tuple(told))
+
+
+def _about_columns(files: list[File], config: DataConfig) -> list[str]:
+    """Columns that were guessed, and those that could have been meant, a line each."""
+    told = []
+    for key, name in sorted({item for file in files for item in file.columns.items()}):
         if name != (wanted := getattr(config, key)):
-            log.warning("%s: there is no column %r, so %r is read; data.%s names another", config.path, wanted, name, key)
-    is_colour = _check_alike(everything)
-    parts = []
-    for own in files.values():
-        parts += [np.concatenate([file.pictures.stack(is_colour) for file in own]), np.concatenate([file.labels for file in own])]
-    return (*parts, _places([value for file in files["train"] for value in file.ids]) if config.id_column else None)
+            told.append(f"there is no column {wanted!r}, so {name!r} is read; data.{key} names another")
+    if others := sorted({name for file in files for name in file.others}):
+        name = files[0].columns["label_column"]
+        told.append(f"{', '.join(map(repr, others))} could be the label as well as {name!r}, which is read; data.label_column says which")
+    return told
 
 
-def _check_alike(files: list[File]) -> bool:
-    """Whether the images of all files are in colour. Says what is converted; raises ConfigError if sizes differ."""
+def _expect_one_size(files: list[File]) -> None:
     first = files[0]
     for file in files:
         if file.pictures.size != first.pictures.size:
             raise ConfigError(
-                f"images of {file.path} are {file.pictures.size}, those of {first.path} {first.pictures.size}: all must have one size"
+                f"images of {file.path} are {file.pictures.size}, those of {first.path} {first.pictures.size}: all must have one size; "
+                f"data.size=32 data.resize=crop would bring all to one"
             )
-    kinds = {array.ndim for file in files for array in file.pictures.arrays}
-    if len(kinds) > 1:
-        log.warning("%s: some images are grey and some in colour; the grey ones become colour", first.path.parent)
-    peaks = [file.pictures.brightest for file in files if file.pictures.brightest is not None]
-    if peaks:
-        told = (first.path.parent, max(peaks), to_8_bits(np.array(max(peaks))))
-        log.warning("%s: images with 16 bits a pixel become 8: 65535 is 255, and the brightest pixel, %d, is %d", *told)
-    return 3 in kinds
 
 
 def _read(path: Path, config: DataConfig, wants_ids: bool) -> File:
     keys = ("image_column", "label_column", *(["id_column"] if wants_ids else []))
     try:
-        columns = _columns(path, pq.read_schema(path), {key: getattr(config, key) for key in keys})
+        schema = pq.read_schema(path)
+        columns = _columns(path, schema, {key: getattr(config, key) for key in keys})
         table = pq.read_table(path, columns=list(dict.fromkeys(columns.values())), page_checksum_verification=True)
     except ConfigError:
         raise
@@ -90,14 +110,19 @@ def _read(path: Path, config: DataConfig, wants_ids: bool) -> File:
     if not len(table):
         raise ConfigError(f"{path} has no rows")
     problems, parts = [], []
-    for key, read in zip(keys, (_pictures, _labels, _ids), strict=False):
+    form = Form(config.size, config.resize)
+    for key, read in zip(keys, (lambda column: _pictures(column, form), _labels, _ids), strict=False):
         try:
             parts.append(read(_plain(table[columns[key]])))
         except ValueError as error:
             problems.append(f"{path}, column {columns[key]!r}: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
-    return File(path, columns, *parts, *([] if wants_ids else [None]))
+    label = columns["label_column"]
+    others = tuple(name for name in (*USUAL["label_column"], "coarse_label") if name in schema.names and name != label)
+    # with `fine_label` the coarse one is no rival: who asks for CIFAR-100 means its hundred classes
+    others = () if config.label_column != USUAL["label_column"][0] or label == "fine_label" else others
+    return File(path, columns, others, _names(schema, label), *parts, *([] if wants_ids else [None]))
 
 
 def _columns(path: Path, schema: pa.Schema, wanted: dict[str, str]) -> dict[str, str]:
@@ -119,7 +144,16 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _pictures(column: pa.ChunkedArray) -> Pictures:
+def _names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """The names of the classes, where the file says them as those of the `datasets` library do."""
+    try:
+        told = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+        return tuple(map(str, told)) if isinstance(told, list) else ()
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()
+
+
+def _pictures(column: pa.ChunkedArray, form: Form) -> Pictures:
     kind = column.type
     if pa.types.is_struct(kind):
         if kind.get_field_index("bytes") < 0:
@@ -129,7 +163,7 @@ def _pictures(column: pa.ChunkedArray) -> Pictures:
         values = (one.as_py() for one in column)
     else:
         raise ValueError(f"it is {printable(kind)}: encoded images (PNG, JPEG) are needed, as bytes or struct(bytes, path)")
-    return decode(values)
+    return decode(values, len(column), form)
 
 
 def _labels(column: pa.ChunkedArray) -> np.ndarray:

@@ -24,7 +24,10 @@ def task_classes(num_classes: int, tasks: int) -> tuple[tuple[int, ...], ...]:
         ConfigError: if they cannot be cut into tasks of equal size.
     """
     if num_classes % tasks:
-        raise ConfigError(f"stream.tasks is {tasks}: {num_classes} classes cannot be cut into that many tasks of equal size")
+        fits = ", ".join(str(count) for count in range(1, num_classes + 1) if num_classes % count == 0)
+        raise ConfigError(
+            f"stream.tasks is {tasks}: {num_classes} classes cannot be cut into that many tasks of equal size; take one of {fits}"
+        )
     size = num_classes // tasks
     return tuple(tuple(range(t * size, (t + 1) * size)) for t in range(tasks))
 

@@ -1,32 +1,47 @@
-"""Raw data to arrays. `digits` is built in, `parquet` reads a local folder.
+"""From the name of a data set to arrays that are ready for use.
 
-A further source is one function from (config, seed) to `Raw`, entered in SOURCES and in `DataConfig.name`; see docs/extending.md.
+What a name stands for is a function of (config, seed) that gives a `Raw`; functions of the user's own: `simulations.data.own`.
 """
 
 import functools
-import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from simulations.config.data import DATA, DataConfig
 from simulations.config.errors import ConfigError
-from simulations.config.sections import DataConfig
+from simulations.data import content
 from simulations.data.classes import number_classes, tell_missing
-from simulations.data.raw import Dataset, Raw
-from sparcl_core.inputs import InputSpec
+from simulations.data.moments import moments
+from simulations.data.own import read_own
+from simulations.data.places import find, where
+from simulations.data.raw import Dataset
+from sparcl_core.plugins import OURS
 from sparcl_core.seeding import generator
 
+log = logging.getLogger(__name__)
 
-@functools.lru_cache(1)  # the start of a run asks for the shape of its inputs, then for the data
+
 def load_data(config: DataConfig, seed: int) -> Dataset:
     """The data of an experiment: training part, and what it is tested on (the validation part if one is held out).
 
     Raises:
-        ConfigError: if the data is not here or not what the config says.
+        ConfigError: if the data is not here, not what the config says, or not what the run began with.
     """
-    raw = SOURCES[config.name](config, seed)
+    data = load_unbound(replace(config, sha256=""), seed)
+    content.expect_same(_shown(config), config.sha256, data.raw.sha256)
+    return data
+
+
+@functools.lru_cache(1)  # the start of a run asks for the shape of its inputs, then for the data
+def load_unbound(config: DataConfig, seed: int) -> Dataset:
+    """As `load_data`, whatever digest the data has."""
+    own = DATA.offer(config.name).origin != OURS
+    raw = read_own(config, seed) if own else DATA.find(config.name)(config, seed)
+    for note in raw.notes:
+        log.warning("%s: %s", _shown(config), note)
     labels, train_y, test_y = number_classes(raw.train_y, raw.test_y)
     raw = replace(raw, train_y=train_y, test_y=test_y)
     if config.validation:
@@ -36,12 +51,41 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     if config.train_limit:
         kept = _per_class(raw.train_y, lambda count: min(config.train_limit, count), seed, "limit")
         raw = raw.training(kept)
-    axes = (0, 2, 3)
-    mean, std = raw.train_x.mean(axes), raw.train_x.std(axes)
-    shape = tuple(int(size) for size in raw.train_x.shape[1:])
     tell_missing(labels, raw.train_y, raw.test_y)
-    spec = InputSpec(shape, len(labels), tuple(float(v) for v in mean), tuple(float(max(v, 1e-6)) for v in std))
-    return Dataset(raw, spec, labels)
+    from sparcl_core.inputs import InputSpec  # imported late: it brings PyTorch, and files are looked at before
+
+    raw = replace(raw, moments=raw.moments or moments(raw.train_x))
+    return Dataset(raw, InputSpec(tuple(map(int, raw.train_x.shape[1:])), len(labels), *raw.moments), labels)
+
+
+def bound(config: DataConfig, seed: int) -> DataConfig:
+    """`config` with the digest of the content that is there now, and its path whole: a run's settings, which it is resumed with.
+
+    Raises:
+        ConfigError: as `load_data`.
+    """
+    found = find(config)
+    if not found and DATA.offer(config.name).origin == OURS:
+        return config  # built in
+    digest = content.digest(found) if found else load_unbound(replace(config, sha256=""), seed).raw.sha256
+    content.expect_same(_shown(config), config.sha256, digest)
+    return replace(config, sha256=digest, path=str(where(config))) if found else replace(config, sha256=digest)
+
+
+def expect_same(config: DataConfig) -> None:
+    """Raises DataChanged if the files are not those that a run began with. What a function gives is looked at by `load_data`."""
+    if not config.sha256:
+        return
+    try:
+        found = find(config)
+    except ConfigError as error:
+        raise content.DataChanged(str(error)) from error
+    if found:
+        content.expect_same(_shown(config), config.sha256, content.digest(found))
+
+
+def _shown(config: DataConfig) -> str:
+    return config.path or config.name
 
 
 def _hold_out(y: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -57,43 +101,6 @@ def _hold_out(y: np.ndarray, share: float, seed: int) -> np.ndarray:
             f"data.validation is {share}: of a class with {fewest} samples that leaves none to train on; take at most {1 - 1 / fewest:.3g}"
         )
     return _per_class(y, lambda count: max(1, round(share * count)) if count > 1 else 0, seed, "validation")
-
-
-def _digits(config: DataConfig, seed: int) -> Raw:
-    """scikit-learn's `load_digits`: 1,797 real 8x8 digits (a part of UCI's optical recognition set), values 0 to 16."""
-    x, y = _read_digits()
-    x, y = x.reshape(-1, 1, 8, 8).astype(np.uint8), y.astype(np.int64)
-    if config.folds > (fewest := int(np.bincount(y).min())):
-        raise ConfigError(f"data.folds is {config.folds}: a class of the digits has {fewest} samples, and a fold needs one of each")
-    fold = seed % config.folds if config.fold is None else config.fold
-    is_test = np.zeros(len(y), dtype=bool)
-    for label in np.unique(y):
-        # the folds are part of the data set, not of a run: seed 0 always
-        order = generator(0, "digits-folds", int(label)).permutation(np.flatnonzero(y == label))
-        is_test[np.array_split(order, config.folds)[fold]] = True
-    return Raw(x[~is_test], y[~is_test], x[is_test], y[is_test])
-
-
-def _read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The file itself where it is found: importing scikit-learn takes longer than anything else that a start does."""
-    found = importlib.util.find_spec("sklearn")
-    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz" if found else None
-    if path and path.is_file():
-        table = np.loadtxt(path, delimiter=",", dtype=np.float64)
-        return table[:, :-1], table[:, -1]
-    from sklearn.datasets import load_digits
-
-    return load_digits(return_X_y=True)
-
-
-def _parquet(config: DataConfig, seed: int) -> Raw:
-    """The files of `config.path`, see `simulations.data.layouts` for where and `simulations.data.parquet` for what they are."""
-    from simulations.data.parquet import read_folder  # imported late: pyarrow and Pillow are not needed for what is built in
-
-    return Raw(*read_folder(config))
-
-
-SOURCES: dict[str, Callable[[DataConfig, int], Raw]] = {"digits": _digits, "parquet": _parquet}
 
 
 def _per_class(y: np.ndarray, count: Callable[[int], int], seed: int, purpose: str) -> np.ndarray:

@@ -17,9 +17,10 @@ from simulations.config.toml_file import read_toml
 from simulations.fleet.units import to_si
 from sparcl_core.costs.device import DeviceProfile
 from sparcl_core.foreign import printable
+from sparcl_core.named_files import NamedFiles
 
-FOLDER = Path(__file__).parents[1] / "profiles"
-NETWORKS = FOLDER / "networks"
+PROFILES = NamedFiles(noun="profile", group="sparcl.profiles", folder=Path(__file__).parents[1] / "profiles")
+NETWORKS = PROFILES.folder / "networks"
 
 FIGURES = tuple(field.name for field in fields(DeviceProfile) if field.name != "name")
 OPTIONAL = {field.name for field in fields(DeviceProfile) if field.default is not MISSING}
@@ -33,22 +34,28 @@ KEYS = ("value", "unit", "source", "date")
 Figure = tuple[float | None, bool]  # its value in SI units, None where it is wrong, and whether it is an assumption
 
 
-def available(folder: Path | None = None) -> list[str]:
+def available() -> list[str]:
     """Names of the profiles that come with the project."""
-    return sorted(path.stem for path in (folder or FOLDER).glob("*.toml"))
+    return list(PROFILES.ours())
+
+
+def networks() -> list[str]:
+    """Names of the networks that a profile may name."""
+    return sorted(path.stem for path in NETWORKS.glob("*.toml"))
 
 
 def load_profile(name: str) -> tuple[DeviceProfile, list[str]]:
     """The profile `name` and which of its figures are assumptions, in the order of `DeviceProfile`.
 
     Args:
-        name: one of `available()`, or a path to a .toml file.
+        name: one of `available()`, one of an installed package, or a path to a .toml file.
 
     Raises:
         ConfigError: if there is no such profile, it is no TOML, or a figure is missing, unknown, of the wrong type, sign or unit, or
             without a source. One message names the file and all that is wrong in it.
     """
-    path, tree = _read(name, FOLDER, "profile")
+    path = Path(name) if Path(name).suffix == ".toml" else _named(name)
+    tree = _read(path, "profile", name)
     problems: list[str] = []
     title, network = _title(tree, problems), tree.pop("network", None)
     if network is not None:
@@ -64,7 +71,7 @@ def load_profile(name: str) -> tuple[DeviceProfile, list[str]]:
     if missing := [figure for figure in FIGURES if figure not in figures and figure not in OPTIONAL]:
         verb, each = ("are", "each") if len(missing) > 1 else ("is", f"[{missing[0]}]")
         lacks_network = network is None and not {"down_bits_per_s", "up_bits_per_s", "latency_s"}.isdisjoint(missing)
-        way_out = f" or name a network: {', '.join(available(NETWORKS))}" if lacks_network else ""
+        way_out = f" or name a network: {', '.join(networks())}" if lacks_network else ""
         problems.append(f"{', '.join(missing)} {verb} missing; add {each} with value, source and date{way_out}")
     several(path.name, problems)
     values = {figure: value for figure, (value, _) in figures.items() if value is not None}
@@ -73,10 +80,11 @@ def load_profile(name: str) -> tuple[DeviceProfile, list[str]]:
 
 def _network(name: Any, problems: list[str]) -> dict[str, Figure]:
     """The figures of the network that a profile names."""
-    if name not in (known := available(NETWORKS)):
+    if name not in (known := networks()):
         problems.append(f"network {name!r} is not here;{did_you_mean(name, known)} there are {', '.join(known)}")
         return dict.fromkeys(NETWORK_FIGURES, (None, False))
-    path, tree = _read(name, NETWORKS, "network")
+    path = NETWORKS / f"{name}.toml"
+    tree = _read(path, "network", name)
     own: list[str] = []
     _title(tree, own)
     figures = _figures(tree, NETWORK_FIGURES, own)
@@ -84,15 +92,22 @@ def _network(name: Any, problems: list[str]) -> dict[str, Figure]:
     return figures
 
 
-def _read(name: str, folder: Path, what: str) -> tuple[Path, dict[str, Any]]:
-    path, known = Path(name), available(folder)
-    if path.suffix != ".toml":
-        if name not in known:
-            raise ConfigError(f"{what} {name!r} is not here;{did_you_mean(name, known)} there are {', '.join(known)}, or give a .toml file")
-        path = folder / f"{name}.toml"
+def _named(name: str) -> Path:
     try:
-        return path, read_toml(path)
+        path = PROFILES.path(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if path is None:
+        known = list(PROFILES.offers())
+        raise ConfigError(f"profile {name!r} is not here;{did_you_mean(name, known)} there are {', '.join(known)}, or give a .toml file")
+    return path
+
+
+def _read(path: Path, what: str, name: str) -> dict[str, Any]:
+    try:
+        return read_toml(path)
     except OSError as error:
+        known = networks() if what == "network" else PROFILES.offers()
         raise ConfigError(f"{what} {name!r} cannot be read: {error.strerror or error}; give one of {', '.join(known)}") from error
 
 

@@ -30,6 +30,7 @@ from simulations.disk import LinkRefused, Own, flush
 from simulations.engine.files import OWN as STORE
 from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
+from simulations.packages import used_by
 from simulations.preflight import WHOLE, command
 from simulations.results.control_file import How, locked, read_control, write_control
 from simulations.results.folder import FILES as RESULTS
@@ -67,7 +68,7 @@ class Unfinished:
 
     def _checkpoints(self, part: str) -> Checkpoints:
         identity = Identity(self.how.id, part, hashlib.sha256(config_bytes(self.experiment)).hexdigest())
-        return Checkpoints(self.folder / "checkpoint" / part, identity)
+        return Checkpoints(self.folder / "checkpoint" / part, identity, used_by(self.experiment))
 
     def _files(self, part: str, has_begun: bool) -> Files:
         how = self.how

@@ -31,6 +31,7 @@ from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes
 from simulations.disk import delete, put
 from simulations.environment import environment
+from simulations.packages import used_by
 from simulations.results.devices import device_table
 from simulations.results.folder import FILES
 from simulations.results.summary import SCENARIOS, accuracy_so_far, summarise, summarise_solo, tasks_so_far
@@ -124,7 +125,7 @@ def _write_common(
     config, path = config_bytes(experiment), folder / "config.toml"
     if not path.exists() or path.read_bytes() != config:  # an unfinished run needs it whole at every instant
         put(path, [config])
-    _write_json(folder / "environment.json", machine)
+    _write_json(folder / "environment.json", machine | ({"packages": used} if (used := used_by(experiment)) else {}))
     _write_json(folder / "summary.json", summary)
     _write_table(folder / "accuracy.parquet", _accuracy_columns(accuracy))
     arrays = weights | {f"mask/{name}": mask.astype(np.uint8) for name, mask in masks.items()}

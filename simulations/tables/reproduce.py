@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from simulations import disk
+from simulations.config.claims import CLAIMS
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment, dense_twin
 from simulations.config.loading import config_bytes, load
@@ -28,7 +29,6 @@ from simulations.config.toml_file import read_toml
 from simulations.environment import software
 
 Table = Literal["learning", "fleet", "costs", "sweep"]
-CLAIMS = Path(__file__).parents[1] / "claims"
 
 
 @dataclass(frozen=True)
@@ -107,26 +107,28 @@ class _File:
 
 def available() -> list[str]:
     """Names of the claims that come with the project."""
-    return sorted(path.stem for path in CLAIMS.glob("*.toml"))
+    return list(CLAIMS.ours())
 
 
 def load_claim(name: str) -> Claim:
     """A claim, and the proof that all its experiments can be made.
 
     Args:
-        name: one of `available()`, or the path of a file of your own, with or without .toml. Experiments that it names by a relative path
-            lie beside it, or else where the command is called.
+        name: one of `available()`, one of an installed package, or the path of a file of your own, with or without .toml. Experiments that
+            it names by a relative path lie beside it, or else where the command is called.
 
     Raises:
         ConfigError: if there is no such claim, or something in it is wrong.
     """
-    known, own = CLAIMS / f"{name}.toml", Path(os.path.expanduser(name if name.endswith(".toml") else f"{name}.toml"))
-    path = known if name in available() else own
+    try:
+        path = CLAIMS.path(name) or Path(os.path.expanduser(name if name.endswith(".toml") else f"{name}.toml"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     try:
         tree = read_toml(path)
     except OSError as error:
         why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror or error})"
-        raise ConfigError(f"claim {name!r} is not here{why}; there are {', '.join(available())}, or give a .toml file") from error
+        raise ConfigError(f"claim {name!r} is not here{why}; there are {', '.join(CLAIMS.offers())}, or give a .toml file") from error
     try:
         found = TypeAdapter(_File).validate_json(json.dumps(tree, default=str))  # TOML also knows dates
     except ValidationError as error:
@@ -188,8 +190,10 @@ def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], Non
 def _kept_summary(job: tuple[Experiment, bool, Path]) -> dict:
     """One run, in a worker process; or what is kept of one with these settings. With it the software that made it."""
     from simulations.checkpoints.lone_device import digest
+    from simulations.data.sources import bound
 
     experiment, alone, kept = job
+    experiment = replace(experiment, data=bound(experiment.data, experiment.seed))  # what was kept of other data is not of this run
     name = digest(experiment)
     file = kept / f"{name}.json"
     with suppress(OSError, ValueError):

@@ -4,8 +4,9 @@ For a layer with A dense MACs per sample, k of its n weights active and g of the
 - forward 2 A k/n; gradient of the input the same (none for the first layer); gradient of the weights 2 A g/n;
 - a step that re-draws the gradient mask computes the weight gradient at all active weights, 2 A k/n;
 - for every sample of current data and of every replay draw.
-Convolutions and linear layers are counted, as torch.utils.flop_counter does (padding included); normalisation, ReLU and
-pooling are not. Dense `exact` counts equal torch.utils.flop_counter on the same step.
+Convolutions and linear layers are counted, as torch.utils.flop_counter does (padding included), and so are products outside of them
+(`Products`: attention's of tokens with tokens); normalisation, ReLU, softmax and pooling are not. Dense `exact` counts equal
+torch.utils.flop_counter on the same step, but for what that has too many of convolutions in groups (see `.products`).
 
 The `paper` convention re-derives the published column: 3 x forward for current data, replay draws count their forward only,
 nothing else.
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparcl_core.costs.probe import look_through
+from sparcl_core.costs.products import count_products, products
+from sparcl_core.probe import look_through
 from sparcl_core.sparsity.masks import Masks
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A counted layer: parameter name, number of weights, weight uses per sample (A = weights * uses), is it the first?"""
+    """A counted layer: parameter name, number of weights, weight uses per sample (A = weights * uses); is it the first, so that no gradient
+    of its input is needed?"""
 
     name: str
     weights: int
@@ -40,13 +43,24 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
+class Products:
+    """All products of a sample that no counted layer computes, which no mask makes fewer: FLOPs of the forward and the backward pass."""
+
+    forward: int
+    backward: int
+
+
+Layers = tuple[LayerShape | Products, ...]  # in the order of a forward pass; products, where there are any, stand first
+
+
+@dataclass(frozen=True)
 class Flops:
     """FLOPs by column, and what a cost model wants to know beside them. `train_sparse` + `train_dense` = training in layers that may be
     sparse, and in all others.
 
     Training is what steps compute: forward and backward passes, and forward passes of a teacher beside them.
-    `importance`: gradients computed for TDM's ranking, counted as whole training passes at all active weights (an upper
-    bound: gradients of dense weights are not needed for it), and those that a method computes where a task begins or ends. `masks`: one
+    `importance`: gradients computed for a ranking of weights (TDM, RigL, SNIP), counted as whole training passes (an upper bound: those of
+    tensors that are never sparse are not needed for it), and those that a method computes where a task begins or ends. `masks`: one
     operation per weight that a ranking looks at.
     `statistics`: forward passes that train nothing: those that recompute BatchNorm statistics, those whose loss tells a change of task, and
     those that a method computes where a task begins or ends.
@@ -124,8 +138,8 @@ class Passes:
 FLOP_COLUMNS = tuple(Flops().columns)
 
 
-def layer_shapes(model: "nn.Module", input_shape: tuple[int, ...]) -> tuple[LayerShape, ...]:
-    """The counted layers in the order in which a forward pass runs them, measured on one sample."""
+def layer_shapes(model: "nn.Module", input_shape: tuple[int, ...]) -> Layers:
+    """The counted layers in the order in which a forward pass runs them, measured on one sample; one that runs twice is there twice."""
     from torch import nn  # late, as in `look_through`
 
     names = {module: name for name, module in model.named_modules()}
@@ -133,10 +147,23 @@ def layer_shapes(model: "nn.Module", input_shape: tuple[int, ...]) -> tuple[Laye
 
     def note(module, x, output):
         uses = output[0, 0].numel() if isinstance(module, nn.Conv2d) else output[0].numel() // module.out_features
-        layers.append(LayerShape(names[module] + ".weight", module.weight.numel(), uses, first=not layers))
+        layers.append(LayerShape(names[module] + ".weight", module.weight.numel(), uses, first=not x.requires_grad))
 
     look_through(model, input_shape, (nn.Conv2d, nn.Linear), note)
-    return tuple(layers)
+    return (*_outside(model, input_shape, tuple(layers)), *layers)
+
+
+def _outside(model: "nn.Module", input_shape: tuple[int, ...], layers: tuple[LayerShape, ...]) -> tuple[Products, ...]:
+    training = model.training
+    try:
+        model.eval()
+        if count_products(model, input_shape) <= len(layers):
+            return ()
+        forward, backward = products(model, input_shape)
+    finally:
+        model.train(training)
+    own = per_sample(layers, {}, {})
+    return (Products(forward - own.forward, backward - (own.whole - own.forward)),)
 
 
 @dataclass(frozen=True)
@@ -171,19 +198,22 @@ class SampleFlops:
         )
 
 
-def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: dict[str, int], *, quiet: int = 0) -> SampleFlops:
+def per_sample(layers: Layers, active: dict[str, int], updated: dict[str, int]) -> SampleFlops:
     """FLOPs of a forward and backward pass of one sample.
 
     Args:
         layers: from `layer_shapes`.
         active: active weights k of each sparse tensor; layers not named are dense.
         updated: weights g whose gradient is computed, likewise; of layers that are not named, that of all.
-        quiet: layers, the first ones, in which nothing moves: neither they nor the one behind them need the gradient of their input.
     """
     sparse = dense = forward = forward_sparse = 0
-    for number, layer in enumerate(layers):
+    for layer in layers:
+        if isinstance(layer, Products):
+            dense += layer.forward + layer.backward
+            forward += layer.forward
+            continue
         k, g = active.get(layer.name, layer.weights), updated.get(layer.name, layer.weights)
-        cost = 2 * layer.uses * (k + (0 if layer.first or 0 < number <= quiet else k) + g)
+        cost = 2 * layer.uses * (k + (0 if layer.first else k) + g)
         forward += 2 * layer.uses * k
         if layer.name in active:
             sparse += cost
@@ -193,9 +223,9 @@ def per_sample(layers: tuple[LayerShape, ...], active: dict[str, int], updated: 
     return SampleFlops(sparse, dense, forward, forward_sparse)
 
 
-def dense_forward(layers: tuple[LayerShape, ...]) -> int:
+def dense_forward(layers: Layers) -> int:
     """Forward FLOPs of one sample in the dense network."""
-    return 2 * sum(layer.macs for layer in layers)
+    return per_sample(layers, {}, {}).forward
 
 
 def sizes(masks: Masks) -> dict[str, int]:

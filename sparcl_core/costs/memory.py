@@ -4,7 +4,7 @@ What a device that stores only what it must holds, counted by formula whatever t
 - weights: active weights and everything dense, 4 bytes each (8 in float64);
 - masks: one bit per maskable weight, and one bit per active weight for the gradient mask;
 - gradients: those of the gradient mask (all active weights in a step that draws it) and of everything dense; in a round in which RigL
-  ranks inactive weights, those of the largest sparse layer, or of all of them, if these are more (`MaskConfig.gradients_held`);
+  ranks inactive weights, those of the largest sparse layer, or of all of them, if these are more (`Scheme.gradients_held`);
 - activations: what autograd keeps for backward, measured on the dense model per sample, times the samples of a forward pass (the parts
   of a loss that do not share one run backward one after the other);
 - method: what the learning method keeps: its buffer, raw inputs, labels (8 bytes) and logits, and its arrays;

@@ -91,7 +91,8 @@ def sparse_layers(model: nn.Module) -> dict[str, Sparse]:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by their names in the dense model; a sparse layer's is the vector of its active weights."""
-    return {name.removesuffix(".values") + ".weight" if name.endswith(".values") else name: p for name, p in model.named_parameters()}
+    dense = {f"{name.removesuffix('weight')}values": name for name in sparse_layers(model)}
+    return {dense.get(name, name): p for name, p in model.named_parameters()}
 
 
 def _dense(layer: Sparse) -> nn.Module:

@@ -73,6 +73,11 @@ class Sparse(nn.Module):
         self.places = torch.from_numpy(places)
         self._connect(places)
 
+    @property
+    def weight(self) -> Tensor:
+        """For code that reads a layer's weight itself, as torch's transformer layers do where no gradients are wanted."""
+        return self.dense()
+
     def set_updated(self, positions: np.ndarray | None) -> None:
         """Gradients are wanted at these positions of `values` only (int64, increasing); None: at all."""
 
@@ -169,10 +174,11 @@ class SparseConv2d(KernelMixin, Sparse):
 
 
 class SparseLinear(KernelMixin, Sparse):
-    """[B, F] -> [B, O], batch-last in memory."""
+    """[B, F] -> [B, O], batch-last in memory; of tokens, [B, T, F] -> [B, T, O], each is a sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(batch_last(x)).flatten(1).t()
+        out = self.convolve(batch_last(x.flatten(0, -2))).flatten(1).t()
+        return out.unflatten(0, x.shape[:-1]) if x.dim() > 2 else out
 
 
 class MaskedConv2d(Sparse):

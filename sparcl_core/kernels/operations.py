@@ -213,3 +213,14 @@ def supported(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
     if conv.groups != 1 or tuple(conv.dilation) != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"{conv}: the kernels do convolutions with groups=1, dilation=1 and a number of zeros as padding")
     return tuple(conv.stride), tuple(conv.padding)
+
+
+def can_do(layer: nn.Module) -> bool:
+    """Can the kernels do this convolution or linear layer?"""
+    if isinstance(layer, nn.Linear):
+        return True
+    try:
+        supported(layer)
+    except ValueError:
+        return False
+    return True

@@ -36,7 +36,7 @@ class FilledAtTheEnd(LearningMethod):
         logits = np.zeros((len(rows), buffer.logits.shape[1]), buffer.logits.dtype)
         if self.stores_logits and len(rows):
             logits = border.network.outputs(data.x[rows])
-        fresh = refilled(buffer, kept, data.x[rows], data.y[rows], logits)
+        fresh = refilled(buffer, kept, x=data.x[rows], y=data.y[rows], logits=logits)
         tasks = np.zeros(buffer.capacity, np.uint16)
         tasks[: len(fresh)] = np.append(of_task[kept], np.full(len(rows), number, np.uint16))
         passes = Passes(taught=len(rows) if self.stores_logits else 0)

@@ -66,7 +66,8 @@ class ICaRL(LearningMethod):
         chosen = [np.flatnonzero(data.y == label) for label in np.unique(data.y)]
         picked = [rows[herding(features[rows], share)] for rows in chosen]
         new = np.concatenate(picked)[: buffer.capacity - len(kept)]
-        fresh = refilled(replace(buffer, logits=_with(buffer.logits, kept, again)), kept, data.x[new], data.y[new], logits[new])
+        held = replace(buffer, logits=_with(buffer.logits, kept, again))
+        fresh = refilled(held, kept, x=data.x[new], y=data.y[new], logits=logits[new])
         arrays = pack(border.state, border.masks, TEACHER) | {SEEN: seen}
         flops = sum(_herding_flops(len(rows), min(share, len(rows)), features.shape[1]) for rows in chosen)
         return replace(memory, buffer=fresh, arrays=arrays), Passes(taught=len(data.y) + len(kept), flops=flops)

@@ -70,7 +70,7 @@ class ReFed(ER):
         scores, arrays = self._importance(border, x, y)
         chosen = np.sort(np.argsort(-scores, kind="stable")[: buffer.capacity])
         logits = np.zeros((len(chosen), buffer.logits.shape[1]), buffer.logits.dtype)
-        fresh = refilled(buffer, np.zeros(0, np.int64), x[chosen], y[chosen], logits)
+        fresh = refilled(buffer, np.zeros(0, np.int64), x=x[chosen], y=y[chosen], logits=logits)
         weights = sum(parameter.numel() for parameter in border.network.parameters.values())
         return replace(memory, buffer=fresh, arrays=arrays), self._passes(len(y), weights)
 

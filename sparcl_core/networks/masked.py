@@ -1,6 +1,7 @@
 """The network of a learner: one model that is made once and loaded with the weights and masks of device after device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 
 from sparcl_core.config import MethodConfig
 from sparcl_core.inputs import InputSpec, normalise
-from sparcl_core.kernels.choice import choices
+from sparcl_core.kernels.choice import able_layers, choices
 from sparcl_core.kernels.convert import convert, sparse_layers, trainable
 from sparcl_core.kernels.modules import MaskedLinear, Sparse, SparseLinear
 from sparcl_core.networks.models import DTYPES, build_model, load_state_, make_layout, read_state
+from sparcl_core.seeding import Address, generator
 from sparcl_core.sparsity.masks import Masks, State
 
 
@@ -26,11 +28,11 @@ class Network:
     """
 
     def __init__(self, method: MethodConfig, inputs: InputSpec):
-        self.inputs, self.dtype = inputs, DTYPES[method.model.dtype]
+        self.inputs, self.dtype, self._is_ours = inputs, DTYPES[method.model.dtype], method.model.is_ours
         self.model: nn.Module = build_model(method.model, inputs.shape, inputs.num_classes)
-        self.layout = make_layout(self.model, method)
+        self.layout = make_layout(self.model, method, inputs.shape)
         masked = tuple(name for name in self.layout.shapes if name in self.layout.masked)
-        self._choices = choices(method.kernels, masked, self.dtype) if masked else {}
+        self._choices = choices(method.kernels, masked, self.dtype, able_layers(self.model, masked)) if masked else {}
         self.sparse: dict[str, Sparse] = {}
         self.parameters: dict[str, nn.Parameter] = trainable(self.model)
         self._classifier: nn.Module | None = None
@@ -68,6 +70,19 @@ class Network:
         """Parameters and floating-point buffers; sparse weights as they are."""
         buffers = {name: value for name, value in self.model.named_buffers() if value.is_floating_point()}
         return {name: parameter.detach() for name, parameter in self.parameters.items()} | buffers
+
+    @contextmanager
+    def drawing(self, seed: int, *address: Address) -> Iterator[None]:
+        """Meanwhile torch's own generator, from which a model draws its dropout, begins at this address; behind it, it is as it was.
+
+        Models of ours draw nothing.
+        """
+        if self._is_ours:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(seed, "model", *address).integers(2**63)))
+            yield
 
     def want_gradients(self, masks: dict[str, Tensor] | None) -> None:
         """Which weight gradients of sparse tensors are computed from now on: those of `masks` (bool [active]), or all."""

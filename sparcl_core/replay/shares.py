@@ -13,7 +13,7 @@ def first_of_each(groups: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[rank < most])
 
 
-def refilled(buffer: Buffer, kept: np.ndarray, x: np.ndarray, y: np.ndarray, logits: np.ndarray) -> Buffer:
+def refilled(buffer: Buffer, kept: np.ndarray, *, x: np.ndarray, y: np.ndarray, logits: np.ndarray) -> Buffer:
     """A buffer of the same capacity with the rows `kept` of `buffer` at the front, in that order, and the new samples behind them.
 
     Args:

@@ -1,1 +1,1 @@
-"""The three sparsities, each by itself: weights (masks, TDM), data (DDR), gradients (DGM), and the importance they rank by."""
+"""The three sparsities, each by itself: weights (masks, and what changes them), data (DDR), gradients (DGM), and what ranks them."""

@@ -49,6 +49,7 @@ class PackNet(Scheme):
     """`masks.scheme = "packnet"`."""
 
     needs = "owners"
+    begins_dense = True
 
     @property
     def until(self) -> float:

@@ -31,6 +31,7 @@ class RigL(Scheme):
     """`masks.scheme = "rigl"`."""
 
     needs = "gradients"
+    draws_growth = False
 
     @property
     def until(self) -> float:

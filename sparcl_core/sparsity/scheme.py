@@ -5,6 +5,7 @@ fleet shares one mask, devices send `votes`, the server makes the update of thos
 the same (`redo`).
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from sparcl_core.sparsity.densities import layer_sparsity
 from sparcl_core.sparsity.masks import LayerSparsity, Masks, State
 from sparcl_core.sparsity.schedule import Resting, Sessions, stage_length
 from sparcl_core.sparsity.settings import MaskConfig
+from sparcl_core.sparsity.tdm import TDMConfig
 from sparcl_core.sparsity.update import Action, MaskUpdate
 
 Places = dict[str, np.ndarray]  # sorted flat indices by tensor
@@ -23,17 +25,21 @@ class Scheme:
     """Static masks, and what all schemes share.
 
     Attributes:
-        needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); `gradients`,
-            the absolute ones of every weight, inactive ones included; or `owners`, whose each place is (PackNet).
-        config: section [masks].
+        needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); `gradients`, the
+            absolute ones of every weight, inactive ones included; or `owners`, whose each place is (`packnet`).
+        begins_dense: all weights are active when the run begins, whatever its sparsity.
+        draws_growth: what an update grows is drawn from its number (`MaskUpdate.growth`); else it says so itself (`MaskUpdate.grown`).
+        config, tdm: sections [masks] and [tdm].
         sparsity: s of the network.
         task_epochs: K.
     """
 
     needs: ClassVar[Needs] = "nothing"
+    draws_growth: ClassVar[bool] = True
+    begins_dense: ClassVar[bool] = False
 
-    def __init__(self, config: MaskConfig, sparsity: float, *, task_epochs: int, seed: int):
-        self.config, self.sparsity, self.task_epochs, self.seed = config, sparsity, task_epochs, seed
+    def __init__(self, config: MaskConfig, sparsity: float, *, tdm: TDMConfig, task_epochs: int, seed: int):
+        self.config, self.tdm, self.sparsity, self.task_epochs, self.seed = config, tdm, sparsity, task_epochs, seed
 
     @property
     def stage_epochs(self) -> int:
@@ -78,6 +84,16 @@ class Scheme:
             ValueError: if the update was made for other masks.
         """
         raise NotImplementedError(f"{type(self).__name__} never changes masks")
+
+    def gradients_held(self, sizes: Iterable[int]) -> int:
+        """Weights of sparse tensors, of these `sizes`, whose gradients an update holds at once besides what a step does.
+
+        Where all weights are looked at: over one batch a layer is ranked and forgotten before the next, as RigL's paper proposes; over
+        several the gradients of all layers add up.
+        """
+        if self.needs != "gradients":
+            return 0
+        return max(sizes, default=0) if self.config.batches == 1 else sum(sizes)
 
     def layer_sparsity(self, masks: Masks) -> LayerSparsity:
         """Of every layer, as the run began."""

@@ -1,10 +1,22 @@
 """Section [masks]: where the first mask of a run comes from, how dense each layer is, and what changes the mask later."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-SchemeName = Literal["tdm", "set", "rigl", "packnet", "static"]
+from sparcl_core.plugins import Kind
+
+SCHEMES = Kind(
+    setting="masks.scheme",
+    noun="scheme",
+    group="sparcl.schemes",
+    ours={
+        "tdm": "sparcl_core.sparsity.schemes:TDM",
+        "set": "sparcl_core.sparsity.set:SET",
+        "rigl": "sparcl_core.sparsity.rigl:RigL",
+        "packnet": "sparcl_core.sparsity.packnet:PackNet",
+        "static": "sparcl_core.sparsity.scheme:Scheme",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -13,7 +25,7 @@ class MaskConfig:
 
     Attributes:
         scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020),
-            `packnet`, which the method of that name needs (Mallya and Lazebnik 2018), or `static`: nothing does.
+            `packnet`, for the method of that name, or `static`: nothing does; or a class derived from `sparcl_core.sparsity.scheme.Scheme`, of an installed package or by its path.
         initial: the first mask: `random`; `magnitude`, the largest initial weights, drawn or from model.weights; or `snip`, the weights
             of highest connection sensitivity on data of the first task (Lee et al. 2019).
         densities: `uniform`, every layer as sparse as the network; `erk`, Erdos-Renyi-Kernel (Evci et al. 2020), as dense as a layer is
@@ -25,7 +37,7 @@ class MaskConfig:
         batches: batches of current data that RigL's gradients and SNIP's sensitivity are computed from; 0: all of the task's data once.
     """
 
-    scheme: SchemeName = "tdm"
+    scheme: str = "tdm"
     initial: Literal["random", "magnitude", "snip"] = "random"
     densities: Literal["uniform", "erk", "global"] = "uniform"
     exchange: float = 0.3
@@ -34,6 +46,7 @@ class MaskConfig:
     batches: int = 1
 
     def __post_init__(self):
+        SCHEMES.offer(self.scheme)
         if self.densities == "global" and self.initial == "random":
             raise ValueError("densities is 'global', but initial 'random' ranks nothing: take initial=snip or magnitude, or densities=erk")
         if not 0 < self.exchange < 1:
@@ -42,18 +55,3 @@ class MaskConfig:
             raise ValueError(f"until is {self.until}: a share of a task's epochs, in (0, 1]")
         if self.stage_epochs < 0 or self.batches < 0:
             raise ValueError(f"stage_epochs is {self.stage_epochs}, batches {self.batches}: neither may be negative")
-
-    @property
-    def begins_dense(self) -> bool:
-        """Are all weights active when the run begins, whatever its sparsity?"""
-        return self.scheme == "packnet"
-
-    def gradients_held(self, sizes: Iterable[int]) -> int:
-        """Weights of sparse tensors, of these `sizes`, whose gradients a mask update holds at once besides what a step does.
-
-        RigL looks at every weight. Over one batch a layer is ranked and forgotten before the next, as its paper proposes; over several
-        the gradients of all layers add up.
-        """
-        if self.scheme != "rigl":
-            return 0
-        return max(sizes, default=0) if self.batches == 1 else sum(sizes)

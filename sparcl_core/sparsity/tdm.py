@@ -27,8 +27,6 @@ import numpy as np
 from sparcl_core.sparsity.masks import LayerSparsity, Masks, State, grow, highest, num_active, of_layer
 from sparcl_core.sparsity.schedule import Sessions
 from sparcl_core.sparsity.schedule import stage_length as tenth_or
-from sparcl_core.sparsity.scheme import Scheme
-from sparcl_core.sparsity.settings import MaskConfig
 from sparcl_core.sparsity.update import Action, MaskUpdate, drop_
 
 
@@ -204,37 +202,3 @@ def update_masks(masks: Masks, states: list[State], update: MaskUpdate, *, confi
             target = num_active(kept.size, own)
         result[name] = grow(kept, target - held, update.growth(seed, name))
     return result
-
-
-class TDM(Scheme):
-    """`masks.scheme = "tdm"`: the functions of this module with a run's settings."""
-
-    needs = "importance"
-
-    def __init__(self, config: MaskConfig, sparsity: float, *, task_epochs: int, seed: int, tdm: TDMConfig):
-        super().__init__(config, sparsity, task_epochs=task_epochs, seed=seed)
-        self.tdm = tdm
-
-    @property
-    def stage_epochs(self) -> int:
-        return stage_length(self.tdm, self.task_epochs)
-
-    def check(self) -> None:
-        check(self.tdm, self.sparsity, self.task_epochs)
-        if self.tdm.enabled and self.config.densities == "global":
-            raise ValueError(
-                "masks.densities is 'global', but masks.scheme 'tdm': TDM returns every layer to a density that is known beforehand; "
-                "take masks.densities=uniform or erk, or masks.scheme=static, set or rigl"
-            )
-
-    def schedule(self, session_epochs: int) -> Schedule:
-        return Schedule(self.tdm, self.sparsity, self.task_epochs, session_epochs)
-
-    def plan(self, what: Action, masks: Masks, state: State, found: State, *, number: int, epoch: int) -> MaskUpdate:
-        return plan_update(what, masks, state, found, config=self.tdm, sparsity=self.layer_sparsity(masks), number=number)
-
-    def plan_by_votes(self, masks: Masks, state: State, votes: State, *, number: int, epoch: int) -> MaskUpdate:
-        return plan_by_votes(masks, state, votes, config=self.tdm, sparsity=self.layer_sparsity(masks), number=number)
-
-    def redo(self, masks: Masks, states: list[State], update: MaskUpdate) -> Masks:
-        return update_masks(masks, states, update, config=self.tdm, sparsity=self.layer_sparsity(masks), seed=self.seed)

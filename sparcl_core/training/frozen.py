@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparcl_core.costs.flops import Flops, LayerShape, per_sample
+from sparcl_core.costs.flops import Flops, Layers, per_sample
 from sparcl_core.networks.masked import Network
 from sparcl_core.sparsity.masks import Masks, State, count_active
 
@@ -18,7 +18,7 @@ class Frozen:
         samples: that went through it since it was loaded.
     """
 
-    def __init__(self, network: Network, layers: tuple[LayerShape, ...]):
+    def __init__(self, network: Network, layers: Layers):
         self.network, self.layers = network, layers
         self.samples, self._active = 0, {}
 
@@ -46,7 +46,7 @@ class Frozen:
 class FrozenNetworks:
     """As many as a session asks for; the models are made once and used again by the next."""
 
-    def __init__(self, make: Callable[[], Network], layers: tuple[LayerShape, ...]):
+    def __init__(self, make: Callable[[], Network], layers: Layers):
         self._make, self._layers = make, layers
         self._made: list[Frozen] = []
         self._used = 0

@@ -1,9 +1,11 @@
 """Which weights a session may move: all but those that its method has frozen (`LearningMethod.frozen`)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from sparcl_core.costs.flops import SampleFlops, per_sample
+from sparcl_core.costs.flops import LayerShape, SampleFlops, per_sample
 from sparcl_core.methods.base import Running
 from sparcl_core.sparsity.masks import count_active
 from sparcl_core.training.setup import Setup
@@ -25,8 +27,9 @@ class Movable:
         held = [name for name, kept in self.frozen.items() if name not in masks and kept.all()]
         network.hold(set(held))
         self._no_gradient = dict.fromkeys(held, 0)
-        rest = set(network.parameters) - {layer.name for layer in setup.layers} - set(classifier)  # biases, normalisation
-        self._is_quiet = rest <= set(held)
+        counted = {layer.name for layer in setup.layers if isinstance(layer, LayerShape)}
+        rest = set(network.parameters) - counted - set(classifier)  # biases, normalisation
+        self._is_quiet = rest <= set(held) and len(counted) == len(setup.layers)
         dense = [name for name in network.parameters if name in self.frozen and name not in masks]
         self._moving = {name: ~network.gather(name, self.frozen[name]) for name in dense}
         self._parameters = list(network.parameters.values())
@@ -44,11 +47,11 @@ class Movable:
 
     def cost(self, updated: dict[str, Tensor]) -> SampleFlops:
         """Of a sample, with the gradients of these weights of sparse tensors, and of those of dense ones that may move."""
-        counts = {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient
-        quiet = 0
-        while self._is_quiet and counts.get(self.layers[quiet].name, 1) == 0:
-            quiet += 1
-        return per_sample(self.layers, self.active, counts, quiet=quiet)
+        counts, is_first, layers = {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient, True, []
+        for layer in self.layers:  # where nothing has moved so far, nobody asks for the gradient of a layer's input
+            layers.append(replace(layer, first=True) if is_first and self._is_quiet else layer)
+            is_first = is_first and counts.get(layer.name, 1) == 0
+        return per_sample(tuple(layers), self.active, counts)
 
     def gradients(self, loss: Tensor, retain_graph: bool) -> list[Tensor]:
         """Of all parameters, in their order; 0 where none is computed."""

@@ -325,7 +325,7 @@ def test_updates_without_a_sample_have_no_mean():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rule": "median"}, "rule is 'median': choose one of masked-mean, zero-filled, count-mean"),
+        ({"rule": "medan"}, "aggregation.rule is 'medan': input should be 'masked-mean', .*; did you mean 'median'?"),
         ({"unheld": "drop"}, "unheld is 'drop': .* choose keep or zero"),
         ({"min_votes": 0}, "min_votes is 0: at least 1; 1 moves"),
         ({"shrinkage": -0.1}, "shrinkage is -0.1: finite and not negative; 0 switches it off"),

@@ -14,6 +14,7 @@ from server.fleet.availability import (
     Bernoulli,
     Diurnal,
     Lifetimes,
+    check_kind,
     failure_point,
     make_availability,
     read_trace,
@@ -357,7 +358,11 @@ def test_windows_that_overlap_or_have_no_length_are_refused(begin, end):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "sometimes"}, "kind is 'sometimes': choose one of always, bernoulli, diurnal, trace"),
+        (
+            {"kind": "sometimes"},
+            "availability.kind is 'sometimes': input should be 'always', 'bernoulli', 'diurnal' or 'trace', or package",
+        ),
+        ({"kind": "diurnal", "options": {"x": 1}}, "kind is 'diurnal', whose settings are keys of this section, and options has x"),
         ({"kind": "trace"}, "trace is empty: name a CSV file"),
         ({"probability": 0.0}, "probability is 0.0: from 0.001 to 1; leave devices that are never there out"),
         ({"probability": 1.1}, "probability is 1.1"),
@@ -380,3 +385,93 @@ def test_windows_that_overlap_or_have_no_length_are_refused(begin, end):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AvailabilityConfig(**settings)
+
+
+# -- models of other packages
+
+
+class Shifts:
+    """On in every other period of `hours`, device by device in turn. It derives from nothing."""
+
+    def __init__(self, hours: float):
+        self.length = hours * HOUR
+
+    def until(self, devices, time):
+        period = time // self.length
+        return np.where((period + devices) % 2 == 0, (period + 1) * self.length, time)
+
+    def next_on(self, devices, time):
+        period = time // self.length
+        return np.where((period + devices) % 2 == 0, time, (period + 1) * self.length)
+
+
+def shifts(config, devices, seed, *, hours: float = 2.0):
+    return Shifts(hours)
+
+
+def nothing(config, devices, seed):
+    return object()
+
+
+def short(config, devices, seed):
+    class Short(Shifts):
+        def until(self, devices, time):
+            return super().until(devices, time)[:1]
+
+    return Short(1.0)
+
+
+def contradictory(config, devices, seed):
+    class Late(Shifts):
+        def next_on(self, devices, time):
+            return time + 1
+
+    return Late(1.0)
+
+
+def backwards(config, devices, seed):
+    class Backwards(Shifts):
+        def next_on(self, devices, time):
+            return np.full(len(devices), np.nan)
+
+    return Backwards(1.0)
+
+
+def model(function, **settings) -> AvailabilityConfig:
+    return AvailabilityConfig(kind=f"{__name__}:{function.__name__}", **settings)
+
+
+def test_an_object_of_another_package_is_a_model_and_lives_go_around_it():
+    made, devices = make_availability(model(shifts, options={"hours": 1.0}), 4, seed=0), np.arange(4)
+    assert made.on(devices, 0.0).tolist() == [True, False, True, False]
+    assert made.next_on(devices, 0.0).tolist() == [0.0, HOUR, 0.0, HOUR] and not made.gone(devices, 1e9).any()
+    mortal = make_availability(model(shifts, leave_share=1.0, leave_hours=1.0), 4, seed=0)
+    assert mortal.gone(devices, HOUR).all() and not mortal.on(devices, HOUR).any()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (nothing, "availability.kind test_availability:nothing has made .*, which has no method until and no next_on"),
+        (short, "availability.kind test_availability:short has made .*, whose until is no array of 4 times"),
+        (backwards, "whose next_on is no array of 4 times, none before the time that is asked for"),
+        (contradictory, "which contradicts itself: of device 0 at 0 s until is 3600 and next_on 1"),
+    ],
+)
+def test_what_a_model_says_is_looked_at_before_a_run_relies_on_it(function, message):
+    with pytest.raises(ValueError, match=message):
+        make_availability(model(function), 4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (model(shifts, options={"hour": 1}), "availability.options.hour is no option of shifts; did you mean 'hours'?"),
+        (model(shifts, options={"hours": "two"}), "availability.options.hours is 'two': input should be a number"),
+        (model(moments), "availability.options: moments takes 1 arguments by position, and is given 3"),
+    ],
+)
+def test_models_and_options_that_do_not_fit(config, message):
+    with pytest.raises(ValueError) as error:
+        check_kind(config)
+    assert str(error.value).startswith(message)

@@ -175,3 +175,15 @@ def test_static_masks_stay(initial):
     strategy = play(world, observe=lambda record, strategy: seen.append(strategy.masks))
     assert all(masks is seen[0] for masks in seen) and count_active(seen[0]) == EXACT
     assert not any(row.importance_flops or row.masks_bytes for row in strategy.ledger.rows if row.phase != "download")
+
+
+def test_a_scheme_of_somebody_elses_is_named_by_its_path():
+    """It exchanges the same share each time, where RigL's falls."""
+    exchanged = {}
+    for scheme in ("rigl", "own_schemes:Steady"):
+        world, seen = tiny_world(*RIGL, f"masks.scheme={scheme}"), []
+        play(world, observe=lambda record, strategy, seen=seen: seen.append(strategy.masks))
+        dropped = [sum(np.count_nonzero(a[name] & ~b[name]) for name in a) for a, b in zip(seen, seen[1:], strict=False)]
+        exchanged[scheme] = [count for count in dropped if count]
+    assert exchanged["rigl"][0] > 1.5 * exchanged["rigl"][1]
+    assert len(exchanged["own_schemes:Steady"]) == 2 and min(exchanged["own_schemes:Steady"]) > 60  # of 78, some of which come back at once

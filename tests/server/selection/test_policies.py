@@ -1,14 +1,16 @@
 """The choice of a cohort: what every policy promises, what each one prefers, and Oort's utility by hand."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.selection.policies import POLICIES, Candidates, SelectionConfig, choose, utility
+from server.selection import oort
+from server.selection.candidates import Candidates
+from server.selection.policies import POLICIES, SelectionConfig, choose, find_policy
 from sparcl_core.seeding import generator
 
 
@@ -21,6 +23,12 @@ def candidates(count: int, **columns) -> Candidates:
 def tried(count: int, **columns) -> Candidates:
     """Devices that were all in round 1, with the same loss, but for what is given."""
     return candidates(count, **{"loss": [1.0] * count, "last_round": [1] * count, **columns})
+
+
+def utility(config: SelectionConfig, among: Candidates, server_round: int, deadline_s: float = math.inf) -> np.ndarray:
+    """That of `oort`."""
+    among = replace(among, server_round=server_round, deadline_s=deadline_s)
+    return oort.utility(among, alpha=config.alpha, preferred_s=config.preferred_s)
 
 
 def frequencies(config: SelectionConfig, among: Candidates, size: int, rounds: int = 1000, **options) -> np.ndarray:
@@ -44,7 +52,7 @@ def fleets(draw) -> Candidates:
 
 configs = st.builds(
     SelectionConfig,
-    policy=st.sampled_from(POLICIES),
+    policy=st.sampled_from(list(POLICIES.ours)),
     min_charge=st.sampled_from([0.0, 0.3]),
     exploration=st.sampled_from([0.0, 0.1, 0.3, 1.0]),
     alpha=st.sampled_from([0.0, 2.0]),
@@ -85,7 +93,9 @@ def test_uniform_is_one_permutation_to_the_bit(among, size, seed, server_round):
 def test_uniform_reads_nothing_of_a_device(among, size, seed, server_round, random):
     order = list(range(len(among)))
     random.shuffle(order)
-    shuffled = replace(among, **{field.name: getattr(among, field.name)[order] for field in fields(among) if field.name != "devices"})
+    columns = [name for name, column in vars(among).items() if isinstance(column, np.ndarray) and name != "devices"]
+    assert len(columns) == 5
+    shuffled = replace(among, **{name: getattr(among, name)[order] for name in columns})
     config = SelectionConfig()
     assert np.array_equal(
         choose(config, among, size, seed=seed, server_round=server_round),
@@ -100,7 +110,7 @@ def test_without_a_deadline_feasible_is_uniform():
         assert np.array_equal(chosen, choose(SelectionConfig("uniform"), among, 6, seed=0, server_round=server_round))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", list(POLICIES.ours))
 def test_rounds_and_seeds_differ_and_nobody_gives_nothing(policy):
     config, among = SelectionConfig(policy), tried(40, loss=np.linspace(1, 1.01, 40))
     drawn = {(seed, r): tuple(choose(config, among, 8, seed=seed, server_round=r)) for seed in range(3) for r in range(1, 9)}
@@ -257,7 +267,10 @@ def test_exploration_prefers_fast_devices_and_takes_them_alike_without_an_estima
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "best"}, "policy is 'best': choose one of uniform, feasible, energy, oort"),
+        (
+            {"policy": "best"},
+            "selection.policy is 'best': input should be 'uniform', 'feasible', 'energy' or 'oort', or package.module:name",
+        ),
         ({"min_charge": 1.0}, r"min_charge is 1.0: a share in \[0, 1\)"),
         ({"min_charge": math.nan}, "min_charge is nan"),
         ({"exploration": 1.1}, r"exploration is 1.1: a share in \[0, 1\]; the default is 0.2"),
@@ -291,3 +304,82 @@ def test_candidates_that_cannot_be_are_refused(columns, message):
 def test_rounds_that_cannot_be_are_refused(size, server_round, deadline_s):
     with pytest.raises(ValueError, match=r"size from 0 \(all\), rounds from 1, seconds from 0"):
         choose(SelectionConfig(), candidates(3), size, seed=0, server_round=server_round, deadline_s=deadline_s)
+
+
+# -- policies of other packages
+
+
+def newest(candidates, size, rng, *, spare: float = 0.0):
+    """Those that were in a round longest ago, ties by chance; `spare` of the cohort is left out."""
+    order = np.lexsort((rng.random(len(candidates)), candidates.last_round))
+    return order[: size - int(spare * size)]
+
+
+def late(candidates, size, rng):
+    return [row for row in range(len(candidates)) if candidates.seconds[row] > candidates.deadline_s or row == candidates.server_round][
+        :size
+    ]
+
+
+def whole(candidates, size, rng):
+    return np.arange(len(candidates))
+
+
+def twice(candidates, size, rng):
+    return [0, 0]
+
+
+def beyond(candidates, size, rng):
+    return [99]
+
+
+def mask(candidates, size, rng):
+    return np.ones(len(candidates), bool)
+
+
+def nobody(candidates, size, rng):
+    return []
+
+
+def named(function, **options) -> SelectionConfig:
+    return SelectionConfig(f"{__name__}:{function.__name__}", options=options)
+
+
+def test_a_function_is_a_policy_and_its_options_are_its_arguments():
+    among = candidates(4, last_round=[3, 0, 2, 1])
+    assert choose(named(newest), among, 2, seed=0, server_round=4).tolist() == [1, 3]
+    assert choose(named(newest, spare=0.5), among, 2, seed=0, server_round=4).tolist() == [1]
+    assert choose(named(newest), among, 0, seed=0, server_round=4).tolist() == [0, 1, 2, 3]
+    drawn = frequencies(named(newest), candidates(4), 1)  # all alike: by chance, another one each round
+    assert (np.abs(drawn - 250) < 79).all()
+
+
+def test_it_knows_round_and_deadline_and_may_choose_nobody():
+    among = candidates(4, seconds=[1.0, 2.0, 3.0, 9.0])
+    assert choose(named(late), among, 3, seed=0, server_round=1, deadline_s=5.0).tolist() == [1, 3]
+    assert choose(named(nobody), among, 3, seed=0, server_round=1).tolist() == []
+
+
+@pytest.mark.parametrize("function", [whole, twice, beyond, mask])
+def test_rows_that_are_none_are_refused(function):
+    with pytest.raises(
+        ValueError, match=f"selection.policy {__name__}:{function.__name__} was asked for 2 of 4 candidates and has returned"
+    ):
+        choose(named(function), candidates(4), 2, seed=0, server_round=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": f"{__name__}:newest", "options": {"spar": 1}}, "selection.options.spar is no option of newest; did you mean 'spare'?"),
+        ({"policy": f"{__name__}:newest", "options": {"spare": "x"}}, "selection.options.spare is 'x': input should be a number"),
+        ({"policy": f"{__name__}:tried"}, "selection.options: tried takes 1 arguments by position, and is given 3"),
+        ({"policy": f"{__name__}:Candidates"}, f"selection.policy is '{__name__}:Candidates', which is no policy: a function"),
+        ({"policy": "energy", "options": {"min_charge": 0.1}}, "selection.policy is 'energy', which has no options; its settings are sel"),
+        ({"policy": "uniform", "options": {"x": 0.1}}, "selection.policy is 'uniform', which has no options: leave selection.opt"),
+    ],
+)  # fmt: skip
+def test_policies_and_options_that_do_not_fit(settings, message):
+    with pytest.raises(ValueError) as error:
+        find_policy(SelectionConfig(**settings))
+    assert str(error.value).startswith(message)

@@ -547,6 +547,16 @@ def test_other_software_is_said_once_and_kept_with_the_run(tmp_path, monkeypatch
     assert Checkpoints(tmp_path).load().versions == [{"after_round": -1, **software()}, {"after_round": 1, **other}]
 
 
+def test_another_version_of_a_package_that_the_run_uses_is_said_too(tmp_path, caplog):
+    Checkpoints(tmp_path, packages={"theirs": "1.0"}).save(0, snapshot_of(0), journal_of(0))
+    Checkpoints(tmp_path, packages={"theirs": "1.0"}).load()
+    assert not caplog.messages
+    again = Checkpoints(tmp_path, packages={"theirs": "1.1"})
+    again.load()
+    assert caplog.messages == ["the run goes on with other software (theirs 1.0 -> 1.1): the last bits of its results may differ"]
+    assert [one["theirs"] for one in again.versions] == ["1.0", "1.1"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

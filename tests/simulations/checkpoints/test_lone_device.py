@@ -60,7 +60,16 @@ def test_it_goes_on_behind_any_session_to_the_bit(whole, tmp_path, place):
 
 @pytest.mark.parametrize("method", sorted(OURS))
 def test_so_does_every_method(tmp_path, method):
-    experiment = tiny(f"learner.method={method}", "stream.tasks=2")
+    same_when_stopped(tiny(f"learner.method={method}", "stream.tasks=2"), tmp_path)
+
+
+def test_and_every_way_to_change_masks(tmp_path):
+    for scheme in ("set", "rigl"):
+        settings = (f"masks.scheme={scheme}", "masks.initial=snip", "masks.densities=erk", "masks.stage_epochs=1", "stream.tasks=2")
+        same_when_stopped(tiny(*settings), tmp_path / scheme)
+
+
+def same_when_stopped(experiment, tmp_path):
     wanted, kept = train_one(experiment, lambda *told: None), tmp_path / "kept"
     for _ in range(3):  # stopped behind each session in turn, as often as there are some
         with LonePoint(kept, experiment) as point, pytest.raises(Stopped):

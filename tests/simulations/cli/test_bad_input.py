@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from worlds import TINY
 
 from simulations.__main__ import app
-from simulations.fleet.profiles import FOLDER
+from simulations.fleet.profiles import PROFILES
 
 
 def run_tiny(out: Path, *overrides: str) -> Result:
@@ -34,7 +34,7 @@ def assert_refused(tmp_path: Path, overrides: tuple[str, ...], *parts: str) -> N
 
 def altered(tmp_path: Path, before: str, after: str) -> tuple[str, ...]:
     """Overrides for a copy of the phone's profile, in which `before` is replaced."""
-    text = (FOLDER / "phone.toml").read_text()
+    text = (PROFILES.folder / "phone.toml").read_text()
     assert before in text
     path = tmp_path / "mine.toml"
     path.write_text(text.replace(before, after, 1))
@@ -43,7 +43,7 @@ def altered(tmp_path: Path, before: str, after: str) -> tuple[str, ...]:
 
 def without(figure: str) -> str:
     """A figure's table in the phone's profile."""
-    text = (FOLDER / "phone.toml").read_text()
+    text = (PROFILES.folder / "phone.toml").read_text()
     start = text.index(f"[{figure}]")
     end = text.find("\n[", start)
     return text[start:] if end < 0 else text[start : end + 1]

@@ -17,6 +17,7 @@ from worlds import TINY, tiny
 
 from simulations.__main__ import app
 from simulations.build import choose_kernels
+from simulations.catalogue import CATALOGUE
 from simulations.config.errors import ConfigError
 from simulations.config.loading import available, load
 from simulations.results.console import View
@@ -332,13 +333,39 @@ def test_one_device_alone_runs_without_a_federation(tmp_path):
     }  # fmt: skip
 
 
-def test_list_shows_every_experiment_with_its_description():
+def test_list_shows_every_experiment_with_its_description_and_all_other_names():
     result = call("list")
-    assert result.exit_code == 0
-    lines = {line.split(" ", 1)[0]: line for line in result.stdout.splitlines()}
-    assert lines.keys() == set(available())
-    for name, line in lines.items():
-        assert line.endswith(load(name).description)
+    assert result.exit_code == 0 and max(map(len, result.stdout.splitlines())) <= 80
+    for name in available():
+        assert f"  {name} " in result.stdout and load(name).description in " ".join(result.stdout.split())
+    for what, shelf in CATALOGUE.items():
+        (line,) = (line for line in result.stdout.splitlines() if line.split(" ")[0].rstrip(":") == what)
+        assert next(iter(shelf.kind.offers())) in line or what == "experiments"
+
+
+@pytest.mark.parametrize("what", list(CATALOGUE))
+def test_list_of_a_kind_has_a_line_for_each_that_says_what_it_is(what):
+    result = call("list", what)
+    assert result.exit_code == 0 and max(map(len, result.stdout.splitlines())) <= 80
+    assert result.stdout.startswith(f"{what}: ") and "from sparcl-fleet:" in result.stdout and "cannot be used" not in result.stdout
+    shown = {line.split()[0]: line for line in result.stdout.splitlines() if line.startswith("  ") and line[2] != " "}
+    assert shown.keys() == CATALOGUE[what].kind.offers().keys()
+    for name, line in shown.items():
+        assert len(line.split(maxsplit=1)[1]) > 5 and "module's text" not in line, name
+
+
+def test_list_of_what_is_not_there_says_what_was_meant():
+    assert_one_message(call("list", "modles"), "there is no list of 'modles'; did you mean 'models'? there are experiments, methods")
+
+
+def test_list_takes_no_pytorch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from simulations.__main__ import app; "
+        "from simulations.catalogue import CATALOGUE; "
+        "assert all(CliRunner().invoke(app, ['list', *what]).exit_code == 0 for what in ([], *([one] for one in CATALOGUE)));"
+        "assert not {'torch', 'ray', 'flwr'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_real_command_writes_a_whole_run_folder(tmp_path):

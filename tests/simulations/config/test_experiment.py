@@ -15,6 +15,7 @@ from simulations.config.experiment import SECTIONS, Experiment, dense_twin, left
 from simulations.config.loading import available, from_tree, load, to_tree
 from sparcl_core.methods.registry import OURS
 from sparcl_core.sparsity import ddr, tdm
+from sparcl_core.sparsity.settings import MaskConfig
 
 KNOWN = ", ".join(map(repr, list(OURS)[:-1])) + f" or {list(OURS)[-1]!r}"
 
@@ -104,7 +105,7 @@ def test_overrides_apply_in_order_and_are_toml():
         ("wire.rounding=down", "wire.rounding is 'down': input should be 'nearest' or 'stochastic'"),
         ("wire.block=-1", "wire: block is -1: places per scale"),
         ("wire.up_share=0", "wire: up_share is 0.0: a share in (0, 1]"),
-        ("aggregation.rule=median", "aggregation.rule is 'median': input should be 'masked-mean'"),
+        ("aggregation.rule=medan", "aggregation.rule is 'medan': input should be 'masked-mean'"),
         ("aggregation.unheld=drop", "aggregation.unheld is 'drop': input should be 'keep' or 'zero'"),
         ("aggregation.min_votes=0", "aggregation: min_votes is 0: at least 1"),
         ("aggregation.shrinkage=-1", "aggregation: shrinkage is -1.0: finite and not negative"),
@@ -122,7 +123,8 @@ def test_a_setting_that_is_wrong_is_named(override, message):
 
 NEW_SETTINGS = {
     "wire.up": "f16", "wire.down": "bf16", "wire.rounding": "nearest", "wire.block": 64, "wire.up_share": 0.25, "wire.importance": "votes",
-    "aggregation.rule": "count-mean", "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
+    "aggregation.rule": "trimmed-mean", "aggregation.options": {"trim": 0.3},
+    "aggregation.unheld": "zero", "aggregation.min_votes": 2, "aggregation.shrinkage": 0.1,
     "aggregation.row_voting": False, "aggregation.stale": "normalise", "aggregation.clip": 3.0, "aggregation.probation": 4,
     "server_optimizer.name": "adam", "server_optimizer.lr": 1.0, "server_optimizer.momentum": 0.5,
     "server_optimizer.beta1": 0.8, "server_optimizer.beta2": 0.9, "server_optimizer.tau": 0.01, "federation.mask": "local",
@@ -132,7 +134,8 @@ NEW_SETTINGS = {
 
 def test_every_setting_of_wire_aggregation_and_server_is_reachable():
     """All at once, `adam` with a learning rate of 1 among them: unwise, but it is the user's choice."""
-    spelled = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in NEW_SETTINGS.items()]
+    flat = NEW_SETTINGS | {"aggregation.options": "{trim = 0.3}"}
+    spelled = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in flat.items()]
     experiment = tiny(*spelled)
     for key, value in NEW_SETTINGS.items():
         section, name = key.split(".")
@@ -153,6 +156,54 @@ def test_the_gradient_of_the_last_step_goes_with_one_merged_term_and_shared_mask
     with pytest.raises(ConfigError) as caught:
         tiny("tdm.gradient=last-step", other)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["masks.scheme=rigl2"], "masks.scheme is 'rigl2': input should be 'tdm', 'set', 'rigl' or 'static'; did you mean 'rigl'?"),
+        (
+            ["masks.scheme=math:pi"],
+            "masks.scheme is 'math:pi', which is no scheme: a class derived from",
+        ),
+        (["masks.initial=snap"], "masks.initial is 'snap': input should be 'random', 'magnitude' or 'snip'"),
+        (["masks.densities=global"], "masks: densities is 'global', but initial 'random' ranks nothing: take initial=snip or magnitude"),
+        (
+            ["masks.densities=global", "masks.initial=snip"],
+            "masks.densities is 'global', but masks.scheme 'tdm': .*or masks.scheme=",
+        ),
+        (["masks.exchange=1.0"], "masks: exchange is 1.0: a share of the active weights, in (0, 1)"),
+        (["masks.until=0.0"], "masks: until is 0.0: a share of a task's epochs"),
+        (["masks.batches=-1"], "masks: stage_epochs is 0, batches -1: neither may be negative"),
+        (["masks.scheme=rigl", "masks.stage_epochs=3"], "federation.local_epochs is 1: with rounds of that length masks would never adapt"),
+        (["masks.scheme=set", "federation.rounds_per_task=1"], "federation.local_epochs is 1: .*, or set masks.scheme=static"),
+        (
+            ["budget.memory=fit", "masks.densities=erk"],
+            "budget.memory is 'fit', but masks.densities 'erk': .*=uniform",
+        ),
+    ],
+)
+def test_masks_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        tiny(*settings)
+    start, _, end = message.partition(".*")
+    assert str(caught.value).startswith(start) and str(caught.value).count(end)
+
+
+def test_snip_and_a_file_of_weights_do_not_go_together():
+    with pytest.raises(ValueError, match="masks.initial is 'snip', but model.weights names a file: devices draw the dense network"):
+        replace(tiny("masks.initial=snip"), model=replace(tiny().model, weights="somewhere.safetensors"))
+
+
+def test_what_tdm_asks_for_does_not_bind_other_schemes():
+    """Four stages, shares below the density, and the last step's gradient with a shared mask are rules of TDM alone."""
+    for scheme in ("static", "rigl"):
+        made = tiny(
+            f"masks.scheme={scheme}", "masks.stage_epochs=1", "tdm.p_intra=0.5", "federation.rounds_per_task=3", "tdm.gradient=last-step",
+            "federation.mask=local",
+        )  # fmt: skip
+        assert made.masks.scheme == scheme
+    assert dense_twin(made).masks == MaskConfig()
 
 
 def test_several_mistakes_are_told_at_once():
@@ -360,7 +411,7 @@ def test_a_dense_twin_differs_in_sparsity_only():
     dense = dense_twin(sparse)
     assert (dense.sparsity, dense.tdm.enabled, dense.ddr.enabled, dense.dgm.enabled) == (0, False, False, False)
     assert (dense.wire.up, dense.wire.down, dense.wire.up_share, dense.federation.mask) == ("f32", "f32", 1, "shared")
-    own = {key: getattr(sparse, key) for key in ("name", "sparsity", "tdm", "ddr", "dgm", "wire", "federation")}
+    own = {key: getattr(sparse, key) for key in ("name", "sparsity", "masks", "tdm", "ddr", "dgm", "wire", "federation")}
     assert replace(dense, **own) == sparse
     assert replace(dense.federation, mask="local") == sparse.federation
 

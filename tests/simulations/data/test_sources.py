@@ -18,7 +18,7 @@ from simulations.build import make_world
 from simulations.config.errors import ConfigError
 from simulations.config.experiment import DataConfig
 from simulations.data.pictures import decode
-from simulations.data.sources import load_data
+from simulations.data.sources import load_data, load_unbound
 from simulations.single_device import train_one
 
 CIFAR10 = Path(__file__).parents[3].parent / "shared" / "data" / "cifar10"
@@ -194,11 +194,11 @@ def test_a_folder_that_has_no_data_set(tmp_path, names, told):
 
 def test_a_folder_that_is_not_there_says_where_to_get_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = rf"data\.path: cannot read no/where \(that is {tmp_path}/no/where\): it is not there; .*uoft-cs/cifar10"
+    told = rf"data\.path: cannot read 'no/where': there is no such folder \({tmp_path}/no/where\); .*uoft-cs/cifar10"
     with pytest.raises(ConfigError, match=told):
         load_data(DataConfig(name="parquet", path="no/where"), 0)
     (tmp_path / "train.parquet").write_bytes(b"")
-    with pytest.raises(ConfigError, match="is a file: give the folder that it lies in"):
+    with pytest.raises(ConfigError, match="it is no folder, give the one that it lies in"):
         load_data(parquet(tmp_path / "train.parquet"), 0)
 
 
@@ -218,7 +218,7 @@ def test_usual_names_of_columns_are_found_and_said(tmp_path, caplog):
         "there is no column 'img', so 'image' is read; data.image_column names another",
         "there is no column 'label', so 'fine_label' is read; data.label_column names another",
     ]
-    load_data.cache_clear()
+    load_unbound.cache_clear()
     pq.write_table(pa.table(table | {"labels": [0, 1, 2, 3]}), tmp_path / "test.parquet")
     with pytest.raises(ConfigError, match=r"test\.parquet has no column 'label'; it has image, fine_label, coarse_label, labels: set"):
         load_data(parquet(tmp_path), 0)
@@ -303,7 +303,7 @@ def test_a_randomly_damaged_file_loads_or_is_named(folder):
             damaged[rng.integers(len(damaged))] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
         try:
-            load_data.__wrapped__(parquet(folder), 0)
+            load_unbound.__wrapped__(parquet(folder), 0)
         except ConfigError as error:
             refused += 1
             assert str(path) in str(error) or "images of" in str(error)

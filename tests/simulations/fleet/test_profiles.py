@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from simulations.config.errors import ConfigError
 from simulations.fleet import profiles
-from simulations.fleet.profiles import FIGURES, FOLDER, MAY_BE_ZERO, NETWORK_FIGURES, NETWORKS, available, load_profile
+from simulations.fleet.profiles import FIGURES, MAY_BE_ZERO, NETWORK_FIGURES, NETWORKS, PROFILES, available, load_profile, networks
 from simulations.fleet.units import to_si, units_of
 from sparcl_core.costs.device import DeviceProfile
 
@@ -97,7 +97,9 @@ def load(tmp_path):
 
 
 def trees():
-    return [(path.name, tomllib.loads(path.read_text())) for folder in (FOLDER, NETWORKS) for path in sorted(folder.glob("*.toml"))]
+    return [
+        (path.name, tomllib.loads(path.read_text())) for folder in (PROFILES.folder, NETWORKS) for path in sorted(folder.glob("*.toml"))
+    ]
 
 
 @pytest.mark.parametrize(("name", "tree"), trees(), ids=[name for name, _ in trees()])
@@ -110,7 +112,7 @@ def test_every_figure_has_a_source(name, tree):
 @pytest.mark.parametrize("name", available())
 def test_what_is_assumed_is_what_the_files_call_so(name):
     profile, assumed = load_profile(name)
-    tree = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    tree = tomllib.loads((PROFILES.folder / f"{name}.toml").read_text())
     network = tomllib.loads((NETWORKS / f"{tree['network']}.toml").read_text()) if "network" in tree else {}
     figures = {**network, **tree}  # a device's own go before those of the network
     assert profile.name == tree["name"]
@@ -127,7 +129,7 @@ def test_figures_make_sense_together(name):
 
 
 def test_networks_can_all_be_named(load):
-    for name in available(NETWORKS):
+    for name in networks():
         profile, _ = load('name = "Toy"', f'name = "Toy"\nnetwork = "{name}"')
         assert profile.down_bits_per_s == 8e6  # the device's own
 

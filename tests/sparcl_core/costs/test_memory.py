@@ -67,7 +67,7 @@ def test_a_packed_network_takes_at_most_what_the_formula_says(name, density):
     config = ModelConfig(name, width=8, hidden=12)
     model = build_model(config, SHAPE, CLASSES)
     state, held = initial_weights(model, 0), Held.of(model)
-    masks = {key: np.random.default_rng(0).random(state[key].shape) < density for key in sparse_names(model, config)}
+    masks = {key: np.random.default_rng(0).random(state[key].shape) < density for key in sparse_names(model, config, SHAPE)}
     apply_masks_(state, masks)
     arrays = pack(state, masks, "old/")
     counters = sum(value.nbytes for value in (b.numpy() for b in model.buffers()) if value.dtype == np.int64)

@@ -70,9 +70,11 @@ def test_candidates_are_really_timed():
 def test_a_machine_that_cannot_do_what_was_chosen_refuses_and_the_way_out_is_one():
     made = KernelConfig(backend="avx1024", sparse=("fc.weight",))
     with pytest.raises(KernelError, match=r"chosen for the avx1024 kernels, but here they are .*kernels\.mode=dense"):
-        choices(made, MASKED, torch.float32)
-    assert choices(replace(made, mode="dense"), MASKED, torch.float32) == dict.fromkeys(MASKED, "dense")
-    assert choices(KernelConfig(backend="avx1024"), MASKED, torch.float32) == dict.fromkeys(MASKED, "dense")  # it asks for none
+        choices(made, MASKED, torch.float32, frozenset(MASKED))
+    assert choices(replace(made, mode="dense"), MASKED, torch.float32, frozenset(MASKED)) == dict.fromkeys(MASKED, "dense")
+    assert choices(KernelConfig(backend="avx1024"), MASKED, torch.float32, frozenset(MASKED)) == dict.fromkeys(
+        MASKED, "dense"
+    )  # it asks for none
 
 
 def test_choices_that_make_no_sense_are_refused():
@@ -81,7 +83,7 @@ def test_choices_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="both have fc.weight"):
         KernelConfig(backend="avx2", sparse=("fc.weight",), bf16=("fc.weight",))
     with pytest.raises(ValueError, match="name fc3.weight, which is no sparse weight of this model: it has conv2.weight, fc.weight"):
-        choices(KernelConfig(backend=backend().name, bf16=("fc3.weight",)), MASKED, torch.float32)
+        choices(KernelConfig(backend=backend().name, bf16=("fc3.weight",)), MASKED, torch.float32, frozenset(MASKED))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.Linear(8, 6)], ids=["conv", "linear"])
@@ -91,3 +93,48 @@ def test_bfloat16_is_near(layer):
     x = torch.randn(3, 4, 6, 6) if layer.weight.dim() == 4 else torch.randn(3, 8)
     assert rounded(x).dtype == torch.float32
     assert 1e-5 < oracles.relative_error(rounded(x).detach(), exact(x).detach().double()) < 2e-2
+
+
+@needs_kernels
+@pytest.mark.parametrize("faster", ["0", "1"])
+def test_between_layers_of_another_layout_the_whole_model_decides(memos, monkeypatch, faster):
+    """Each layer is faster on the kernels; whether the model is, changes of layout included, is measured once more."""
+    asked = []
+
+    def timed(model, shape, density, candidates):
+        asked.append((shape, [set(choice.values()) for choice in candidates]))
+        return {"0": 1.0, "1": 1.0} | {faster: 0.5}
+
+    monkeypatch.setattr(choice, "measure", lambda layer, shape, density, candidates: {"dense": 2.0, "sparse": 1.0})
+    monkeypatch.setattr(choice, "measure_whole", timed)
+    model = build_model(ModelConfig("mobilenetv2", width=8), SHAPE, 5)
+    masked = ("features.1.conv.0.0.weight", "features.1.conv.1.weight")  # depthwise, which the kernels cannot do, and 1x1
+    for _ in range(2):
+        found = resolve(KernelConfig(), model, masked, SHAPE, 64, 0.1)
+        assert found.sparse == (masked[1:] if faster == "1" else ())
+    assert asked == [((32, *SHAPE), [{"dense"}, {"dense", "sparse"}])]  # the second time it is remembered
+    chosen(KernelConfig())
+    assert len(asked) == 1  # of the cnn each layer tells for itself
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["mobilenetv3-small", "vit-tiny"])
+def test_whole_models_are_really_timed_and_left_alone(name):
+    model = build_model(ModelConfig(name, width=16), SHAPE, 5)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    masked = choice.able_layers(model, tuple(key for key, p in model.named_parameters() if p.dim() in (2, 4) and "weight" in key))
+    seconds = choice.measure_whole(model, (2, *SHAPE), 0.3, tuple(dict.fromkeys(masked, way) for way in ("dense", "sparse")))
+    assert all(0 < value < 60 for value in seconds.values()) and len(seconds) == 2
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@needs_kernels
+def test_layers_that_the_kernels_cannot_do_run_dense_whatever_is_asked():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(6, 6, 3, dilation=2), nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(24, 5))
+    masked = ("0.weight", "1.weight", "2.weight", "4.weight")
+    able = choice.able_layers(model, masked)
+    assert able == {"2.weight", "4.weight"}
+    assert choices(KernelConfig("sparse"), masked, torch.float32, able) == dict(
+        zip(masked, ("dense", "dense", "sparse", "sparse"), strict=True)
+    )
+    assert resolve(KernelConfig("sparse"), model, masked, SHAPE, 4, 0.1).sparse == ("2.weight", "4.weight")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparcl_core.costs.probe import look_through
+from sparcl_core.probe import look_through
 
 
 def noted(model: nn.Module, *kinds: type) -> list[tuple]:

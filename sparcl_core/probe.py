@@ -12,6 +12,8 @@ Note = Callable[["nn.Module", "Tensor", "Tensor"], None]
 def look_through(model: "nn.Module", input_shape: tuple[int, ...], kinds: tuple[type, ...], note: Note) -> None:
     """Run `model` once in evaluation mode, unless it has no module of these kinds; it is left as it was.
 
+    Gradients are on: what needs one is seen, and torch's transformer layers call their linear layers, which without gradients they do not.
+
     Args:
         input_shape: [C, H, W].
         kinds: the classes of modules that are noted.
@@ -28,7 +30,7 @@ def look_through(model: "nn.Module", input_shape: tuple[int, ...], kinds: tuple[
     training = model.training
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.enable_grad():
             model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype))
     finally:
         model.train(training)

@@ -1,0 +1,1 @@
+"""Things of your own for SparCL Fleet."""

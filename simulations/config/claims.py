@@ -1,0 +1,7 @@
+"""The claims that have a name; what they are: `simulations.tables.reproduce`."""
+
+from pathlib import Path
+
+from sparcl_core.named_files import NamedFiles
+
+CLAIMS = NamedFiles(noun="claim", group="sparcl.claims", folder=Path(__file__).parents[1] / "claims")

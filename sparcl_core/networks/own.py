@@ -1,0 +1,79 @@
+"""A model that is not of ours: made by a function or class that `model.name` finds, and held against what can be trained, stored and sent.
+
+It is called with input_shape (C, H, W), num_classes and `model.options` by name, with torch's generator set, and returns an `nn.Module`.
+What cannot be: parameters of integers, lazy, shared between two names, or frozen, and none at all. What it computes is tried in `.check`.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from sparcl_core.config import ModelConfig
+from sparcl_core.foreign import printable
+
+
+def make_own(make: Callable, config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The model.
+
+    Raises:
+        ValueError: if `make` does not take what it is called with, fails, or returns no such model.
+    """
+    where = named(config)
+    if not callable(make):
+        raise ValueError(f"{where}, which is a {type(make).__name__}: give a function or class that makes an nn.Module")
+    check_options(make, config, (input_shape, num_classes))
+    try:
+        model = make(tuple(input_shape), num_classes, **config.options)
+    except Exception as error:  # whatever somebody else's code does
+        raise ValueError(f"{where}, which fails: {type(error).__name__}: {printable(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{where}, which returns a {type(model).__name__}: it must return an nn.Module")
+    if fault := _fault(model):
+        raise ValueError(f"{where}: {fault}")
+    return model
+
+
+def named(config: ModelConfig) -> str:
+    """How a message begins."""
+    return f"model.name is {printable(repr(config.name), 120)}"
+
+
+def check_options(make: Callable, config: ModelConfig, arguments: tuple) -> None:
+    """Raises ValueError if `make` cannot be called with `arguments` and the options, with the nearest name."""
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # of a compiled function: calling it will tell
+        return
+    takes = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for option in config.options:
+        if option not in takes[2:] and not takes_all:
+            near = difflib.get_close_matches(option[:100], takes[2:], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(takes[2:]) or 'no options'}"
+            raise ValueError(f"model.options has {printable(repr(option), 120)}, which {config.name} does not take; {hint}")
+    try:
+        signature.bind(*arguments, **config.options)
+    except TypeError as error:
+        called = "it is called with input_shape, num_classes and model.options by name"
+        raise ValueError(f"{named(config)}, which is {printable(signature)}: {printable(error)}; {called}") from error
+
+
+def _fault(model: nn.Module) -> str:
+    """What its parameters cannot be, or an empty text."""
+    seen: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if is_lazy(p):
+            return f"parameter {name} has no shape before a forward pass; call the model once on zeros before it is returned"
+        if not p.is_floating_point():
+            return f"parameter {name} is {p.dtype}: parameters are floating-point numbers; make it a buffer"
+        if p.device.type != "cpu":
+            return f"parameter {name} is on {p.device}: models are trained on the CPU"
+        if not p.requires_grad:
+            return f"parameter {name} is frozen (requires_grad is False): all are trained; make it a buffer"
+        if id(p) in seen and seen[id(p)] != name:
+            return f"parameters {seen[id(p)]} and {name} are one: give each its own, or use the same module instead of sharing its weight"
+        seen[id(p)] = name
+    return "" if seen else "it has no parameters, so there is nothing to train"
