@@ -105,6 +105,7 @@ def give_back(federation: Federation, grid: Grid) -> None:
     undo = getattr(grid, "undo", federation.exchange.forget)
     for device in federation.undone:
         undo(device)
+        federation.exchange.told.pop(device, None)  # what it was sent beside the model went with its state
     federation.undone.clear()
 
 

@@ -7,8 +7,8 @@ task's own classes ever move. So what the network of a task answers never change
 
 A test sample goes through the network of its task, which somebody must name: there is no Class-IL accuracy.
 
-In a federation the server assigns owners where a task begins, and sends them with every instruction, as a device that was away cannot know
-them: whole numbers over active places, entropy-coded. A device alone keeps them, a byte a place.
+In a federation the server assigns owners where a task begins, and sends them with a device's first round of it, as one that was away cannot
+know them: whole numbers over active places, entropy-coded. A device keeps them, a byte a place.
 
 Differences: ours prunes within the task's epochs. Dense tensors other than the classifier include a first layer that the model's own rule
 leaves dense (`model.sparse`), which the paper prunes, too.
@@ -19,18 +19,18 @@ from dataclasses import replace
 import numpy as np
 
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import LearningMethod
-from sparcl_core.sparsity.packnet import MOST_TASKS, claimed, nobody
+from sparcl_core.methods.base import LearningMethod, Running
+from sparcl_core.sparsity.packnet import MOST_TASKS, Owners, claimed, nobody
+
+OF_TASK = "of-task"  # [] int64, in a federation: the task for whose beginning the owners were sent
 
 
 class PackNet(LearningMethod):
     name = "packnet"
-    owns = labels = in_order = needs_shared_masks = True
+    owns = labels = once_a_task = needs_task_ids = in_order = needs_shared_masks = True
 
     def problems(self, situation):
         has = f"learner.method is {self.config.method!r}, but"
-        if situation.setting != "task-il":
-            yield f"{has} stream.setting {situation.setting!r}: each task has a network of its own; set stream.setting=task-il"
         if not self.config.single_head:
             yield f"{has} learner.single_head is false: a task would move the classifier of others; set learner.single_head=true"
         if not situation.sparsity:
@@ -59,7 +59,7 @@ class PackNet(LearningMethod):
         return {name: shape for name, shape in model.shapes.items() if name in model.masked}
 
     def frozen(self, running, classifier):
-        owners, shapes = running.received or running.memory.arrays, running.network.layout.shapes
+        owners, shapes = _owners(running), running.network.layout.shapes
         others = np.ones(running.network.inputs.num_classes, bool)
         others[list(running.data.classes)] = False
         rows = {name: np.broadcast_to(others.reshape(-1, *[1] * (len(shapes[name]) - 1)), shapes[name]) for name in classifier}
@@ -73,15 +73,35 @@ class PackNet(LearningMethod):
         return memory.arrays
 
     def begin_task(self, border):
-        if border.memory.received or border.memory.arrays:
-            return border.memory, Passes()
-        return replace(border.memory, arrays=nobody(border.masks)), Passes()
+        memory = border.memory
+        if memory.received or memory.arrays:
+            return memory, Passes()
+        return replace(memory, arrays=nobody(border.masks)), Passes()
 
     def end_task(self, border):
-        """A device alone; in a federation it is the server that assigns."""
-        if border.memory.received:
-            return border.memory, Passes()
-        return replace(border.memory, arrays=claimed(border.memory.arrays, border.masks, border.data.task)), Passes()
+        """Of a device alone; in a federation it is the server that assigns."""
+        memory = border.memory
+        if memory.received or OF_TASK in memory.arrays:
+            return memory, Passes()
+        return replace(memory, arrays=claimed(memory.arrays, border.masks, border.data.task)), Passes()
+
+    def end_session(self, running):
+        if not running.received:
+            return running.memory.arrays
+        return {name: value.astype(np.uint8) for name, value in running.received.items()} | {OF_TASK: np.array(running.data.task)}
 
     def arrays_bytes(self, model, active, *, buffered, classes):
-        return sum(model.parameters[name] for name in active)
+        """A byte a place, and the number of a task."""
+        return sum(model.parameters[name] for name in active) + 8
+
+
+def _owners(running: Running) -> Owners:
+    """Whose each place is in this session.
+
+    Raises:
+        ValueError: if this device of a federation was not told for this task.
+    """
+    arrays = running.memory.arrays
+    if not running.received and arrays.get(OF_TASK, running.data.task) != running.data.task:
+        raise ValueError(f"task {running.data.task} has begun, and it was not said whose each weight is: the model cannot be trained")
+    return running.received or {name: value for name, value in arrays.items() if name != OF_TASK}

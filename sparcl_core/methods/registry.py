@@ -20,6 +20,7 @@ OURS = {
     "packnet": "sparcl_core.methods.packnet:PackNet",
     "flwf2t": "sparcl_core.methods.flwf2t:FLwF2T",
     "refed": "sparcl_core.methods.refed:ReFed",
+    "fedweit": "sparcl_core.methods.fedweit:FedWeIT",
     "fedspace": "sparcl_core.methods.fedspace:FedSpace",
 }
 OUR_CORRECTIONS = {

@@ -13,7 +13,6 @@ class Situation:
         fits_memory: sparser masks for smaller devices.
     """
 
-    setting: str
     tasks: int
     blur: float
     is_in_step: bool
