@@ -219,8 +219,8 @@ class Experiment:
         yield from method.problems(situation)
         if self.method.scheme(federation.task_epochs, self.seed).needs == "owners" and not method.owns:
             yield (
-                f"masks.scheme is {self.masks.scheme!r}, but learner.method {self.learner.method!r}: these masks are for a method whose tasks "
-                f"own weights; set learner.method=packnet, or another masks.scheme"
+                f"masks.scheme is {self.masks.scheme!r}, but learner.method {self.learner.method!r}: these masks are for methods whose "
+                f"tasks own weights; set learner.method=packnet, or another masks.scheme"
             )
 
     @property

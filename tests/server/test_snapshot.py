@@ -47,6 +47,7 @@ VARIANTS = {
         "sparsity=0", "tdm.enabled=false", "dgm.enabled=false", "learner.method=fedweit", "stream.setting=task-il", "evaluate_on=devices",
     ),
     "prototypes": (SHORT, "learner.method=fedspace"),
+    "weights of tasks": ("learner.method=packnet", "masks.scheme=packnet", "stream.setting=task-il", "sparsity=0.5"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip
 # the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
@@ -137,13 +138,14 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         assert list(map(plain, resumed_records)) == list(map(plain, records))
     # the comparison was about something: over the variants everything that can change did
     assert changed == {
-        ".federation.now", ".federation.is_over", ".federation.ledger.rows", ".federation.ledger.wall_times", ".federation.exchange.held",
+        ".federation.now", ".federation.is_over", ".federation.ledger.rows", ".federation.ledger.wall_times",
+            ".federation.exchange.held", ".federation.exchange.told", ".federation.model.beside",
         *(f".federation.cohorts.history.{name}" for name in ("finished", "last_round", "loss", "message_bytes")),
         *(f".federation.cohorts.conditions.batteries.{name}" for name in ("level_j", "time", "spent_j", "day")),
         *(f".federation.model.{name}" for name in ("weights", "awaits_masks", "diversity", "seen", "rollback", "broadcasts._nested_at")),
         *(f".federation.model.broadcasts.by_tier.{name}" for name in PUBLISHED),
         *(f".federation.model.{name}" for name in ("mask_schedule.task", "mask_schedule.session", "mask_schedule.reports")),
-        *(f".federation.model.{name}" for name in ("masking._reported", "masking._is_owed", "optimizer.first", "optimizer.second")),
+        *(f".federation.model.{name}" for name in ("masking._reported", "masking._is_owed", "masking.owners", "optimizer.first", "optimizer.second")),
         ".rounds.flights", ".rounds.events",
     }  # fmt: skip
 
