@@ -10,7 +10,7 @@ import torch
 from sparcl_core.config import LearnerConfig, MethodConfig
 from sparcl_core.inputs import InputSpec
 from sparcl_core.learner import Learner
-from sparcl_core.methods.registry import find_method
+from sparcl_core.methods.registry import OURS, find_method
 from sparcl_core.networks.models import ModelConfig
 from sparcl_core.replay.memory import Memory, empty
 from sparcl_core.solo import start_model
@@ -87,6 +87,10 @@ def train_tasks(method: MethodConfig, tasks: list[TaskData], epochs: int, capaci
 def global_generators() -> tuple:
     """The states that nothing of ours may move: Python's, NumPy's and torch's process-wide generators."""
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+# methods that run in any setting; FedWeIT wants a dense network, a server and tasks that a test names
+ANYWHERE = tuple(name for name in OURS if not find_method(name).moves_weights)
 
 
 def frozen(value):

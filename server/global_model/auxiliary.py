@@ -26,6 +26,7 @@ class Beside:
     Attributes:
         kept: the arrays by name; never written to.
         channel_up: what devices send.
+        once_a_task: a device is sent the arrays with the first round of a task alone.
     """
 
     def __init__(self, method: MethodConfig, start: Start):
@@ -33,6 +34,7 @@ class Beside:
         parts = make_method(learner), make_correction(method.correction, learner.lr)
         self._auxiliary = Auxiliary(*parts, start.layout, start.classifier, dtype=method.model.dtype)
         self.kept, self.channel_up = self._auxiliary.start(), self._auxiliary.up
+        self.once_a_task = bool(self._auxiliary.down) and self._auxiliary.once_a_task
         self.seen = Seen()
         self._sent: dict[int, tuple[int, Encoded]] = {}  # tier -> version, and what went out beside it
 

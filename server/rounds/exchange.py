@@ -25,6 +25,7 @@ class Exchange:
 
     Attributes:
         held: device -> the version that it holds; 0: what it holds is unknown, and it is sent the whole model.
+        told: device -> the step with which it was sent the arrays beside the model, where that is done once a task.
         most_bytes: what a reply can weigh.
     """
 
@@ -35,6 +36,7 @@ class Exchange:
         self.local_epochs = model.settings.federation.local_epochs
         self.shown = model.whole if model.settings.federation.batchnorm == "local" and model.whole.statistics else None
         self.held: dict[int, int] = {}
+        self.told: dict[int, int] = {}
 
     def holds(self, device: int, version: int) -> None:
         """It has moved on to this version."""
@@ -43,6 +45,7 @@ class Exchange:
     def forget(self, device: int) -> None:
         """Nobody knows what it holds any more: it is sent the whole model next time."""
         self.held[device] = 0
+        self.told.pop(device, None)
 
     def tier(self, device: int) -> int:
         return int(self.tiers.of[device])
@@ -61,7 +64,7 @@ class Exchange:
         payloads = broadcast.payloads(self.held.get(device, 0)) if brings_model else ()
         data = tuple(payload.data for payload in payloads)
         # masks are the shared ones' business: sparser tiers are not asked
-        beside = self.model.beside.payload(tier, broadcast.base) if action == "train" else None
+        beside = self.model.beside.payload(tier, broadcast.base) if action == "train" and self._wants_arrays(device, chosen.step) else None
         instruction = Instruction(server_round, chosen.step, self.local_epochs, wants_report and not tier, data)
         parts = {"control": instruction.control, "payloads": list(data)}
         wire = ConfigRecord(parts | {"auxiliary": beside.data} if beside else parts)
@@ -99,9 +102,17 @@ class Exchange:
         return Verdict(replace(found, sizes=found.sizes + rest, statistics=reply.statistics))
 
     def snapshot(self) -> Snapshot:
-        """All that changes from round to round, see `server.snapshot`. held: [2, n] int64, devices, and the version that each holds."""
-        return {"held": np.array([list(self.held.keys()), list(self.held.values())], np.int64)}
+        """All that changes from round to round, see `server.snapshot`. [2, n] int64 each, devices, and what is known of them."""
+        pairs = {"held": self.held, "told": self.told}
+        return {name: np.array([list(own.keys()), list(own.values())], np.int64) for name, own in pairs.items()}
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on where `snapshot` was taken."""
-        self.held = dict(zip(*snapshot["held"].tolist(), strict=True))
+        self.held, self.told = (dict(zip(*snapshot[name].tolist(), strict=True)) for name in ("held", "told"))
+
+    def _wants_arrays(self, device: int, step: int) -> bool:
+        """Is the device to be sent what is beside the model? Once a task, whoever was sent it for this step is not."""
+        if not self.model.beside.once_a_task:
+            return True
+        is_new, self.told[device] = self.told.get(device) != step, step
+        return is_new

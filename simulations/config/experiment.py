@@ -23,6 +23,7 @@ from simulations.config.data import DataConfig, contradictions
 from simulations.config.sections import FleetConfig, StreamConfig
 from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
+from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
@@ -196,6 +197,7 @@ class Experiment:
                 f"federation.correction is {federation.correction!r}, but dgm.enabled is true: it needs the gradients of all active "
                 f"weights, of which DGM computes a part; set dgm.enabled=false"
             )
+        yield from _of_networks_by_task(self, method)
         if self.evaluate_on == "server" and (federation.batchnorm == "fedbn" or method.personal):
             why = "federation.batchnorm is 'fedbn'" if federation.batchnorm == "fedbn" else f"learner.method is {self.learner.method!r}"
             yield f"{why}, where every device has a model of its own, but evaluate_on is 'server': set evaluate_on=devices"
@@ -213,6 +215,18 @@ class Experiment:
     def rounds(self) -> int:
         """Rounds of all tasks, if the virtual clock does not end the run before."""
         return self.federation.rounds or self.stream.steps * self.federation.rounds_per_task
+
+
+def _of_networks_by_task(experiment: Experiment, method: LearningMethod) -> Iterator[str]:
+    """What does not fit a method whose devices have a network for each task, or that moves weights by itself."""
+    shown = f"learner.method is {experiment.learner.method!r}"
+    if method.needs_task_ids and experiment.stream.setting != "task-il":
+        setting = experiment.stream.setting
+        yield f"{shown}, which must be told at a test which task an image is of: stream.setting is {setting!r}, take task-il"
+    if method.moves_weights and experiment.sparsity:
+        yield f"{shown}, whose steps no mask can follow, but sparsity is {experiment.sparsity}: set sparsity=0"
+    if method.moves_weights and experiment.federation.correction != "none":
+        yield f"{shown}, whose steps nothing corrects: set federation.correction=none"
 
 
 SECTIONS = tuple(part.type for part in fields(Experiment) if is_dataclass(part.type))

@@ -20,6 +20,7 @@ class Auxiliary:
 
     Attributes:
         up, down: what crosses the wire; false where nothing does.
+        once_a_task: a device is sent what is down with the first round of a task alone.
     """
 
     def __init__(self, method: LearningMethod, correction: Correction, model: Layout, classifier: tuple[str, ...], *, dtype: str):
@@ -29,6 +30,7 @@ class Auxiliary:
             up |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_up(model, classifier).items()}
             down |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_down(model, classifier).items()}
         self.up, self.down = Channel.of(up, model, dtype), Channel.of(down, model, dtype)
+        self.once_a_task = all(sender.once_a_task for sender in self.parts.values() if sender.shapes_down(model, classifier))
         self.counts = tuple(f"{part}/{name}" for part, sender in self.parts.items() for name in sender.counts)
 
     def start(self) -> Arrays:

@@ -141,11 +141,13 @@ class SendsArrays:
             against those of other devices, as updates are (`server.defence.clipping`).
         in_order: what is combined must be of the devices of one round, so that rounds cannot be buffered.
         needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
+        once_a_task: a device is sent them with the first round of a task alone, and keeps what it needs of them.
     """
 
     counts: ClassVar[tuple[str, ...]] = ()
     in_order: ClassVar[bool] = False
     needs_shared_masks: ClassVar[bool] = False
+    once_a_task: ClassVar[bool] = False
 
     def shapes_up(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
         """Names and shapes of what a device sends. `classifier`: tensors of the last layer, weight first, whose rows are classes."""
@@ -182,6 +184,8 @@ class LearningMethod(SendsArrays):
         wants_features: its terms are given features beside logits.
         needs_server: it is for a federation, and not for a device alone.
         personal: devices have models of their own, so that it is these that are evaluated.
+        needs_task_ids: a test must say which task an image is of, so that it is for stream.setting=task-il.
+        moves_weights: `gradients` moves weights by itself, in a dense network, so that nothing can mask or correct its steps.
     """
 
     name: ClassVar[str] = ""
@@ -193,6 +197,8 @@ class LearningMethod(SendsArrays):
     wants_features: ClassVar[bool] = False
     needs_server: ClassVar[bool] = False
     personal: ClassVar[bool] = False
+    needs_task_ids: ClassVar[bool] = False
+    moves_weights: ClassVar[bool] = False
 
     def __init__(self, config: LearnerConfig):
         self.config = config
@@ -251,6 +257,9 @@ class LearningMethod(SendsArrays):
         buffer, data = running.memory.buffer, running.data
         if buffer.capacity:
             rehearsal.offer_(buffer, data.x[rows], data.y[rows], logits.numpy(), rng=rng)
+
+    def settle(self, running: Running) -> None:
+        """Behind the last step, let the network be the model that the device goes on with, and sends: as it is, if nothing is done."""
 
     def end_session(self, running: Running) -> Arrays:
         """The arrays to keep, none of them a view of what the network or the buffer holds; `running.network` has been trained."""

@@ -19,6 +19,7 @@ OURS = {
     "derpp": "sparcl_core.methods.derpp:DERpp",
     "flwf2t": "sparcl_core.methods.flwf2t:FLwF2T",
     "refed": "sparcl_core.methods.refed:ReFed",
+    "fedweit": "sparcl_core.methods.fedweit:FedWeIT",
     "fedspace": "sparcl_core.methods.fedspace:FedSpace",
 }
 OUR_CORRECTIONS = {

@@ -192,6 +192,7 @@ class SessionLoop:
     def result(self) -> Session:
         """What the session leaves; the network is as the last step left it."""
         setup, spread, importance = self.setup, self.setup.network.spread, None
+        setup.method.settle(self.running)
         state = setup.network.read()
         arrays = setup.method.end_session(self.running)  # may go through frozen networks, which count it
         corrected, upload = setup.correction.end_session(self.running), setup.auxiliary.upload(self.running)

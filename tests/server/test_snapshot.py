@@ -43,6 +43,9 @@ VARIANTS = {
     "first masks, gradients": (SHORT, "masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
     "gradients on devices": (SHORT, "federation.mask=local", "masks.scheme=rigl", "masks.stage_epochs=1"),
     "scaffold": (SHORT, "dgm.enabled=false", "federation.correction=scaffold"),
+    "arrays once a task": (
+        "sparsity=0", "tdm.enabled=false", "dgm.enabled=false", "learner.method=fedweit", "stream.setting=task-il", "evaluate_on=devices",
+    ),
     "prototypes": (SHORT, "learner.method=fedspace"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip

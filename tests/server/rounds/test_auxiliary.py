@@ -188,9 +188,29 @@ def test_prototypes_are_combined_in_buffered_rounds_too():
     assert strategy.model.beside.kept["method/known"].all() and strategy.ledger.totals()["up_auxiliary_bytes"] > 0
 
 
+FEDWEIT = (*DENSE, "learner.method=fedweit", "stream.setting=task-il", "evaluate_on=devices")
+
+
+def test_fedweits_arrays_come_down_once_a_task():
+    """What others have added in one task comes with the first round of the next one, and to a device that was lost, again."""
+    grid = RecordingGrid(tiny_world(*FEDWEIT))
+    strategy = play(tiny_world(*FEDWEIT), grid)
+    came = [["auxiliary" in message.content["instruction"] for message in grid.sent[number]] for number in range(1, 9)]
+    assert came == [[True] * 3, *[[False] * 3] * 3, [True] * 3, *[[False] * 3] * 3]
+    channel, sent = strategy.model.beside._auxiliary.down, grid.sent[5][0].content["instruction"]["auxiliary"]
+    found, _ = channel.decode(sent, {}, 5)
+    own = strategy.model.beside.channel_up.decode(grid.received[4][2].content["report"]["auxiliary"], {}, 4)[0]
+    name = next(iter(own)).removeprefix("method/adaptive/")
+    assert np.array_equal(found[f"method/others/{name}"][2], own[f"method/adaptive/{name}"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ((*FEDWEIT, "stream.setting=class-il"), "take task-il"),
+        ((*FEDWEIT, "evaluate_on=server"), "set evaluate_on=devices"),
+        ((*FEDWEIT, "sparsity=0.5"), "set sparsity=0"),
+        ((*FEDWEIT, "federation.correction=fedprox"), "nothing corrects"),
         (("federation.correction=scafold",), "did you mean 'scaffold'"),
         (("federation.correction=scaffold",), "set dgm.enabled=false"),
         (("federation.correction=scaffold", "clock.mode=async", "clock.buffer_size=2"), "take clock.mode=sync"),

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_learning import ANYWHERE
 from worlds import BATCHNORM, RecordingGrid, play, tiny_world
 
 from server.rounds.registration import enrol
@@ -18,14 +19,13 @@ from simulations.engine.adapter import identify_process
 from sparcl_core import codec
 from sparcl_core.codec import Layout, SparseTensor
 from sparcl_core.costs.flops import Flops
-from sparcl_core.methods.registry import OURS
 from sparcl_core.wire.auxiliary import Channel
 from sparcl_core.wire.protocol import Report
 
 SHORT = "stream.tasks=1"
 SETTINGS = st.fixed_dictionaries(
     {
-        "learner.method": st.sampled_from(sorted(OURS)),
+        "learner.method": st.sampled_from(sorted(ANYWHERE)),
         "learner.batch_size": st.sampled_from([1, 3, 64]),
         "learner.joint_forward": st.sampled_from(["true", "false"]),
         "learner.buffer_share": st.sampled_from([0.01, 0.5, 1.0]),

@@ -4,13 +4,12 @@ import json
 import shutil
 
 import pytest
-from tiny_learning import assert_same
+from tiny_learning import ANYWHERE, assert_same
 from worlds import tiny
 
 from simulations.checkpoints.lone_device import FILES, LonePoint
 from simulations.config.errors import ConfigError
 from simulations.single_device import train_one
-from sparcl_core.methods.registry import OURS
 
 
 class Stopped(Exception):
@@ -58,7 +57,7 @@ def test_it_goes_on_behind_any_session_to_the_bit(whole, tmp_path, place):
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("method", sorted(OURS))
+@pytest.mark.parametrize("method", sorted(ANYWHERE))
 def test_so_does_every_method(tmp_path, method):
     same_when_stopped(tiny(f"learner.method={method}", "stream.tasks=2"), tmp_path)
 

@@ -16,6 +16,7 @@ from sparcl_core.inputs import normalise
 from sparcl_core.methods.auxiliary import within
 from sparcl_core.methods.base import Upload
 from sparcl_core.methods.fedspace import FedSpace, class_means
+from sparcl_core.methods.fedweit import Decomposed
 from sparcl_core.methods.flwf2t import LAST
 from sparcl_core.methods.lwf import TEACHER
 from sparcl_core.methods.refed import PIM
@@ -424,3 +425,107 @@ def test_counts_that_cannot_be_are_refused():
     for value in (-1.0, 5.5, 6.0):
         with pytest.raises(CodecError, match="method/counts is no count of samples: whole numbers from 0 to 5"):
             learner.auxiliary.check(arrays | {"method/counts": np.array([value, 0, 0, 0], np.float32)}, 5)
+
+
+# -- FedWeIT
+
+
+@given(st.integers(0, 10**6), st.integers(0, 2), st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_fedweits_step_is_a_proximal_step_on_the_papers_objective(seed, before, knowledge):
+    """Against autograd on equation by equation: a gradient step of all parts on loss and l2 term, then soft thresholds of m and all A."""
+    rng, lr, l1, l2 = np.random.default_rng(seed), 0.05, 0.3, 0.7
+    tensor = lambda *shape: torch.from_numpy(rng.normal(size=shape))  # noqa: E731
+    target, earlier = tensor(3, 2, 2), [(tensor(3), tensor(3, 2, 2)) for _ in range(before)]
+    part = Decomposed(
+        tensor(3, 2, 2), tensor(3), tensor(3, 2, 2), others=tensor(knowledge, 3, 2, 2), alpha=tensor(knowledge),
+        before=[(m, a.clone()) for m, a in earlier],
+    )  # fmt: skip
+    part.base += tensor(3, 2, 2)  # it has moved before
+    for place, (m, a, first) in enumerate(part.before):
+        a += tensor(3, 2, 2)
+        assert torch.equal(first, earlier[place][1]) and torch.equal(m, earlier[place][0])
+    leaves = [one.clone().requires_grad_() for one in (part.base, part.mask, part.own, part.alpha, *(a for _, a, _ in part.before))]
+    base, mask, own, alpha, *olds = leaves
+    theta = base * mask[:, None, None] + own + sum((alpha[j] * part.others[j] for j in range(knowledge)), torch.zeros(3, 2, 2))
+    loss = ((theta - target) ** 3).sum()
+    kept = sum(
+        (((base - part.start) * m[:, None, None] + (old - first)) ** 2).sum() for old, (m, _, first) in zip(olds, part.before, strict=True)
+    )
+    slopes = torch.autograd.grad(loss + l2 * kept, leaves, allow_unused=True)
+    np.testing.assert_allclose(part.theta, theta.detach(), atol=1e-12)
+    wanted = [leaf.detach() - lr * (0 if slope is None else slope) for leaf, slope in zip(leaves, slopes, strict=True)]
+    soft = lambda one: torch.sign(one) * (one.abs() - lr * l1).clamp(min=0)  # noqa: E731
+    part.step(3 * (theta.detach() - target) ** 2, lr=lr, l1=l1, l2=l2)
+    found = [part.base, part.mask, part.own, part.alpha, *(a for _, a, _ in part.before)]
+    for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        np.testing.assert_allclose(one, soft(other) if number in (1, 2) or number > 3 else other, atol=1e-10)
+
+
+def weit(dtype: str = "float64", **own):
+    method = without(tiny_method("mlp", 0.0, dtype, batch_size=8, lr=LR), "ddr", "dgm", "tdm")
+    return with_learner(method, "fedweit", **own)
+
+
+def test_fedweit_over_two_tasks():
+    """What is sent is B * m; a task's network stays what it was though the base moves on; arrays fit what was promised."""
+    tasks = tiny_tasks(2, SAMPLES)
+    learner, state, masks, memory = start(weit(l1=0.01, l2=4.0, knowledge=2))
+    received = {name: np.zeros(shape) for name, shape in learner.auxiliary.down.layout.shapes.items()}
+    rng, names = np.random.default_rng(0), [name for name, value in state.items() if value.ndim >= 2]
+    answers = []
+    for number, task in enumerate(tasks):
+        memory, cost = learner.begin_task(state, masks, task, memory, device=0)
+        assert cost.flops.total == 0
+        memory = replace(memory, received={name: 0.1 * rng.normal(size=value.shape) for name, value in received.items()})
+        done = learner.train(state, masks, task, memory, epochs=6, device=0)
+        arrays, state = done.memory.arrays, {name: value.copy() for name, value in done.state.items()}
+        for name in names:
+            sent = within("method", done.upload)[f"adaptive/{name}"]
+            own, _ = unpack(arrays, {name: sent.shape}, f"own/{number}/")
+            assert np.array_equal(own[name], sent) and (sent == 0).any() and (sent != 0).any()
+        promised = learner.method.arrays_bytes(learner.held, {}, buffered=0, classes=INPUTS.num_classes)
+        assert sum(value.nbytes for value in arrays.values()) <= promised
+        answers.append(scores(learner, state, done.memory, tasks[0]))
+        memory, _ = learner.end_task(state, masks, task, done.memory, device=0)
+        again = scores(learner, state, memory, tasks[0])
+        np.testing.assert_allclose(again, answers[-1], atol=1e-12)  # what was folded is what it was
+    assert (answers[0][:, :2].argmax(1) == tasks[0].y).mean() > 0.9  # it learns
+    first, second = answers
+    assert (second[:, :2].argmax(1) == tasks[0].y).mean() > 0.9  # and does not forget
+    assert memory.arrays["tasks"].tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
+def scores(learner, state, memory, task):
+    learner.network.load(state, {})
+    learner.network.model.eval()
+    with torch.inference_mode():
+        return learner.method.scorer(learner.network, memory)(learner.network.feed(task.x)).numpy()
+
+
+def test_the_same_bits_of_fedweit_come_out_again_and_without_news_it_attends_to_what_it_has():
+    (task,) = tiny_tasks(1, SAMPLES)
+    runs = []
+    for _ in range(2):
+        learner, state, masks, memory = start(weit(knowledge=1))
+        memory, _ = learner.begin_task(state, masks, task, memory, device=0)
+        news = {name: np.full(shape, 0.05) for name, shape in learner.auxiliary.down.layout.shapes.items()}
+        one = learner.train(state, masks, task, replace(memory, received=news), epochs=1, device=0)
+        two = learner.train(one.state, masks, task, replace(one.memory, received={}), epochs=1, device=0)
+        runs.append(two)
+        assert one.memory.arrays["alpha"].any() and (two.memory.arrays["alpha"] != one.memory.arrays["alpha"]).any()
+        assert all(np.array_equal(two.memory.arrays[name], one.memory.arrays[name]) for name in two.memory.arrays if "others/" in name)
+    assert all(runs[0].memory.arrays[name].tobytes() == value.tobytes() for name, value in runs[1].memory.arrays.items())
+
+
+def test_the_server_keeps_the_arrays_of_devices_that_are_evenly_spread():
+    method = make_method(find_method("fedweit").Config(method="fedweit", knowledge=3))
+    kept = {"others/w": np.full((3, 2, 1), 9.0)}
+    uploads = [Upload(device, 1, {"adaptive/w": np.full((2, 1), float(device))}) for device in range(5)]
+    assert method.combine(kept, uploads, 5)["others/w"][:, 0, 0].tolist() == [0, 2, 4]
+    assert method.combine(kept, uploads[1:3], 5)["others/w"][:, 0, 0].tolist() == [1, 2, 9]
+
+
+def test_an_l2_with_which_steps_diverge_is_refused():
+    with pytest.raises(ValueError, match="take at most 2.5"):
+        find_method("fedweit").Config(method="fedweit", lr=0.1, l2=3.0)
