@@ -6,6 +6,8 @@ middle and resumed. `python -m benchmarks.bits --compare before.json now.json` p
 
 A change that is meant to keep results is measured in a checkout of the commit before and in its own, with the same environment:
 `--tree FOLDER` runs the code of another checkout. Kernels are `kernels.mode = "sparse"` throughout, as `auto` may choose by timing.
+
+Tables are hashed column by column: a column that only one of the two has is told, and is no difference.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[1]
 TINY = "tests/tiny.toml"
@@ -115,7 +119,15 @@ def play(case: Case, way: str, options: argparse.Namespace) -> dict[str, str]:
         if done.returncode:
             sys.exit(f"{case.name}, {way}: exit code {done.returncode}\n{done.stderr[-2000:]}")
         only = next(path for path in Path(folder).iterdir() if path.is_dir())
-        return {name: hashlib.sha256((only / name).read_bytes()).hexdigest() for name in HASHED}
+        return {part: digest for name in HASHED for part, digest in digests(only / name).items()}
+
+
+def digests(file: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of each column of a table, by `file` or `file: column`."""
+    if file.suffix != ".parquet":
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    table = pq.read_table(file)
+    return {f"{file.name}: {name}": hashlib.sha256(repr(table[name].to_pylist()).encode()).hexdigest() for name in table.column_names}
 
 
 def interrupted(run: list[str], folder: Path, tree: Path, env: dict[str, str]) -> None:
@@ -136,9 +148,11 @@ def compare(before: dict, now: dict) -> int:
         if name not in before or name not in now:
             told = "only in " + ("the second" if name in now else "the first")
         else:
-            files = [file for file in HASHED if before[name][file] != now[name][file]]
-            told = f"differs in {', '.join(files)}" if files else "the same"
-        different += told != "the same"
+            one, other = before[name], now[name]
+            parts = [part for part in one if part in other and one[part] != other[part]]
+            alone = sorted({*one, *other} - {part for part in one if part in other})
+            told = (f"differs in {', '.join(parts)}" if parts else "the same") + (f"; only one has {', '.join(alone)}" if alone else "")
+        different += not told.startswith("the same")
         print(f"{name:<32} {before.get(name, now.get(name))['model.safetensors'][:12]}  {told}")
     print(f"\n{different} of {len({**before, **now})} differ")
     return int(different > 0)

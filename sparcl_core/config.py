@@ -60,7 +60,7 @@ class ModelConfig:
     name: str = "cnn"
     width: int = 32
     hidden: int = 128
-    options: dict[str, Option | list[Option]] = field(default_factory=dict)
+    options: dict[str, Option | list[Option]] = field(default_factory=dict, hash=False)
     sparse: tuple[str, ...] = ()
     rescale: bool = False
     dtype: Literal["float32", "float64"] = "float32"

@@ -7,16 +7,15 @@ Images are uint8, [N, H, W], [N, H, W, C] or [N, C, H, W]; labels [N] whole numb
 (`simulations.config.data.DataConfig`), options are those of its table [data.options].
 """
 
-import inspect
-from collections.abc import Iterator
 from dataclasses import replace
 
 from simulations.config.data import DATA, DataConfig
-from simulations.config.errors import ConfigError, did_you_mean, several
+from simulations.config.errors import ConfigError
 from simulations.data import content
 from simulations.data.arrays import as_raw
 from simulations.data.raw import Raw
 from sparcl_core.foreign import printable
+from sparcl_core.options import check_options
 from sparcl_core.plugins import OURS
 
 
@@ -29,26 +28,9 @@ def expect_options(config: DataConfig) -> None:
     if not callable(function):
         raise ConfigError(f"{shown}, which is no function: one of (config, seed, **options) is needed that gives arrays")
     try:
-        known = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # written in C
-        return
-    if sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in known) < 2 and not _takes(known, "VAR_POSITIONAL"):
-        raise ConfigError(f"{shown}, which does not take (config, seed): these are what it is called with")
-    several("", _wrong(config, known))
-
-
-def _wrong(config: DataConfig, known: list[inspect.Parameter]) -> Iterator[str]:
-    free = {one.name: one for one in known[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
-    for option in sorted(set(config.options) - set(free)):
-        if not _takes(known, "VAR_KEYWORD"):
-            there = did_you_mean(option, free) or (f" it has {', '.join(sorted(free))}" if free else " it has none")
-            yield f"data.options.{option} is no option of {printable(config.name)};{there}"
-    for option in sorted(name for name, one in free.items() if one.default is one.empty and name not in config.options):
-        yield f"data.options.{option} is missing: {printable(config.name)} needs it; --set data.options.{option}=VALUE"
-
-
-def _takes(known: list[inspect.Parameter], kind: str) -> bool:
-    return any(one.kind.name == kind for one in known)
+        check_options(function, config.options, setting="data.options", given=2)
+    except ValueError as error:
+        raise ConfigError(f"{shown}, and {printable(error)}; it is called with (config, seed), and data.options by name") from error
 
 
 def read_own(config: DataConfig, seed: int) -> Raw:

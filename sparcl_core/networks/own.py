@@ -4,8 +4,6 @@ It is called with input_shape (C, H, W), num_classes and `model.options` by name
 What cannot be: parameters of integers, lazy, shared between two names, or frozen, and none at all. What it computes is tried in `.check`.
 """
 
-import difflib
-import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -13,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from sparcl_core.config import ModelConfig
 from sparcl_core.foreign import printable
+from sparcl_core.options import check_options
 
 
 def make_own(make: Callable, config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -24,7 +23,11 @@ def make_own(make: Callable, config: ModelConfig, input_shape: tuple[int, ...], 
     where = named(config)
     if not callable(make):
         raise ValueError(f"{where}, which is a {type(make).__name__}: give a function or class that makes an nn.Module")
-    check_options(make, config, (input_shape, num_classes))
+    try:
+        check_options(make, config.options, setting="model.options", given=2)
+    except ValueError as error:
+        called = "it is called with input_shape, num_classes and model.options by name"
+        raise ValueError(f"{where}, and {printable(error)}; {called}") from error
     try:
         model = make(tuple(input_shape), num_classes, **config.options)
     except Exception as error:  # whatever somebody else's code does
@@ -39,26 +42,6 @@ def make_own(make: Callable, config: ModelConfig, input_shape: tuple[int, ...], 
 def named(config: ModelConfig) -> str:
     """How a message begins."""
     return f"model.name is {printable(repr(config.name), 120)}"
-
-
-def check_options(make: Callable, config: ModelConfig, arguments: tuple) -> None:
-    """Raises ValueError if `make` cannot be called with `arguments` and the options, with the nearest name."""
-    try:
-        signature = inspect.signature(make)
-    except (TypeError, ValueError):  # of a compiled function: calling it will tell
-        return
-    takes = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    for option in config.options:
-        if option not in takes[2:] and not takes_all:
-            near = difflib.get_close_matches(option[:100], takes[2:], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(takes[2:]) or 'no options'}"
-            raise ValueError(f"model.options has {printable(repr(option), 120)}, which {config.name} does not take; {hint}")
-    try:
-        signature.bind(*arguments, **config.options)
-    except TypeError as error:
-        called = "it is called with input_shape, num_classes and model.options by name"
-        raise ValueError(f"{named(config)}, which is {printable(signature)}: {printable(error)}; {called}") from error
 
 
 def _fault(model: nn.Module) -> str:

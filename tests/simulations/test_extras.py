@@ -22,8 +22,8 @@ from simulations.packages import used_by
 from sparcl_core import plugins
 
 ADDED = {
-    "methods": "er-smooth", "rules": "middle", "policies": "longest-ago", "availability": "shifts", "profiles": "extra-board",
-    "experiments": "extras-tour",
+    "methods": "er-smooth", "data": "bars", "models": "pools", "rules": "middle", "policies": "longest-ago", "availability": "shifts",
+    "profiles": "extra-board", "experiments": "extras-tour",
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_what_belongs_to_no_package_is_kept_by_its_source(tmp_path, monkeypatch)
 
 def test_doctor_tells_what_packages_offer(here):
     offered, wrong = packages()
-    assert offered == {"sparcl-extras 0.1": [f"{what} {ADDED[what]}" for what in ("experiments", *list(ADDED)[:5])]} and wrong == []
+    assert offered == {"sparcl-extras 0.1": [f"{what} {ADDED[what]}" for what in ("experiments", *list(ADDED)[:7])]} and wrong == []
 
 
 @pytest.mark.parametrize(

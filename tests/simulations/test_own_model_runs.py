@@ -117,7 +117,7 @@ def test_what_can_be_seen_without_pytorch_is_said_at_once(overrides, message):
     [
         (("model.name=own_models:of_imagenet",), r"it returns \[3, 1000\], and this data has 10 classes"),
         (("model.name=own_models:make", "model.sparse=['no_such.*']"), "model.sparse has 'no_such.*', which matches no weight"),
-        (("model.name=own_models:Net", "model.options.dept=2"), "model.options has 'dept'.*did you mean depth"),
+        (("model.name=own_models:Net", "model.options.dept=2"), "model.options.dept is no option of Net; did you mean 'depth'"),
         (("model.name=own_models:Flat", "model.options.outs=2"), r"it returns \[3, 2\]"),
         (("model.name=own_models:mkae",), "own_models has no mkae; did you mean make"),
         (("model.sparse=['no_such.*']",), "matches no weight of cnn that can be sparse"),

@@ -138,12 +138,12 @@ def test_a_raw_is_taken_as_it_is_and_checked():
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("own_data:load", {"clases": 3}, r"data\.options\.clases is no option of own_data:load; did you mean 'classes'\?"),
-        ("own_data:load", {"zzz": 3}, "no option of own_data:load; it has classes, each"),
-        ("own_data:by_user", {"each": 3}, "no option of own_data:by_user; it has none"),
-        ("own_data:needs", {}, r"data\.options\.rooms is missing: own_data:needs needs it; --set data\.options\.rooms=VALUE"),
+        ("own_data:load", {"clases": 3}, r"data\.options\.clases is no option of load; did you mean 'classes'\?"),
+        ("own_data:load", {"zzz": 3}, "no option of load; there are classes, each"),
+        ("own_data:by_user", {"each": 3}, "no option of by_user; it has none"),
+        ("own_data:needs", {}, r"data\.options\.rooms is missing: needs has no default for it"),
         ("own_data:not_a_function", {}, r"which is no function: one of \(config, seed, \*\*options\) is needed"),
-        ("own_data:takes_nothing", {}, r"does not take \(config, seed\)"),
+        ("own_data:takes_nothing", {}, r"takes 0 arguments by position, and is given 2; it is called with \(config, seed\)"),
         ("own_data:lod", {}, "own_data has no lod; did you mean load"),
         ("no_such_module:load", {}, "no_such_module cannot be imported"),
     ],

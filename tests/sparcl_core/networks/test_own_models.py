@@ -222,10 +222,10 @@ def test_a_model_that_cannot_do_with_sparse_layers_says_so_when_it_is_to_be_spar
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"dept": 3}, r"model.options has 'dept', which own_models:Net does not take; did you mean depth\?"),
-        ({"colour": 3}, r"does not take; it takes depth, dropout, width"),
-        ({"num_classes": 3}, r"model.options has 'num_classes', which own_models:Net does not take"),
-        ({"depth": "deep"}, r"fails: TypeError"),
+        ({"dept": 3}, r"model.name is 'own_models:Net', and model.options.dept is no option of Net; did you mean 'depth'\?; it is called"),
+        ({"colour": 3}, r"model.options.colour is no option of Net; there are depth, dropout, width"),
+        ({"num_classes": 3}, r"model.options.num_classes is no option of Net"),
+        ({"depth": "deep"}, r"model.options.depth is 'deep': input should be a whole number|fails: TypeError"),
     ],
 )
 def test_options_that_it_does_not_take_are_refused(options, said):
