@@ -272,8 +272,9 @@ def dense_twin(experiment: Experiment) -> Experiment:
 
 def left_on(experiment: Experiment) -> list[str]:
     """What an experiment of sparsity 0 still does that its dense twin does not, in words; of others nothing."""
-    twin, found = dense_twin(experiment), []
+    found = []
     if experiment.sparsity == 0:
+        twin = dense_twin(experiment)
         if experiment.ddr.enabled:
             found.append("data removal (ddr)")
         if (wire := experiment.wire) != twin.wire:

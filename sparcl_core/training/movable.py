@@ -47,9 +47,9 @@ class Movable:
 
     def cost(self, updated: dict[str, Tensor]) -> SampleFlops:
         """Of a sample, with the gradients of these weights of sparse tensors, and of those of dense ones that may move."""
-        counts, is_first, layers = {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient, True, []
+        counts, is_first, layers = {name: int(mask.sum()) for name, mask in updated.items()} | self._no_gradient, self._is_quiet, []
         for layer in self.layers:  # where nothing has moved so far, nobody asks for the gradient of a layer's input
-            layers.append(replace(layer, first=True) if is_first and self._is_quiet else layer)
+            layers.append(replace(layer, first=True) if is_first else layer)
             is_first = is_first and counts.get(layer.name, 1) == 0
         return per_sample(tuple(layers), self.active, counts)
 
