@@ -23,9 +23,10 @@ from simulations.config.toml_file import read_toml
 from simulations.fleet.profiles import PROFILES
 from sparcl_core.config import MODELS
 from sparcl_core.foreign import printable
-from sparcl_core.methods.registry import METHODS
+from sparcl_core.methods.registry import CORRECTIONS, METHODS
 from sparcl_core.named_files import NamedFiles
 from sparcl_core.plugins import OURS, Kind, Offer, entry_points
+from sparcl_core.sparsity.settings import SCHEMES
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def _of_data() -> dict[str, str]:
 CATALOGUE = {
     "experiments": Shelf(EXPERIMENTS, "sparcl run NAME, or a TOML file"),
     "methods": _code(METHODS),
+    "corrections": _code(CORRECTIONS),
+    "schemes": _code(SCHEMES),
     "data": replace(_code(DATA), lines=_of_data),
     "models": _code(MODELS),
     "rules": _code(RULES),

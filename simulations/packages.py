@@ -32,7 +32,8 @@ def used_by(experiment: Experiment) -> dict[str, str]:
 
 def _named(experiment: Experiment):
     names = {
-        "methods": experiment.learner.method, "data": experiment.data.name, "models": experiment.model.name,
+        "methods": experiment.learner.method, "corrections": experiment.federation.correction, "schemes": experiment.masks.scheme,
+        "data": experiment.data.name, "models": experiment.model.name,
         "rules": experiment.aggregation.rule, "policies": experiment.selection.policy, "availability": experiment.availability.kind,
     }  # fmt: skip
     yield from ((CATALOGUE[what].kind, name) for what, name in names.items())

@@ -11,7 +11,7 @@ from simulations.cli.messages import console, errors, one_message, say
 from simulations.cli.options import Backbone, DebugOption, OutOption, app
 from sparcl_core.foreign import printable
 
-LISTED = ("experiments", "methods", "data", "models", "rules", "policies", "availability", "profiles", "claims")
+LISTED = ("experiments", "methods", "corrections", "schemes", "data", "models", "rules", "policies", "availability", "profiles", "claims")
 
 
 @app.command("list")

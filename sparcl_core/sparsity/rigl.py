@@ -28,7 +28,7 @@ from sparcl_core.sparsity.update import Action, MaskUpdate, drop_, surviving
 
 
 class RigL(Scheme):
-    """`masks.scheme = "rigl"`."""
+    """Drops the smallest weights, and grows where gradients are largest (Evci et al. 2020)."""
 
     needs = "gradients"
     draws_growth = False

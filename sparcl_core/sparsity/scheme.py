@@ -22,7 +22,9 @@ Needs = Literal["nothing", "importance", "gradients", "owners"]
 
 
 class Scheme:
-    """Static masks, and what all schemes share.
+    """Masks that stay as they began.
+
+    What all schemes share.
 
     Attributes:
         needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); `gradients`, the

@@ -22,7 +22,7 @@ def make_scheme(config: MaskConfig, tdm: tdm.TDMConfig, sparsity: float, *, task
 
 
 class TDM(Scheme):
-    """`masks.scheme = "tdm"`: the functions of `sparcl_core.sparsity.tdm` with a run's settings."""
+    """SparCL's own: drops by weight and gradient, grows at random, and at the start of a task (Wang et al. 2022)."""
 
     needs = "importance"
 

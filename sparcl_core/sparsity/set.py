@@ -29,7 +29,7 @@ def removed(values: np.ndarray, share: float) -> np.ndarray:
 
 
 class SET(Scheme):
-    """`masks.scheme = "set"`."""
+    """Drops the smallest weights of either sign, and grows at random (Mocanu et al. 2018)."""
 
     def schedule(self, session_epochs: int) -> Intervals:
         return Intervals(self.task_epochs, session_epochs, self.stage_epochs, 1.0 if self.config.until is None else self.config.until)

@@ -138,8 +138,8 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         assert list(map(plain, resumed_records)) == list(map(plain, records))
     # the comparison was about something: over the variants everything that can change did
     assert changed == {
-        ".federation.now", ".federation.is_over", ".federation.ledger.rows", ".federation.ledger.wall_times",
-        ".federation.exchange.held", ".federation.exchange.told", ".federation.model.beside",
+        ".federation.now", ".federation.is_over", ".federation.ledger.rows", ".federation.ledger.wall_times", ".federation.exchange.held",
+        ".federation.exchange.told", ".federation.model.beside",
         *(f".federation.cohorts.history.{name}" for name in ("finished", "last_round", "loss", "message_bytes")),
         *(f".federation.cohorts.conditions.batteries.{name}" for name in ("level_j", "time", "spent_j", "day")),
         *(f".federation.model.{name}" for name in ("weights", "awaits_masks", "diversity", "seen", "rollback", "broadcasts._nested_at")),
