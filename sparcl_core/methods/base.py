@@ -304,6 +304,10 @@ class LearningMethod(SendsArrays):
             return 0
         return self.config.buffer_size or math.ceil(self.config.buffer_share * stream_samples - 1e-9)
 
+    def least_buffer(self, classes: int) -> int:
+        """Samples that the buffer of a device alone must have room for, which meets so many classes."""
+        return 0
+
     def held_by_twin(self, buffer: Buffer, offered: int) -> int:
         """Samples that the dense twin's buffer would hold, had it been offered `offered`."""
         return min(buffer.capacity, offered)

@@ -288,3 +288,13 @@ def test_what_cannot_be_says_so_before_anything_starts(override, says):
 def test_it_has_no_dense_twin_to_run(option):
     with pytest.raises(ConfigError, match=f"--{option}: learner.method is 'packnet', but sparsity is 0"):
         load_experiment(str(TINY), list(PACKNET), seed=None, **({"dense": False, "baseline": False} | {option: True}))
+
+
+# -- iCaRL, which says so in the same way
+
+
+def test_icarl_without_a_place_for_each_class():
+    with pytest.raises(ConfigError, match="learner.buffer_size and buffer_share are 0: an image is of the class whose exemplars"):
+        tiny("learner.method=icarl", "learner.buffer_share=0")
+    with pytest.raises(ConfigError, match="buffer has 9 places, and learner.method 'icarl' needs 10 for its 10 classes"):
+        train_one(tiny("learner.method=icarl", "learner.buffer_size=9"), lambda *told: None)
