@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 
 from sparcl_core.codec import KINDS, PLACES_ONLY, VALUES, Encoded, Layout, Payload, SparseTensor, encode, quantise, reference
+from sparcl_core.codec.payload import OVER_ALL
 
 # --- bits ------------------------------------------------------------------------------------------------------------
 
@@ -385,7 +386,7 @@ def assert_fits(payload: Payload, layout: Layout, masks: dict[str, np.ndarray]) 
     """Whatever was decoded can be used without a further look: it lies in the model, in the masks, and is finite."""
     for name, tensor in payload.tensors.items():
         allowed = np.ones(layout.size(name), dtype=bool)
-        if payload.kind != "whole" and name in masks:
+        if payload.kind not in OVER_ALL and name in masks:
             allowed = ~masks[name] if payload.kind == "add" else masks[name]
         places, values = tensor.places, tensor.values
         assert places.dtype == np.int64 and values.dtype in (np.float32, np.float64)

@@ -21,6 +21,7 @@ from worlds import assert_same_arrays
 from server.app import RoundRecord
 from server.global_model.masks import Diversity
 from server.ledger import Row, WallTime
+from server.rounds.evaluation import OwnModels
 from simulations import disk
 from simulations.checkpoints import array_file, checkpoint
 from simulations.checkpoints.checkpoint import Checkpoints
@@ -49,7 +50,8 @@ def journal_of(round_: int, devices: int = 3) -> Journal:
     rows = [replace(row, round=round_, loss=loss) for row, loss in zip(rows, (-0.0, 5e-324, float("inf")), strict=False)]
     accuracy = np.array([[0.1 + round_, np.nan], [-0.0, 1 / 3]]) if round_ % 2 == 0 else None
     by_class = np.array([[[0.5, np.nan, -0.0]]]) + round_ if round_ % 2 == 0 else None
-    found = (accuracy, Diversity(0.1, 0.2) if round_ else None, by_class, 0.1 * round_)
+    own = OwnModels(np.array([0, 2**40]), np.array([[[0.1, np.nan]] * 2] * 2) * round_) if round_ % 2 else None
+    found = (accuracy, Diversity(0.1, 0.2) if round_ else None, by_class, 0.1 * round_, own)
     record = RoundRecord(round_, 2, round_ % 3 == 0, devices, 2**40 + round_, *found)
     blobs = [("ab" * 16, f"{device:032x}")[: device % 3] for device in range(devices)]
     changes = StateChanges(np.arange(devices) * 5, np.full(devices, 2**33 + round_), blobs)
@@ -87,6 +89,7 @@ def plain(journal: Journal) -> dict:
         name: None if array is None else (array.dtype.str, array.shape, array.tobytes())
         for name, array in (("accuracy", record.accuracy), ("by_class", record.by_class))
     }
+    bits["own"] = None if record.own is None else (record.own.devices.tolist(), record.own.accuracy.tobytes())
     return {
         "record": {**{field.name: getattr(record, field.name) for field in fields(record)}, **bits, "time": record.time.hex()},
         "rows": rows,
@@ -136,7 +139,7 @@ def test_a_round_without_devices(tmp_path):
 def test_a_journal_has_everything_that_a_round_has():
     """A field that is added to a record or a row must be added to the journal, or it would be lost in silence."""
     assert [field.name for field in fields(RoundRecord)] == [
-        "round", "task", "ends_task", "num_devices", "num_samples", "accuracy", "diversity", "by_class", "time",
+        "round", "task", "ends_task", "num_devices", "num_samples", "accuracy", "diversity", "by_class", "time", "own",
     ]  # fmt: skip
     assert {field.type for field in fields(Row)} == {int, float, str}
     assert plain(from_arrays(to_arrays(journal_of(2)))) == plain(journal_of(2))

@@ -19,7 +19,7 @@ SUMMARY = {
         "down_bytes": 3_670_000, "dense_down_bytes": 153_000_000, "seconds": 72.1, "dense_seconds": 253.0, "joules": 351.0,
         "dense_joules": 2550.0,
         **{f"{way}_{kind}_bytes": 100_000 for way in ("up", "down") for kind in ("values", "positions", "rest", "masks", "header")},
-        "up_unread_bytes": 0, "down_unread_bytes": 0,
+        "up_unread_bytes": 0, "down_unread_bytes": 0, "up_auxiliary_bytes": 0, "down_auxiliary_bytes": 0,
     },
     "savings": {"flops": 11.6, "up_bytes": 69.9, "down_bytes": 41.8, "seconds": 3.5, "joules": 7.3},
     "fleet": {"virtual_hours": 0.003, "in_time": 1.0, "refused": 0, "target": 0.0, "fairness": {"worst_decile": 0.91}},
