@@ -151,7 +151,7 @@ def _adapt(
         return device, device.base, device.masks, None, Flops()
     importance, flops = {}, Flops()
     start, residual = ({name: value.copy() for name, value in own.items()} for own in (device.base, device.residual))
-    if what == "adapt" and scheme.needs != "nothing":
+    if what == "adapt" and scheme.asks:
         importance, flops = learner.importance(start, device.masks, data, device.memory, device=number)
     update = replace(scheme.plan(what, device.masks, start, importance, number=instruction.round, epoch=epoch), device=number)
     masks = scheme.redo(device.masks, [start, residual], update)
@@ -170,6 +170,8 @@ def report(
         over = device.model.references[name] if done.update is None else codec.reference("delta", layout, name, done.masks)
         share = 1.0 if name in layout.statistics else wire.up_share
         after, before, residual = done.session.state[name], base[name], device.residual[name]
+        if name in done.session.frozen:  # what was lost of an update before must not move it any more
+            residual = np.where(done.session.frozen[name], residual.dtype.type(0), residual)
         if name in done.masks:  # a dropped weight is gone, not changed: the mask update says so
             after, before, residual = (packing.take(array, over.places) for array in (after, before, residual))
             sent = code_active(after - before, residual, over, form, name=name, rng=rng, block=wire.block, share=share)

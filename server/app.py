@@ -74,7 +74,7 @@ def run_rounds(
     else:
         enrol(federation, roster)
     if first_round == 0:
-        observe(untrained(federation, evaluate(strategy.weights)))
+        observe(untrained(federation, evaluate(strategy.weights, federation.model.masking.owners)))
     for server_round in range(max(first_round, 1), rounds + 1):
         if federation.is_over:
             return
@@ -91,7 +91,7 @@ def run_rounds(
             recalibrate(federation, server_round, talk, counts.reached)
         found = evaluate_devices(federation, server_round, talk, own_models) if is_due and own_models is not None else None
         if is_due and found is None:
-            found = evaluate(strategy.weights)
+            found = evaluate(strategy.weights, federation.model.masking.owners)
         observe(finished(federation, server_round, task, counts, ends_task=ends_task, found=found))
 
 
@@ -105,6 +105,7 @@ def give_back(federation: Federation, grid: Grid) -> None:
     undo = getattr(grid, "undo", federation.exchange.forget)
     for device in federation.undone:
         undo(device)
+        federation.exchange.told.pop(device, None)  # what it was sent beside the model went with its state
     federation.undone.clear()
 
 

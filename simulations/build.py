@@ -123,7 +123,7 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None, tell: Ca
     try:
         names = sparse_names(model, method.model, inputs.shape)
         per_forward = make_method(method.learner).samples_per_forward(batch, is_joint)
-        chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - experiment.sparsity)
+        chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - method.first_sparsity)
         if experiment.model.name not in WELL_KNOWN:
             tell(layers_told(experiment.model, model, inputs.shape))
     finally:

@@ -26,7 +26,7 @@ from simulations.config.loading import load
 from simulations.config.sections import StreamConfig
 from simulations.engine.adapter import APP_RAISED
 from simulations.engine.boundary import reason_of
-from simulations.results.summary import SCENARIOS, accuracy_so_far, tasks_so_far
+from simulations.results.summary import SCENARIOS, accuracy_so_far, percent, tasks_so_far
 from simulations.run import accuracy_matrix
 from sparcl_core.metrics.continual import scores
 
@@ -141,7 +141,12 @@ def _line(record: RoundRecord, stream: StreamConfig) -> str:
     if record.accuracy is None:
         return line
     class_il, task_il = accuracy_so_far(record, tasks_so_far(stream, record.task) or stream.tasks)
-    return f"{line}, Class-IL {class_il:.1%}, Task-IL {task_il:.1%}"
+    return f"{line}, Class-IL {percent(class_il)}, Task-IL {percent(task_il)}"
+
+
+def _known(matrix: np.ndarray) -> list[list[float | None]]:
+    """As JSON has it; None where there is no accuracy."""
+    return [[None if np.isnan(value) else value for value in line] for line in matrix.tolist()]
 
 
 def _figures(records: list[RoundRecord]) -> dict:
@@ -151,4 +156,4 @@ def _figures(records: list[RoundRecord]) -> dict:
     for row, name in enumerate(SCENARIOS):
         found = scores(accuracy[row], records[0].accuracy[row])
         figures[name] = {key: None if np.isnan(value) else value for key, value in vars(found).items()}
-    return {"accuracy": figures, "matrices": {name: accuracy[row].tolist() for row, name in enumerate(figures)}}
+    return {"accuracy": figures, "matrices": {name: _known(accuracy[row]) for row, name in enumerate(figures)}}

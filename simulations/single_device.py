@@ -66,14 +66,16 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     check_tested(streams.classes, data.raw.test_y)
     tasks = [streams[0].task(number) for number in range(experiment.stream.tasks)]
     learner = Learner(method, data.inputs, epochs, seed)
+    _check_buffer(learner, streams)
     evaluate = Evaluator(learner, TestData(data.raw.test_x, data.raw.test_y, streams.classes, streams.domains))
     so_far = point.load() if point else None
 
     def session_done(progress: Progress) -> None:
         nonlocal so_far
         so_far = one_more(so_far, progress, fresh)
-        accuracy = evaluate(progress.state, progress.memory).accuracy if progress.epoch == epochs else None
-        if accuracy is not None:
+        accuracy = None
+        if progress.epoch == epochs:
+            accuracy = evaluate(progress.state, learner.method.owners(progress.memory), progress.memory).accuracy
             so_far = replace(so_far, accuracy=np.concatenate([so_far.accuracy, accuracy[None]]))
         if point:
             point.save(so_far)
@@ -90,6 +92,16 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
     finally:
         torch.set_num_threads(threads)
     return _result(experiment, learner, so_far)
+
+
+def _check_buffer(learner: Learner, streams: Streams) -> None:
+    """Raises ConfigError if the device's buffer has too few places for what its method keeps of each class."""
+    places, classes = learner.method.buffer_capacity(sum(streams[0].sizes)), len(set().union(*streams.classes))
+    if places < (least := learner.method.least_buffer(classes)):
+        raise ConfigError(
+            f"the device's buffer has {places} places, and learner.method {learner.config.method!r} needs {least} for its {classes} "
+            f"classes; set learner.buffer_size to {least} or more"
+        )
 
 
 def _result(experiment: Experiment, learner: Learner, so_far: SoFar) -> SoloResult:

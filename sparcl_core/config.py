@@ -232,6 +232,11 @@ class MethodConfig:
         """Is the first mask found on data?"""
         return self.is_sparse and self.masks.initial == "snip"
 
+    @property
+    def first_sparsity(self) -> float:
+        """Of the first mask, the densest that a device must have room for."""
+        return 0.0 if self.scheme(task_epochs=1, seed=0).begins_dense else self.sparsity
+
     def scheme(self, task_epochs: int, seed: int) -> Scheme:
         """What changes the masks, in tasks of so many epochs."""
         return make_scheme(self.masks, self.tdm, self.sparsity, task_epochs=task_epochs, seed=seed)

@@ -11,6 +11,7 @@ from sparcl_core.learner import Learner
 from sparcl_core.metrics.continual import count_correct, count_task
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.sparsity.packnet import Owners, network_of
 
 BATCH = 512
 
@@ -34,11 +35,16 @@ class Tester:
         """`learner`: lends its network."""
         self.learner, self.data = learner, data
 
-    def count(self, state: State, masks: Masks, memory: Memory | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def count(
+        self, state: State, masks: Masks, memory: Memory | None = None, *, owners: Owners | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Right answers of a model, [2, T, C] by scenario (Class-IL, Task-IL), task and true class; and of how many, [T, C].
 
-        `memory`: what the device keeps whose model it is; None: it is nobody's own.
+        `memory`: what the device keeps whose model it is; None: it is nobody's own. `owners`: whose each weight is; then every task is
+        tested with its own network (`sparsity.packnet`), on its own samples.
         """
+        if owners:
+            return self._count_apart(state, owners)
         network, data, tasks = self.learner.network, self.data, list(self.data.classes)
         network.load(state, masks)
         network.model.eval()
@@ -46,6 +52,16 @@ class Tester:
         if data.domains is None:
             return count_correct(self._scores(score, data.x), data.y, tasks)
         found = [count_task(self._scores(score, data.domains.apply(data.x, task)), data.y, own) for task, own in enumerate(tasks)]
+        return np.stack([hits for hits, _ in found], axis=1), np.stack([count for _, count in found])
+
+    def _count_apart(self, state: State, owners: Owners) -> tuple[np.ndarray, np.ndarray]:
+        network, data, found = self.learner.network, self.data, []
+        for task, own in enumerate(data.classes):
+            places, rows = network_of(owners, task), np.isin(data.y, own)
+            network.load({name: np.where(places.get(name, True), value, 0).astype(value.dtype) for name, value in state.items()}, {})
+            network.model.eval()
+            x = data.x[rows] if data.domains is None else data.domains.apply(data.x[rows], task)
+            found.append(count_task(self._scores(self.learner.method.scorer(network, None), x), data.y[rows], own))
         return np.stack([hits for hits, _ in found], axis=1), np.stack([count for _, count in found])
 
     def _scores(self, score, images: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def start_model(learner: Learner, method: MethodConfig, seed: int) -> tuple[Stat
     if method.masks.initial == "magnitude":
         masks = highest_masks({name: np.abs(value) for name, value in masked.items()}, method.masks, method.sparsity)
     else:
-        masks = random_masks({name: value.shape for name, value in masked.items()}, method.masks, method.sparsity, seed)
+        masks = random_masks({name: value.shape for name, value in masked.items()}, method.masks, method.first_sparsity, seed)
     return laid_over(weights, masks, method.model.rescale), masks
 
 
@@ -141,7 +141,7 @@ class _Alone:
         done = self.learner.train(self.state, self.masks, task, self.memory, epochs=self.schedule.epochs(session), device=0)
         self.state, self.memory = done.state, done.memory
         self.counted += Counted(done.flops, done.dense_flops)
-        has_ranked = self.learner.scheme.needs != "nothing" and self.schedule.action(task.task, session + 1) == "adapt"
+        has_ranked = self.learner.scheme.asks and self.schedule.action(task.task, session + 1) == "adapt"
         if has_ranked:
             self.importance, cost = self.learner.importance_after(done, self.masks, task, device=0)
             self.counted += Counted(cost)
@@ -184,5 +184,6 @@ class _Alone:
             return
         scheme, epoch, self.updates = self.learner.scheme, session * self.schedule.session_epochs, self.updates + 1
         self.state = {name: value.copy() for name, value in self.state.items()}  # the observer may have kept the old one
-        update = scheme.plan(what, self.masks, self.state, self.importance, number=self.updates, epoch=epoch)
+        found = self.learner.method.owners(self.memory) if scheme.needs == "owners" else self.importance
+        update = scheme.plan(what, self.masks, self.state, found, number=self.updates, epoch=epoch)
         self.masks = scheme.redo(self.masks, [self.state], update)

@@ -89,8 +89,14 @@ def global_generators() -> tuple:
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
-# methods that run in any setting; FedWeIT wants a dense network, a server and tasks that a test names
+# methods that run in any setting, given what they need; FedWeIT wants a dense network and a server
 ANYWHERE = tuple(name for name in OURS if not find_method(name).moves_weights)
+NEEDS = {"packnet": {"masks.scheme": "packnet", "stream.setting": "task-il", "sparsity": "0.5"}}
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """Overrides that a method needs to run at all."""
+    return tuple(f"{key}={value}" for key, value in NEEDS.get(name, {}).items())
 
 
 def frozen(value):

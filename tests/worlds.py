@@ -107,7 +107,7 @@ def play(
         strategy,
         rounds=world.experiment.rounds,
         evaluate_every=0,
-        evaluate=lambda state: Evaluation(np.zeros(shape), np.zeros((*shape, world.data.num_classes))),
+        evaluate=lambda state, owners: Evaluation(np.zeros(shape), np.zeros((*shape, world.data.num_classes))),
         observe=round_done,
         roster=None if registers else make_roster(world.streams),
     )

@@ -17,6 +17,7 @@ from sparcl_core.methods.auxiliary import Auxiliary
 from sparcl_core.methods.base import Upload
 from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.sparsity.packnet import Owners
 from sparcl_core.wire.protocol import Report
 
 
@@ -45,6 +46,10 @@ class Beside:
         if tier not in self._sent or self._sent[tier][0] != base.version:
             self._sent[tier] = base.version, self._auxiliary.down.encode(self.kept, base.masks, base.version)
         return self._sent[tier][1]
+
+    def own(self, owners: Owners) -> None:
+        """Whose each weight is, for a method whose tasks own weights; empty for others."""
+        self.kept = self.kept | {f"method/{name}": value.astype(self._auxiliary.down.dtype) for name, value in owners.items()}
 
     def drop(self, masks: Masks) -> None:
         """What is kept of weights becomes 0 where these masks have none."""

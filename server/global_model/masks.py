@@ -9,6 +9,7 @@ density 1 - (1 - d)^K: `Diversity` watches it.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from server.global_model.broadcast import Base, Broadcast
 from server.snapshot import Snapshot, in_order, under, within
 from sparcl_core.codec import CodecError, Layout, Payload, SparseTensor
 from sparcl_core.sparsity.masks import Masks, State, shrink
+from sparcl_core.sparsity.packnet import Owners, claimed, nobody
 from sparcl_core.sparsity.schedule import Sessions
 from sparcl_core.sparsity.scheme import Scheme
 from sparcl_core.sparsity.update import MaskUpdate, surviving
@@ -71,12 +73,19 @@ class Reported:
 
 
 class SharedMasks:
-    """One mask for all, updated between rounds."""
+    """One mask for all, updated between rounds.
 
-    def __init__(self, scheme: Scheme, schedule: Sessions, importance: str):
-        """`importance`: form of the reports, see `WireConfig`; what RigL asks for are votes in any case."""
+    Attributes:
+        asks: do devices compute what an update is decided by?
+        by_votes: and do they vote?
+        owners: whose each place is, where the scheme wants to know.
+    """
+
+    def __init__(self, scheme: Scheme, schedule: Sessions, masks: Masks, importance: str):
+        """`masks`: to begin with; `importance`: form of the reports, see `WireConfig`; what RigL asks for are votes in any case."""
         self.scheme, self.schedule, self.by_votes = scheme, schedule, importance == "votes" or scheme.needs == "gradients"
-        self.asks = scheme.needs != "nothing"
+        self.asks = scheme.asks
+        self.owners: Owners = nobody(masks) if scheme.needs == "owners" else {}
         self._reported: dict[str, np.ndarray] = {}
         self._is_owed = False
 
@@ -98,11 +107,13 @@ class SharedMasks:
         self._is_owed = self.asks and what == "adapt" and not self._reported
         if what == "rest" or self._is_owed:
             return {}
+        if what == "grow" and self.owners:
+            self.owners = claimed(self.owners, broadcast.masks, task - 1)
         planned = {"number": broadcast.mask_version + 1, "epoch": session * self.schedule.session_epochs}
         if what == "adapt" and self.asks and self.by_votes:
             update = self.scheme.plan_by_votes(broadcast.masks, weights, self._reported, **planned)
         else:
-            update = self.scheme.plan(what, broadcast.masks, weights, self._reported, **planned)
+            update = self.scheme.plan(what, broadcast.masks, weights, self.owners or self._reported, **planned)
         left = surviving(broadcast.masks, update)
         broadcast.update_masks(weights, update, self.scheme)
         return left
@@ -128,11 +139,12 @@ class SharedMasks:
 
     def snapshot(self) -> Snapshot:
         """All that changes from round to round, see `server.snapshot`."""
-        return under("reported", self._reported) | {"owed": np.array(self._is_owed)}
+        return under("reported", self._reported) | under("owners", self.owners) | {"owed": np.array(self._is_owed)}
 
     def restore(self, snapshot: Snapshot, broadcast: Broadcast) -> None:
         """Go on where `snapshot` was taken."""
         self._reported = in_order(broadcast.layout.shapes, within("reported", snapshot))
+        self.owners = in_order(broadcast.layout.shapes, within("owners", snapshot))
         self._is_owed = bool(snapshot["owed"])
 
 
@@ -140,6 +152,7 @@ class LocalMasks:
     """Every device adapts its own mask; the server thins the union."""
 
     by_votes = False
+    owners: ClassVar[Owners] = {}
 
     def __init__(self, scheme: Scheme):
         self.scheme = scheme

@@ -51,7 +51,7 @@ class GlobalModel:
         self.broadcasts = self._first_broadcasts(start.masks)
         self.optimizer = ServerOptimizer(settings.optimizer, self.layout)
         schedule, is_shared = scheme.schedule(federation.local_epochs), federation.mask == "shared"
-        self.masking = SharedMasks(scheme, schedule, settings.wire.importance) if is_shared else LocalMasks(scheme)
+        self.masking = SharedMasks(scheme, schedule, self.masks, settings.wire.importance) if is_shared else LocalMasks(scheme)
         self.mask_schedule = MaskSchedule(federation.rounds_per_task, settings.follows_reports)
         self.beside = Beside(method, start)
         self.diversity: Diversity | None = None
@@ -98,7 +98,9 @@ class GlobalModel:
         wants_report = self.masking.wants_report(task, session)
         self.optimizer.drop(surviving)
         self.beside.drop(self.masks)
-        return wants_report, self.publish()
+        taken_back = self.publish()
+        self.beside.own(self.masking.owners)
+        return wants_report, taken_back
 
     def publish(self) -> str:
         """Make the next version. Returns why the last update was taken back for it, empty if it was not.

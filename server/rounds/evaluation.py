@@ -20,6 +20,7 @@ from sparcl_core.codec import CodecError
 from sparcl_core.metrics.continual import accuracy_by_class, accuracy_by_task
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity.masks import State
+from sparcl_core.sparsity.packnet import Owners
 from sparcl_core.wire.protocol import Instruction
 
 
@@ -43,7 +44,7 @@ class Evaluation:
     own: OwnModels | None = None
 
 
-Evaluate = Callable[[State], Evaluation]
+Evaluate = Callable[[State, Owners], Evaluation]  # weights, and whose each is where tasks own them
 
 
 @dataclass(frozen=True, eq=False)

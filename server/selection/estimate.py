@@ -105,12 +105,13 @@ class Workload:
             buffered: [n], samples that the devices' buffers can hold.
             samples: [n], the most that a device has in a step: no batch is larger.
         """
-        method, active = self.method, self._active(sparsity)
+        method, scheme = self.method, self.method.scheme(task_epochs=1, seed=0)
+        active = self._active(0.0 if scheme.begins_dense else sparsity)
         batch = largest_batch(samples, method.learner.batch_size, self.least, method.learner.last_batch)
         in_flight = self.learning.samples_per_forward(batch, self.is_joint)
         per_sample_held = self.input_bytes + 8 + self.classes * self.model.itemsize
         arrays = self.learning.arrays_bytes(self.model, active, buffered=buffered, classes=self.classes)
-        ranked = method.scheme(task_epochs=1, seed=0).gradients_held(self.masked.values())
+        ranked = scheme.gradients_held(self.masked.values())
         need = footprint(self.model, active=active, updated=active, activations=0, method_bytes=0, federated=True, ranked=ranked)
         kept = buffered * per_sample_held + self.learning.kept_samples(samples) * (self.input_bytes + 8)
         return need.total + self.moved * in_flight + kept + arrays + self.correcting.arrays_bytes(self.model, active)

@@ -29,7 +29,13 @@ def load_experiment(experiment: str, overrides: list[str] | None, *, seed: int |
     if dense and baseline:
         raise ConfigError("--dense runs the dense twin alone, and --baseline runs it beside the experiment: leave one out")
     resolved = load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
-    return dense_twin(resolved) if dense else resolved
+    if not (dense or baseline):
+        return resolved
+    try:
+        twin = dense_twin(resolved)
+    except ValueError as error:
+        raise ConfigError(f"--{'dense' if dense else 'baseline'}: {error}") from error
+    return twin if dense else resolved
 
 
 def fetch(experiment: "Experiment") -> None:

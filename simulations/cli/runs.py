@@ -159,6 +159,7 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -
     from simulations.config.experiment import dense_twin
     from simulations.fleet.profiles import load_profile
     from simulations.results.folder import new_folder
+    from simulations.results.summary import percent
     from simulations.results.write import write_solo
     from simulations.single_device import train_one as train
 
@@ -168,7 +169,7 @@ def _train_one(experiment: "Experiment", baseline: bool, out: Path, name: str) -
     def observe(progress, accuracy) -> None:
         line = f"task {progress.task}  epoch {progress.epoch}/{epochs}  loss {progress.loss:.3f}"
         if accuracy is not None:
-            line += "  Class-IL {:.1%}  Task-IL {:.1%}".format(*accuracy[:, : progress.task + 1].mean(1))
+            line += "  Class-IL {}  Task-IL {}".format(*map(percent, accuracy[:, : progress.task + 1].mean(1)))
         say(line)
 
     parts = [experiment, *([dense_twin(experiment)] if baseline else [])]

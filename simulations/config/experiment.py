@@ -25,6 +25,7 @@ from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, Me
 from sparcl_core.foreign import printable
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.registry import make_correction, make_method
+from sparcl_core.methods.situation import Situation
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
 from sparcl_core.sparsity.settings import MaskConfig
@@ -128,7 +129,7 @@ class Experiment:
             return
         schedule = scheme.schedule(federation.local_epochs)
         if not any(schedule.action(1, session) == "adapt" for session in range(schedule.sessions)):
-            off = "tdm.enabled=false" if name == "tdm" else "masks.scheme=static"
+            off = {"tdm": "tdm.enabled=false", "packnet": "a smaller masks.until"}.get(name, "masks.scheme=static")
             yield (
                 f"federation.local_epochs is {federation.local_epochs}: with rounds of that length masks would never adapt in a task of "
                 f"{federation.task_epochs} epochs; take shorter rounds, or set {off}"
@@ -138,6 +139,7 @@ class Experiment:
         """Settings that contradict each other."""
         federation, stream = self.federation, self.stream
         yield from self._federated()
+        yield from self._of_the_method()
         yield from contradictions(self.data, stream)
         if self.clock.is_buffered and federation.batchnorm not in ("global", "fedbn"):
             yield (
@@ -204,6 +206,23 @@ class Experiment:
         if federation.batchnorm == "fedbn" and self.model.weights:
             yield "federation.batchnorm is 'fedbn', but model.weights names a file: what it has of BatchNorm would reach no device"
 
+    def _of_the_method(self) -> Iterator[str]:
+        """Why the learning method cannot run in this situation."""
+        method, stream, federation = make_method(self.learner), self.stream, self.federation
+        at_once = stream.advance == "rounds" and not stream.pace_spread and not stream.start_spread
+        alike = stream.order == "same" and stream.cycles == 1 and stream.new_classes_share == 1
+        situation = Situation(
+            tasks=stream.tasks, blur=stream.blur, sparsity=self.sparsity, scheme=self.masks.scheme,
+            is_in_step=stream.boundaries == "known" and at_once and alike, batchnorm=federation.batchnorm, evaluate_on=self.evaluate_on,
+            optimizer=self.server_optimizer.name, fits_memory=self.budget.memory == "fit",
+        )  # fmt: skip
+        yield from method.problems(situation)
+        if self.method.scheme(federation.task_epochs, self.seed).needs == "owners" and not method.owns:
+            yield (
+                f"masks.scheme is {self.masks.scheme!r}, but learner.method {self.learner.method!r}: these masks are for methods whose "
+                f"tasks own weights; set learner.method=packnet, or another masks.scheme"
+            )
+
     @property
     def method(self) -> MethodConfig:
         correction = CorrectionConfig(self.federation.correction, self.federation.mu)
@@ -253,8 +272,9 @@ def dense_twin(experiment: Experiment) -> Experiment:
 
 def left_on(experiment: Experiment) -> list[str]:
     """What an experiment of sparsity 0 still does that its dense twin does not, in words; of others nothing."""
-    twin, found = dense_twin(experiment), []
+    found = []
     if experiment.sparsity == 0:
+        twin = dense_twin(experiment)
         if experiment.ddr.enabled:
             found.append("data removal (ddr)")
         if (wire := experiment.wire) != twin.wire:

@@ -15,7 +15,7 @@ from rich.table import Table
 from server.app import RoundRecord
 from server.ledger import KINDS
 from simulations.config.sections import StreamConfig
-from simulations.results.summary import accuracy_so_far, tasks_so_far
+from simulations.results.summary import accuracy_so_far, percent, tasks_so_far
 
 ROUNDS_BEFORE_AN_ESTIMATE = 3  # the first one also starts workers; before a few more have passed, what is left is a guess
 NARROW = 64  # columns below which the table does without the dense twin's own
@@ -61,7 +61,7 @@ class View:
         if not self._live:
             parts = [f"round {record.round}/{self.rounds}", f"task {self.task}", f"devices {record.num_devices}"]
             if record.accuracy is not None and record.task >= 0:  # before the median device has begun there is no task so far
-                parts.append("Class-IL {:.1%}  Task-IL {:.1%}".format(*self.accuracy))
+                parts.append("Class-IL {}  Task-IL {}".format(*map(percent, self.accuracy)))
             left = self._left()
             self._say("  ".join([*parts, f"virtual time {self._clock()}", *([f"wall clock: {left}"] if left else [])]))
 
@@ -96,7 +96,7 @@ class View:
         grid.add_row("", ProgressBar(total=self.rounds, completed=self.round, width=min(40, max(8, self.console.width - 16))))
         grid.add_row("devices", f"{self.done} of {self.devices} done")
         if self.accuracy:
-            grid.add_row("accuracy", "Class-IL {:.1%}, Task-IL {:.1%} on the tasks so far".format(*self.accuracy))
+            grid.add_row("accuracy", "Class-IL {}, Task-IL {} on the tasks so far".format(*map(percent, self.accuracy)))
         grid.add_row("virtual time", f"{self._clock()} for the devices")
         passed = _duration((time.perf_counter() - self.started) / 3600)
         grid.add_row("wall clock", ", ".join(part for part in (passed, self._left()) if part))
@@ -152,10 +152,10 @@ def final_table(summary: dict, width: int = 80) -> Table:
     for scenario, name in (("class-il", "Class-IL"), ("task-il", "Task-IL")):
         for key, label in (("average", "accuracy"), ("forgetting", "forgetting")):
             value, other = own[scenario][key], dense and dense[scenario][key]
-            row(f"{name} {label}", _percent(value), _percent(other), _points(value, other))
+            row(f"{name} {label}", percent(value), percent(other), _points(value, other))
     if fleet:
         _add_figure(
-            row, "worst tenth of devices", fleet, dense=dense_fleet, figure=lambda part: part["fairness"]["worst_decile"], shown=_percent
+            row, "worst tenth of devices", fleet, dense=dense_fleet, figure=lambda part: part["fairness"]["worst_decile"], shown=percent
         )
     return table
 
@@ -166,7 +166,7 @@ Shown = Callable[..., None]  # adds a row: label, this run, dense twin
 def _add_fleet(row: Shown, own: dict, dense: dict | None) -> None:
     """What the virtual clock says; of the dense twin only where it was run, as its rounds end at other times."""
     _add_figure(row, "virtual time *", own, dense=dense, figure=lambda part: part["virtual_hours"], shown=_duration)
-    _add_figure(row, "device rounds in time", own, dense=dense, figure=lambda part: part["in_time"], shown=_percent)
+    _add_figure(row, "device rounds in time", own, dense=dense, figure=lambda part: part["in_time"], shown=percent)
     if own["refused"] or dense and dense["refused"]:
         _add_figure(row, "devices too small", own, dense=dense, figure=lambda part: part["refused"], shown=str)
     if own["target"]:
@@ -215,10 +215,6 @@ def footnote(summary: dict, assumed: dict[str, list[str]]) -> str:
     else:
         figures = f"{sum(map(len, assumed.values()))} figures of them, marked in their files"
     return f"* simulated: {', '.join(assumed)}; assumed, not sourced: {figures}.\nDense twin: same schedule, costs by formula{accuracy}."
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _points(value: float | None, other: float | None) -> str:

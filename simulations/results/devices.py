@@ -1,8 +1,8 @@
 """What each device paid, and what the model is worth to it: one row a device, from the ledger and the evaluations of a run.
 
-A device's accuracy is Class-IL, on the test data in the device's own mix of (task, class) over its whole stream; its forgetting is that of
-the matrix of its own steps, in its own order, each task in the device's own mix of classes. Where devices' own models are evaluated, its
-accuracy is that of its own in the last evaluation, a mean over the tasks that it has had.
+A device's accuracy is Class-IL, or Task-IL where the method has no other, on the test data in the device's own mix of (task, class) over
+its whole stream; its forgetting is that of the matrix of its own steps, in its own order, each task in the device's own mix of classes.
+Where devices' own models are evaluated, its accuracy is that of its own in the last evaluation, a mean over the tasks that it has had.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from server.ledger import Row
 from simulations.run import Result
 from sparcl_core.costs.flops import FLOP_COLUMNS
+from sparcl_core.methods.registry import make_method
 from sparcl_core.metrics.continual import scores
 from sparcl_core.metrics.curves import matrix_at
 from sparcl_core.metrics.fairness import device_accuracy
@@ -77,7 +78,8 @@ def endings(rows: list[Row]) -> dict[tuple[int, int], str]:
 def _worth(result: Result, devices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy and forgetting of each device."""
     found = [record for record in result.rounds if record.by_class is not None]
-    curve, own_models = np.stack([record.by_class[0] for record in found]), own_accuracy(result, 0)  # [E, T, C]
+    scenario = int(make_method(result.world.experiment.learner).owns)
+    curve, own_models = np.stack([record.by_class[scenario] for record in found]), own_accuracy(result, scenario)  # [E, T, C]
     steps = _steps_at(result, devices, [record.round for record in found], [record.time for record in found])
     streams, (tasks, classes) = result.world.streams, curve.shape[1:]
     accuracy, forgetting = np.full(len(devices), np.nan), np.full(len(devices), np.nan)

@@ -37,7 +37,8 @@ def draw_report(folder: Path) -> Path:
         for scenario, style in (("class-il", "-"), ("task-il", ":")):
             values = 100 * np.array(rounds[scenario], dtype=float)
             known = ~np.isnan(values)
-            panel.plot(numbers[known], values[known], style, color=SPARSE, label=scenario.title().replace("Il", "IL"))
+            label = scenario.title().replace("Il", "IL") if known.any() else None
+            panel.plot(numbers[known], values[known], style, color=SPARSE, label=label)
         panel.set(title="Accuracy on the tasks so far", ylabel="%", ylim=(0, 102), xlabel="round")
         _legend(panel, frameon=False, loc="center right")
 
@@ -75,7 +76,7 @@ def _over_time(panel, rounds: dict) -> None:
     for scenario, style in (("class-il", "-"), ("task-il", ":")):
         values = 100 * np.array(rounds[f"{scenario}-all"], dtype=float)
         known = ~np.isnan(values)
-        label = scenario.title().replace("Il", "IL")
+        label = scenario.title().replace("Il", "IL") if known.any() else None
         panel.plot(hours[known] / size, values[known], style, color=SPARSE, drawstyle="steps-post", label=label)
     panel.set(title="Accuracy on all tasks, over virtual time", xlabel=unit, ylabel="%", ylim=(0, 102))
     _legend(panel, frameon=False, loc="lower right")

@@ -137,6 +137,11 @@ def tasks_so_far(stream: StreamConfig, task: int) -> int:
     return stream.tasks if stream.order == "shuffled" else min(task + 1, stream.tasks)
 
 
+def percent(value: float | None) -> str:
+    """As people read it; `-` where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{value:.1%}"
+
+
 def accuracy_so_far(record, tasks_seen: int) -> tuple[float, float]:
     """Mean Class-IL and Task-IL accuracy over the first `tasks_seen` tasks; NaN before the first."""
     if record.accuracy is None or tasks_seen < 1:

@@ -40,7 +40,7 @@ def ceilings(world: World) -> Ceilings:
     e = world.experiment
     learner = Learner(e.method, world.data.inputs, e.federation.task_epochs, e.seed)
     sizes = {name: learner.layout.size(name) for name in learner.layout.shapes if name in learner.layout.masked}
-    active = active_counts(e.masks.densities, {name: learner.layout.shapes[name] for name in sizes}, e.sparsity)
+    active = active_counts(e.masks.densities, {name: learner.layout.shapes[name] for name in sizes}, e.method.first_sparsity)
     updated = active
     if learner.draws_gradient_masks and e.masks.densities == "uniform":
         updated = {name: num_active(size, learner.gradient_sparsity) for name, size in sizes.items()}

@@ -29,12 +29,16 @@ def markdown(claim: Claim, results: Results) -> str:
 
 
 def gap(row: ClaimRow, results: Results, scenario: str = "class-il") -> tuple[float, float] | None:
-    """Mean and half-width of the difference in average accuracy to the row that this one is paired with, over the seeds of both."""
+    """Mean and half-width of the difference in average accuracy to the row that this one is paired with, over the seeds of both.
+
+    None where there is no such row, or one of the two has no accuracy in this scenario.
+    """
     if not row.versus:
         return None
     own, other = results[row.name], results[row.versus]
     both = [seed for seed in own if seed in other]
-    return paired(*(_averages([runs[seed] for seed in both], scenario) for runs in (own, other)))
+    found = [_averages([runs[seed] for seed in both], scenario) for runs in (own, other)]
+    return paired(*found) if found[0].size == found[1].size else None
 
 
 def _fleet_table(claim: Claim, results: Results) -> str:
@@ -48,7 +52,7 @@ def _fleet_table(claim: Claim, results: Results) -> str:
         lines.append(
             (
                 row.name,
-                f"{100 * np.mean(_averages(summaries, 'class-il')):.1f}" + (f" ({_difference(apart)})" if apart else ""),
+                _percent(_averages(summaries, "class-il")) + (f" ({_difference(apart)})" if apart else ""),
                 f"{100 * np.mean([fleet['in_time'] or 0 for fleet in fleets]):.0f}",
                 f"{np.mean([fleet['refused'] for fleet in fleets]):.0f}",
                 f"{np.mean([summary['totals']['joules'] for summary in summaries]):,.0f}",

@@ -20,10 +20,10 @@ from sparcl_core.codec.payload import (
     encode_places,
     reference,
 )
-from sparcl_core.codec.values import LIMIT, LOSSLESS, SIGNED, VALUES, WIDTH, Quantised, Values, quantise
+from sparcl_core.codec.values import LIMIT, LOSSLESS, SIGNED, VALUES, WIDTH, Quantised, Values, labelled, quantise
 
 __all__ = [
     "AUXILIARY", "KINDS", "LIMIT", "LOSSLESS", "MASK_KINDS", "PLACES_ONLY", "SIGNED", "VALUES", "WIDTH",
     "CodecError", "Encoded", "Layout", "Payload", "Quantised", "Reference", "Sizes", "SparseTensor", "Values",
-    "decode", "encode", "encode_places", "quantise", "reference", "reference_set",
+    "decode", "encode", "encode_places", "labelled", "quantise", "reference", "reference_set",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ WIDTH = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "u8"
 LIMIT = {"int8": 127, "int4": 7, "u8": 255, "u4": 15, "int6": 31}
 SIGNED = ("int8", "int6", "int4")
 LOSSLESS = ("f64", "f32")
+_ONE = 0x3F80  # the upper half of 1.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,19 @@ def quantise(
     if form not in SIGNED and values.size and values.min() < 0:
         raise ValueError(f"{name} holds a negative value: {form} is for importance, which has none")
     return _to_integers(places=places, ranks=ranks, total=reference.total, values=values, form=form, name=name, rng=rng, block=block)
+
+
+def labelled(tensor: SparseTensor, reference: Reference, name: str) -> Quantised:
+    """Whole numbers from 0 to 255 as they are: codes of u8 at scale 1.
+
+    Raises:
+        ValueError: if a value is another, or a place is not in the reference set.
+    """
+    codes = tensor.values.astype(np.int64)
+    if (codes != tensor.values).any() or codes.size and not 0 <= codes.min() <= codes.max() <= LIMIT["u8"]:
+        raise ValueError(f"{name} holds a value that is no whole number from 0 to {LIMIT['u8']}: send f32")
+    ranks, ones = reference.ranks(tensor.places, name), np.full(num_scales("u8", reference.total, 0), _ONE, np.uint16)
+    return Quantised(tensor.places, ranks, reference.total, "u8", codes, ones, 0)
 
 
 def _to_integers(*, places, ranks, total, values, form, name, rng, block) -> Quantised:

@@ -204,7 +204,7 @@ def per_sample(layers: Layers, active: dict[str, int], updated: dict[str, int]) 
     Args:
         layers: from `layer_shapes`.
         active: active weights k of each sparse tensor; layers not named are dense.
-        updated: weights g whose gradient is computed, likewise.
+        updated: weights g whose gradient is computed, likewise; of layers that are not named, that of all.
     """
     sparse = dense = forward = forward_sparse = 0
     for layer in layers:

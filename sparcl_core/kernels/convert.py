@@ -161,7 +161,7 @@ def _fused_block(block: type) -> type:
         """torchvision's BasicBlock without the tensor between the first normalisation and the second convolution."""
 
         def forward(self, x: Tensor) -> Tensor:
-            can_fuse = self.training and isinstance(self.conv2, modules.SparseConv2d) and isinstance(self.bn1, between.BatchNorm)
+            can_fuse = self.bn1.training and isinstance(self.conv2, modules.SparseConv2d) and isinstance(self.bn1, between.BatchNorm)
             if not can_fuse or not isinstance(self.bn2, between.BatchNorm):
                 return super().forward(x)
             if isinstance(self.conv1, modules.SparseConv2d) and x.requires_grad:

@@ -25,11 +25,12 @@ class Auxiliary:
 
     def __init__(self, method: LearningMethod, correction: Correction, model: Layout, classifier: tuple[str, ...], *, dtype: str):
         self.parts: dict[str, SendsArrays] = {"method": method, "correction": correction}
-        up, down = {}, {}
+        up, down, labels = {}, {}, set()
         for part, sender in self.parts.items():
             up |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_up(model, classifier).items()}
-            down |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_down(model, classifier).items()}
-        self.up, self.down = Channel.of(up, model, dtype), Channel.of(down, model, dtype)
+            own = {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_down(model, classifier).items()}
+            down, labels = down | own, labels | (own.keys() if sender.labels else set())
+        self.up, self.down = Channel.of(up, model, dtype), Channel.of(down, model, dtype, frozenset(labels))
         self.once_a_task = all(sender.once_a_task for sender in self.parts.values() if sender.shapes_down(model, classifier))
         self.counts = tuple(f"{part}/{name}" for part, sender in self.parts.items() for name in sender.counts)
 

@@ -4,11 +4,13 @@ The learner runs the steps: it cuts batches, goes forward and backward, masks gr
 
     where a task begins or ends     begin_task, end_task         what to keep, having computed what it likes
     before the steps of a session   prepare                      what their terms need: a teacher, old weights
+                                    frozen                       which weights stay as they are
     in a step                       draw                         which samples of the buffer are replayed beside the batch
                                     current_term, draw_term      the loss on the batch, and on each draw
                                     gradients                    what is made of the gradients before weights move
                                     offer                        what of the batch goes into the buffer
     behind the steps of a session   end_session                  what to keep
+    before anything                 problems                     why it cannot run in this situation
 
 and the cost code, the server's estimate of a round and its bounds ask it how many samples go through a network (`step_passes` and the
 others below). Where a method replays from the buffer or asks a teacher, `draws` and `teachers` say all of that.
@@ -20,7 +22,7 @@ device; what it needs within a session is what `prepare` returned. All random dr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -30,6 +32,7 @@ import numpy as np
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Count, Passes
 from sparcl_core.costs.memory import Held
+from sparcl_core.methods.situation import Situation
 from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.replay.buffer import Buffer
 from sparcl_core.replay.memory import Memory
@@ -142,12 +145,14 @@ class SendsArrays:
         in_order: what is combined must be of the devices of one round, so that rounds cannot be buffered.
         needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
         once_a_task: a device is sent them with the first round of a task alone, and keeps what it needs of them.
+        labels: what the server sends are whole numbers from 0 to 255, which cross the wire as such.
     """
 
     counts: ClassVar[tuple[str, ...]] = ()
     in_order: ClassVar[bool] = False
     needs_shared_masks: ClassVar[bool] = False
     once_a_task: ClassVar[bool] = False
+    labels: ClassVar[bool] = False
 
     def shapes_up(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
         """Names and shapes of what a device sends. `classifier`: tensors of the last layer, weight first, whose rows are classes."""
@@ -186,6 +191,7 @@ class LearningMethod(SendsArrays):
         personal: devices have models of their own, so that it is these that are evaluated.
         needs_task_ids: a test must say which task an image is of, so that it is for stream.setting=task-il.
         moves_weights: `gradients` moves weights by itself, in a dense network, so that nothing can mask or correct its steps.
+        owns: every task owns weights (`sparsity.packnet`), and has a network of its own: there is no accuracy but Task-IL.
     """
 
     name: ClassVar[str] = ""
@@ -199,9 +205,14 @@ class LearningMethod(SendsArrays):
     personal: ClassVar[bool] = False
     needs_task_ids: ClassVar[bool] = False
     moves_weights: ClassVar[bool] = False
+    owns: ClassVar[bool] = False
 
     def __init__(self, config: LearnerConfig):
         self.config = config
+
+    def problems(self, situation: Situation) -> Iterator[str]:
+        """Why it cannot run in this situation: of each, the value, the rule and the way out. Asked before anything starts."""
+        yield from ()
 
     # -- where a task begins and ends
 
@@ -218,6 +229,15 @@ class LearningMethod(SendsArrays):
     def prepare(self, running: Running) -> Any:
         """What the terms of the steps need, made once. Also called where importance is computed, and then no session follows."""
         return None
+
+    def frozen(self, running: Running, classifier: tuple[str, ...]) -> Masks:
+        """Places that stay as they are in this session, bool in the shapes of tensors, of BatchNorm's statistics among them; of tensors
+        that are not named, none. Their gradients are not computed. `classifier`: tensors of the last layer, whose rows are classes."""
+        return {}
+
+    def owners(self, memory: Memory) -> Arrays:
+        """Of a device alone, whose each place is, uint8 in the shapes of sparse tensors (`sparsity.packnet`); empty where nobody asks."""
+        return {}
 
     def draw(self, buffer: Buffer, size: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Which samples of the buffer are replayed: rows [size] for each of `draws`, uniform without replacement."""
@@ -283,6 +303,10 @@ class LearningMethod(SendsArrays):
         if not self.draws:
             return 0
         return self.config.buffer_size or math.ceil(self.config.buffer_share * stream_samples - 1e-9)
+
+    def least_buffer(self, classes: int) -> int:
+        """Samples that the buffer of a device alone must have room for, which meets so many classes."""
+        return 0
 
     def held_by_twin(self, buffer: Buffer, offered: int) -> int:
         """Samples that the dense twin's buffer would hold, had it been offered `offered`."""

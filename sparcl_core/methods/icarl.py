@@ -33,6 +33,13 @@ class ICaRL(LearningMethod):
     draws = 1
     teachers = 1
 
+    def problems(self, situation):
+        if not self.config.buffer_size and not self.config.buffer_share:
+            yield (
+                f"learner.method is {self.config.method!r}, but learner.buffer_size and buffer_share are 0: an image is of the class whose "
+                f"exemplars are nearest, so take at least a place for each class"
+            )
+
     def prepare(self, running: Running):
         """The teacher, if there is one; and the old classes and those so far, [classes] bool."""
         import torch
@@ -86,6 +93,10 @@ class ICaRL(LearningMethod):
             return torch.where(means.isnan().any(1), -torch.inf, -away).to(logits.dtype)
 
         return nearest
+
+    def least_buffer(self, classes):
+        """An exemplar of each, or there is no mean."""
+        return classes
 
     def held_by_twin(self, buffer, offered):
         return len(buffer)

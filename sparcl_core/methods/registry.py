@@ -17,6 +17,7 @@ OURS = {
     "er": "sparcl_core.methods.er:ER",
     "der": "sparcl_core.methods.der:DER",
     "derpp": "sparcl_core.methods.derpp:DERpp",
+    "packnet": "sparcl_core.methods.packnet:PackNet",
     "flwf2t": "sparcl_core.methods.flwf2t:FLwF2T",
     "refed": "sparcl_core.methods.refed:ReFed",
     "fedweit": "sparcl_core.methods.fedweit:FedWeIT",

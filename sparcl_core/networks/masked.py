@@ -48,8 +48,18 @@ class Network:
             for name, layer in self.sparse.items():
                 layer.set_mask(masks[name])
         self.parameters = trainable(self.model)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
         load_state_(self.model, state)
         self.model.train()
+
+    def hold(self, names: set[str]) -> None:
+        """Compute no gradients of these tensors until the next `load`; BatchNorm whose statistics are among them normalises by these."""
+        for name in names & self.parameters.keys():
+            self.parameters[name].requires_grad_(False)
+        for name, module in self.model.named_modules():
+            if f"{name}.running_mean" in names:
+                module.eval()
 
     def read(self) -> State:
         """A copy of every tensor of the layout, sparse ones whole."""

@@ -52,6 +52,22 @@ class Intervals(Sessions):
         return "adapt" if epoch // self.length > (epoch - self.session_epochs) // self.length else "rest"
 
 
+@dataclass(frozen=True)
+class Pruning(Sessions):
+    """Growth before the first session of every task but the first; one pruning, before the first session at whose start the share `until`
+    of the task is over."""
+
+    task_epochs: int
+    session_epochs: int
+    until: float
+
+    def action(self, task: int, session: int) -> Action:
+        if session == 0:
+            return "grow" if task else "rest"
+        epoch, due = session * self.session_epochs, self.until * self.task_epochs - 1e-9
+        return "adapt" if session < self.sessions and epoch - self.session_epochs < due <= epoch else "rest"
+
+
 def stage_length(stage_epochs: int, epochs: int) -> int:
     """Epochs between updates in a task of `epochs` epochs; 0 takes a tenth of it."""
     return stage_epochs or max(1, round(epochs / 10))

@@ -18,7 +18,7 @@ from sparcl_core.sparsity.tdm import TDMConfig
 from sparcl_core.sparsity.update import Action, MaskUpdate
 
 Places = dict[str, np.ndarray]  # sorted flat indices by tensor
-Needs = Literal["nothing", "importance", "gradients"]
+Needs = Literal["nothing", "importance", "gradients", "owners"]
 
 
 class Scheme:
@@ -27,8 +27,9 @@ class Scheme:
     What all schemes share.
 
     Attributes:
-        needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); or `gradients`,
-            the absolute ones of every weight, inactive ones included.
+        needs: what an update is decided by besides the weights: `nothing`; `importance` of active weights (SparCL's I); `gradients`, the
+            absolute ones of every weight, inactive ones included; or `owners`, whose each place is (`packnet`).
+        begins_dense: all weights are active when the run begins, whatever its sparsity.
         draws_growth: what an update grows is drawn from its number (`MaskUpdate.growth`); else it says so itself (`MaskUpdate.grown`).
         config, tdm: sections [masks] and [tdm].
         sparsity: s of the network.
@@ -37,6 +38,7 @@ class Scheme:
 
     needs: ClassVar[Needs] = "nothing"
     draws_growth: ClassVar[bool] = True
+    begins_dense: ClassVar[bool] = False
 
     def __init__(self, config: MaskConfig, sparsity: float, *, tdm: TDMConfig, task_epochs: int, seed: int):
         self.config, self.tdm, self.sparsity, self.task_epochs, self.seed = config, tdm, sparsity, task_epochs, seed
@@ -45,6 +47,11 @@ class Scheme:
     def stage_epochs(self) -> int:
         """Epochs between updates, which a device that is alone trains in one session."""
         return stage_length(self.config.stage_epochs, self.task_epochs)
+
+    @property
+    def asks(self) -> bool:
+        """Do devices compute what an update is decided by?"""
+        return self.needs in ("importance", "gradients")
 
     def check(self) -> None:
         """Rules that need the sparsity and the length of a task too. Raises ValueError."""

@@ -13,6 +13,7 @@ SCHEMES = Kind(
         "tdm": "sparcl_core.sparsity.schemes:TDM",
         "set": "sparcl_core.sparsity.set:SET",
         "rigl": "sparcl_core.sparsity.rigl:RigL",
+        "packnet": "sparcl_core.sparsity.packnet:PackNet",
         "static": "sparcl_core.sparsity.scheme:Scheme",
     },
 )
@@ -23,14 +24,16 @@ class MaskConfig:
     """Settings of the weight masks; docs/sparsity.md compares the schemes.
 
     Attributes:
-        scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020), or
-            `static`: nothing does; or a class derived from `sparcl_core.sparsity.scheme.Scheme`, of an installed package or by its path.
+        scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020),
+            `packnet`, for the method of that name, or `static`: nothing does; or a class derived from
+            `sparcl_core.sparsity.scheme.Scheme`, of an installed package or by its path.
         initial: the first mask: `random`; `magnitude`, the largest initial weights, drawn or from model.weights; or `snip`, the weights
             of highest connection sensitivity on data of the first task (Lee et al. 2019).
         densities: `uniform`, every layer as sparse as the network; `erk`, Erdos-Renyi-Kernel (Evci et al. 2020), as dense as a layer is
             narrow; `global`, one ranking of all layers' weights, as SNIP is published: for `magnitude` and `snip`.
         exchange: share of a layer's active weights that an update exchanges: SET's zeta, RigL's drop fraction at the start of a task.
-        until: share of a task's epochs in which updates happen; None: 0.75 for rigl, 1 for set.
+        until: share of a task's epochs in which updates happen; None: 0.75 for rigl, 1 for set. Of packnet: behind which it
+            prunes; None: 0.7.
         stage_epochs: epochs between updates; 0 takes max(1, round(K / 10)). SET's paper has 1.
         batches: batches of current data that RigL's gradients and SNIP's sensitivity are computed from; 0: all of the task's data once.
     """

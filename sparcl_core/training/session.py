@@ -22,6 +22,7 @@ from sparcl_core.sparsity import dgm as gradient_masking
 from sparcl_core.sparsity.importance import combine
 from sparcl_core.sparsity.masks import Masks, State, count_active, num_active
 from sparcl_core.training import step
+from sparcl_core.training.movable import Movable
 from sparcl_core.training.setup import Setup
 from sparcl_core.training.step import LossPart
 
@@ -40,6 +41,7 @@ class Session:
         loss: mean training loss over the steps.
         updated: union of the gradient masks drawn, per sparse tensor; only there can weights have moved.
         upload: what is sent beside the update, by name.
+        frozen: places that the learning method has kept as they were, see `LearningMethod.frozen`.
         importance: I of the last step, as `Learner.importance` gives it; None unless tdm.gradient is `last-step`.
     """
 
@@ -54,6 +56,7 @@ class Session:
     loss: float
     updated: Masks
     upload: Arrays
+    frozen: Masks
     importance: dict[str, np.ndarray] | None = None
 
 
@@ -65,11 +68,12 @@ class SessionLoop:
         self.setup, self.running, self.masks, self.device = setup, running, running.masks, device
         self.active = count_active(self.masks)
         self.gradient_sparsity = _gradient_sparsity(setup, self.masks, self.active)
-        drawn_later = torch.zeros if setup.draws_gradient_masks else torch.ones
-        self.union = {name: drawn_later(count, dtype=torch.bool) for name, count in self.active.items()}  # over active places
-        self.updated: dict[str, Tensor] = {}  # the gradient masks, likewise
+        self.movable = Movable(setup, running)
+        drawn_later = torch.zeros_like if setup.draws_gradient_masks else torch.clone
+        self.union = {name: drawn_later(mask) for name, mask in self.movable.every.items()}  # over active places
+        self.updated: dict[str, Tensor] = dict(self.movable.free)  # the gradient masks, likewise
         self.last: dict[str, Tensor] = {}  # gradients of the last step, where they are wanted
-        self.cost = self.full_cost = per_sample(setup.layers, self.active, self.active)
+        self.cost = self.full_cost = self.movable.cost(self.movable.every)
         self.flops, self.twin = Flops(), DenseTwin(setup, running)
         self.steps = self.samples = self.replayed = self.dropped = 0
         self.total_loss = self.loss = 0.0
@@ -118,7 +122,7 @@ class SessionLoop:
         draws_masks = setup.draws_gradient_masks and self.steps % setup.dgm.interval == 0
         ranks_both = draws_masks and setup.dgm.importance == "two-term"
         if draws_masks:
-            setup.network.want_gradients(None)
+            self.movable.want_all()
         parts = step.loss_parts(setup, running, rows, drawn, rng=step_rng)
         current, of_draws, logits, right = self._backward(parts, rows, apart=ranks_both or method.apart)
         if ranks_both:
@@ -148,7 +152,7 @@ class SessionLoop:
         if self.setup.is_joint and not apart:
             parts = [step.joined(parts)]
         for part in parts:
-            gradients = list(torch.autograd.grad(part.loss, self.parameters, retain_graph=part.shares_graph))
+            gradients = self.movable.gradients(part.loss, part.shares_graph)
             if apart and part.is_drawn:
                 of_draws = _add(gradients, of_draws)
             else:
@@ -170,17 +174,20 @@ class SessionLoop:
             name: gradient_masking.draw(combine(setup.dgm, one[name], other.get(name)), mask.size, self.gradient_sparsity[name])
             for name, mask in self.masks.items()
         }
+        for name, free in self.movable.free.items():
+            self.updated[name] &= free
         setup.network.want_gradients(self.updated)
         for name, mask in self.updated.items():
             self.union[name] |= mask
         self.flops += Flops(masks=sum(self.active.values()))
-        self.cost = per_sample(setup.layers, self.active, {name: int(mask.sum()) for name, mask in self.updated.items()})
+        self.cost = self.movable.cost(self.updated)
 
     @torch.no_grad()
     def _move(self, gradients: list[Tensor]) -> None:
         for name, gradient in zip(self.names, gradients, strict=True):
             if name in self.updated:
                 gradient.mul_(self.updated[name])
+            self.movable.hold_(name, gradient)
         torch._foreach_add_(self.parameters, gradients, alpha=-self.setup.config.lr)
         if self.setup.keeps_last_gradient:
             self.last = dict(zip(self.names, gradients, strict=True))
@@ -213,6 +220,7 @@ class SessionLoop:
             loss=self.total_loss / max(self.steps, 1),
             updated={name: spread(name, self.union[name], bool) for name in self.masks},
             upload=upload,
+            frozen=self.movable.frozen,
             importance=importance,
         )
 

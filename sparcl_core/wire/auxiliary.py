@@ -22,31 +22,33 @@ class Channel:
     Attributes:
         layout: of the arrays, named PREFIX/NAME.
         dtype: of all of them, that of the model: float32 or float64.
+        labels: names of those that hold whole numbers from 0 to 255, which cross as such, and take a byte each where they are kept.
     """
 
     layout: Layout
     dtype: str
+    labels: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, shapes: dict[str, tuple[int, ...]], model: Layout, dtype: str) -> "Channel":
+    def of(cls, shapes: dict[str, tuple[int, ...]], model: Layout, dtype: str, labels: frozenset[str] = frozenset()) -> "Channel":
         """A channel for arrays of these shapes, beside a model of layout `model`."""
         masked = {name for name, shape in shapes.items() if _tensor(name) in model.masked and shape == model.shapes[_tensor(name)]}
-        return cls(Layout(shapes, frozenset(masked)), dtype)
+        return cls(Layout(shapes, frozenset(masked)), dtype, labels)
 
     def __bool__(self) -> bool:
         return bool(self.layout.shapes)
 
     def held_bytes(self, active: dict[str, int]) -> int:
         """What the arrays take on a device with `active` weights in each sparse tensor of the model."""
-        layout = self.layout
-        places = [active[_tensor(name)] if name in layout.masked else layout.size(name) for name in layout.shapes]
-        return sum(places) * np.dtype(self.dtype).itemsize
+        layout, itemsize = self.layout, np.dtype(self.dtype).itemsize
+        places = {name: active[_tensor(name)] if name in layout.masked else layout.size(name) for name in layout.shapes}
+        return sum(count * (1 if name in self.labels else itemsize) for name, count in places.items())
 
     def encode(self, arrays: Arrays, masks: Masks, version: int) -> Encoded:
         """`arrays` as bytes; those of sparse tensors as far as `masks` go. `version`: of the model that they belong to.
 
         Raises:
-            ValueError: if they are others than the layout's, or hold a value that is not finite.
+            ValueError: if they are others than the layout's, or hold a value that is not finite, or no label.
         """
         if (found := {name: value.shape for name, value in arrays.items()}) != self.layout.shapes:
             raise ValueError(f"arrays to send have shapes {found}: {self.layout.shapes} are wanted")
@@ -55,7 +57,8 @@ class Channel:
             value = arrays[name]
             over, flat = codec.reference(codec.AUXILIARY, self.layout, name, named), value.reshape(-1)
             places = np.flatnonzero(flat) if over.places is None else over.places[flat[over.places] != 0]
-            coded[name] = codec.quantise(SparseTensor(places, flat[places]), over, form, name)
+            tensor = SparseTensor(places, flat[places])
+            coded[name] = codec.labelled(tensor, over, name) if name in self.labels else codec.quantise(tensor, over, form, name)
         return codec.encode(codec.AUXILIARY, self.layout, coded, model_version=version, mask_version=0)
 
     def decode(self, data: bytes, masks: Masks, version: int) -> tuple[Arrays, codec.Sizes]:

@@ -47,6 +47,7 @@ VARIANTS = {
         "sparsity=0", "tdm.enabled=false", "dgm.enabled=false", "learner.method=fedweit", "stream.setting=task-il", "evaluate_on=devices",
     ),
     "prototypes": (SHORT, "learner.method=fedspace"),
+    "weights of tasks": ("learner.method=packnet", "masks.scheme=packnet", "stream.setting=task-il", "sparsity=0.5"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip
 # the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
@@ -67,7 +68,7 @@ def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_r
         strategy,
         rounds=world.experiment.rounds,
         evaluate_every=1,
-        evaluate=lambda state: Evaluation(
+        evaluate=lambda state, owners: Evaluation(
             np.full((2, tasks), sum(float(value.sum()) for value in state.values())), np.zeros((2, tasks, 1))
         ),
         observe=observe,
@@ -144,7 +145,8 @@ def test_a_run_that_is_resumed_after_every_round_is_the_same_run(tmp_path):
         *(f".federation.model.{name}" for name in ("weights", "awaits_masks", "diversity", "seen", "rollback", "broadcasts._nested_at")),
         *(f".federation.model.broadcasts.by_tier.{name}" for name in PUBLISHED),
         *(f".federation.model.{name}" for name in ("mask_schedule.task", "mask_schedule.session", "mask_schedule.reports")),
-        *(f".federation.model.{name}" for name in ("masking._reported", "masking._is_owed", "optimizer.first", "optimizer.second")),
+        *(f".federation.model.masking.{name}" for name in ("_reported", "_is_owed", "owners")),
+        *(f".federation.model.optimizer.{name}" for name in ("first", "second")),
         ".rounds.flights", ".rounds.events",
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny_learning import ANYWHERE, assert_same
+from tiny_learning import ANYWHERE, assert_same, needs
 from worlds import tiny
 
 from simulations.checkpoints.lone_device import FILES, LonePoint
@@ -59,7 +59,7 @@ def test_it_goes_on_behind_any_session_to_the_bit(whole, tmp_path, place):
 
 @pytest.mark.parametrize("method", sorted(ANYWHERE))
 def test_so_does_every_method(tmp_path, method):
-    same_when_stopped(tiny(f"learner.method={method}", "stream.tasks=2"), tmp_path)
+    same_when_stopped(tiny(f"learner.method={method}", "stream.tasks=2", *needs(method)), tmp_path)
 
 
 def test_and_every_way_to_change_masks(tmp_path):

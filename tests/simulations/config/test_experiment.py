@@ -161,7 +161,10 @@ def test_the_gradient_of_the_last_step_goes_with_one_merged_term_and_shared_mask
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["masks.scheme=rigl2"], "masks.scheme is 'rigl2': input should be 'tdm', 'set', 'rigl' or 'static'; did you mean 'rigl'?"),
+        (
+            ["masks.scheme=rigl2"],
+            "masks.scheme is 'rigl2': input should be 'tdm', 'set', 'rigl', 'packnet' or 'static'; did you mean 'rigl'?",
+        ),
         (
             ["masks.scheme=math:pi"],
             "masks.scheme is 'math:pi', which is no scheme: a class derived from",
