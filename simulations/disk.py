@@ -7,10 +7,12 @@ name of ours is ever deleted, no link is ever followed, and what is not ours sta
 import errno
 import os
 import re
+import signal
 import stat
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,15 +143,45 @@ def make_folder(path: str | Path) -> None:
 
 
 def flush(paths: Iterable[str | Path]) -> None:
-    """Have files and folders written to the disk (fsync). A folder's own flush is what keeps the names in it."""
+    """Have files and folders written to the disk (fsync). A folder's own flush is what keeps the names in it.
+
+    A signal that comes meanwhile has its effect when all are written.
+    """
     paths = list(paths)
     if len(paths) < 2:
         for path in paths:
             _flush(path)
         return
-    with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as threads:
+    with undisturbed(), ThreadPoolExecutor(min(AT_ONCE, len(paths))) as threads:
         for _ in threads.map(_flush, paths):
             pass
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that end a command have their effect behind the block.
+
+    A KeyboardInterrupt may be raised between any two steps of Python's own code, also where a pool of threads has just taken a lock: then
+    nobody ever gives it back, and the process waits for its threads for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def _flush(path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,38 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
             disk.read(tmp_path / wrong)
     with pytest.raises(OSError, match="no ordinary file"):
         LocalFiles(str(tmp_path)).read("pipe")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_files_are_flushed_waits_until_all_are(tmp_path, monkeypatch, number):
+    """It was seen once that a Ctrl-C between two steps of the pool of threads left a lock taken: the process hung for ever."""
+    paths, flushed, real = [tmp_path / f"{place}" for place in range(40)], [], disk._flush
+    for path in paths:
+        path.write_text("x")
+
+    def flush(path):
+        os.kill(os.getpid(), number)
+        real(path)
+        flushed.append(path)
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk, "_flush", flush)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            disk.flush(paths)
+        assert sorted(flushed) == sorted(paths) and signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with disk.undisturbed():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
