@@ -74,7 +74,7 @@ class Kind:
         shown = f"{self.setting} is {printable(repr(name), 120)}"
         if ":" in name:
             if not _PATH.fullmatch(name):
-                raise ValueError(f"{shown}: a {self.noun} of your own is written package.module:name")
+                raise ValueError(f"{shown}: {self._one} of your own is written package.module:name")
             return Offer(name, name.partition(":")[0], name)
         offers = self.offers()
         if name in offers:
@@ -83,8 +83,12 @@ class Kind:
             raise ValueError(f"{shown}, but {clash}: write the one that is meant as package.module:name")
         *most, last = map(repr, offers)
         near = difflib.get_close_matches(name[:100], offers, n=1)
-        other = f"; did you mean {near[0]!r}?" if near else f", or package.module:name for a {self.noun} of your own"
+        other = f"; did you mean {near[0]!r}?" if near else f", or package.module:name for {self._one} of your own"
         raise ValueError(f"{shown}: input should be {', '.join(most)} or {last}{other}")
+
+    @property
+    def _one(self) -> str:
+        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
 
     def find(self, name: str) -> Any:
         """What `name` stands for, imported.
