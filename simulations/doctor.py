@@ -6,8 +6,8 @@ import textwrap
 from importlib.metadata import PackageNotFoundError, version
 
 from simulations import bytecode
-from simulations.catalogue import packages
 from simulations.environment import processor
+from simulations.plugins.catalogue import packages
 from sparcl_core.foreign import printable
 from sparcl_core.kernels.build import Backend, KernelError, choose
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparcl_core.batches import LastBatch
-from sparcl_core.plugins import OURS, Kind
+from sparcl_core.plugins.kinds import OURS, Kind
 from sparcl_core.sparsity import dgm as gradient_masking
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig

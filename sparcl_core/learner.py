@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from sparcl_core.batches import batch_sizes, cut
 from sparcl_core.costs.flops import Counted, Flops, Passes, per_sample, sizes
-from sparcl_core.methods.base import Border
+from sparcl_core.methods.given import Border
 from sparcl_core.networks.masked import Network
 from sparcl_core.networks.models import collect_statistics
 from sparcl_core.replay import memory as memories

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparcl_core": (), "client": ("sparcl_core",), "server": ("sparcl_core",), "simulations": ("sparcl_core", "client", "server")}
 FLOORS = {  # from the ground up
     "sparcl_core": (
-        "seeding foreign metrics task_change", "plugins options", "named_files", "task_data domains batches probe", "sparsity",
+        "seeding foreign metrics task_change", "plugins", "task_data domains batches probe", "sparsity",
         "config replay", "inputs kernels costs", "codec", "wire networks", "methods", "training", "learner", "solo evaluation",
     ),
     "client": ("config streams", "state", "local_round", "app"),
@@ -23,7 +23,7 @@ FLOORS = {  # from the ground up
         "errors snapshot ledger config", "fleet aggregation", "selection defence", "global_model", "rounds", "strategy", "app",
     ),
     "simulations": (
-        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app catalogue", "build doctor packages",
+        "disk environment bytecode", "config", "data fleet engine", "preflight evaluate client_app plugins", "build doctor",
         "checkpoints calibration", "single_device", "run", "results", "tables flower_apps", "cli", "__main__",
     ),
 }  # fmt: skip

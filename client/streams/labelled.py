@@ -4,20 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.streams.stream import Streams
-from sparcl_core.domains import Domains
+from client.streams.derived import DerivedStreams
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LabelledStreams(Streams):
+class LabelledStreams(DerivedStreams):
     """The first of the samples of each step of `base`, whose order means nothing: rate x their number, rounded up."""
 
-    base: Streams
     rate: float
-
-    @classmethod
-    def of(cls, base: Streams, rate: float) -> "LabelledStreams":
-        return cls(base.x, base.y, base.classes, base=base, rate=rate, blur=base.blur)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -31,21 +25,3 @@ class LabelledStreams(Streams):
 
     def _count(self, sizes: np.ndarray) -> np.ndarray:
         return np.ceil(self.rate * sizes - 1e-9).astype(np.int64)
-
-    @property
-    def order(self) -> np.ndarray:
-        return self.base.order
-
-    @property
-    def chunks(self) -> int:
-        return self.base.chunks
-
-    @property
-    def domains(self) -> Domains | None:
-        return self.base.domains
-
-    def order_of(self, device: int) -> tuple[int, ...]:
-        return self.base.order_of(device)
-
-    def __len__(self) -> int:
-        return len(self.base)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.streams.stream import Stream, Streams
-from sparcl_core.domains import Domains
+from client.streams.derived import DerivedStreams
+from client.streams.stream import Stream
 from sparcl_core.task_data import TaskData
 
 
@@ -26,40 +26,13 @@ class StreamSoFar(Stream):
         return TaskData(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), classes, number)
 
 
-@dataclass(frozen=True, eq=False)
-class StreamsSoFar(Streams):
-    """`base`: the streams whose steps are put together. A sample of a task that recurs is there once more with every recurrence."""
-
-    base: Streams
-
-    @classmethod
-    def of(cls, base: Streams) -> "StreamsSoFar":
-        return cls(base.x, base.y, base.classes, base=base, blur=base.blur)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StreamsSoFar(DerivedStreams):
+    """The steps of `base` put together. A sample of a task that recurs is there once more with every recurrence."""
 
     @property
     def sizes(self) -> np.ndarray:
         return np.cumsum(self.base.sizes, axis=1)
-
-    def all_samples(self, device: int) -> tuple[np.ndarray, ...]:
-        return self.base.all_samples(device)
-
-    @property
-    def order(self) -> np.ndarray:
-        return self.base.order
-
-    @property
-    def chunks(self) -> int:
-        return self.base.chunks
-
-    @property
-    def domains(self) -> Domains | None:
-        return self.base.domains
-
-    def order_of(self, device: int) -> tuple[int, ...]:
-        return self.base.order_of(device)
-
-    def __len__(self) -> int:
-        return len(self.base)
 
     def __getitem__(self, device: int) -> StreamSoFar:
         return StreamSoFar(**vars(self.base[device]))

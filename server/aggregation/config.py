@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sparcl_core.plugins import Kind
+from sparcl_core.plugins.kinds import Kind
 
 OURS = {
     "masked-mean": "server.aggregation.masked_mean:MaskedMean",

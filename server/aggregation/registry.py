@@ -8,7 +8,7 @@ import numpy as np
 from server.aggregation.config import RULES, AggregationConfig
 from server.aggregation.rule import Changes, Rule
 from sparcl_core.foreign import printable
-from sparcl_core.options import check_options
+from sparcl_core.plugins.options import check_options
 
 
 class FunctionRule(Rule):

@@ -23,8 +23,8 @@ from server.fleet.availability_foreign import foreign
 from server.fleet.availability_rules import Always, Availability, Bernoulli, Diurnal, Lifetimes
 from server.fleet.availability_trace import read_trace
 from server.fleet.local_time import HOUR, MINUTE, check_daily_window, check_time_zones, draw_offsets
-from sparcl_core.options import check_options
-from sparcl_core.plugins import Kind
+from sparcl_core.plugins.kinds import Kind
+from sparcl_core.plugins.options import check_options
 from sparcl_core.seeding import generator
 
 OURS = {name: f"server.fleet.availability:{name}" for name in ("always", "bernoulli", "diurnal", "trace")}

@@ -14,8 +14,8 @@ from server.snapshot import Snapshot, same_model, under, within
 from sparcl_core.codec import CodecError, Encoded, Sizes, SparseTensor
 from sparcl_core.config import MethodConfig
 from sparcl_core.methods.auxiliary import Auxiliary
-from sparcl_core.methods.base import Upload
 from sparcl_core.methods.registry import make_correction, make_method
+from sparcl_core.methods.sends_arrays import Upload
 from sparcl_core.sparsity.masks import Masks, State
 from sparcl_core.sparsity.packnet import Owners
 from sparcl_core.wire.protocol import Report

@@ -14,8 +14,8 @@ import numpy as np
 
 from server.selection.candidates import Candidates, draw_by_weight
 from sparcl_core.foreign import printable
-from sparcl_core.options import check_options
-from sparcl_core.plugins import Kind
+from sparcl_core.plugins.kinds import Kind
+from sparcl_core.plugins.options import check_options
 from sparcl_core.seeding import generator
 
 OURS = {

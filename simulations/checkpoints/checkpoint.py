@@ -74,7 +74,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: Identity | None = None, packages: dict[str, str] | None = None):
         """`folder`: theirs alone; made by the first `save`. `identity`: a checkpoint of anything else is refused. `packages`: versions of
-        what the run uses of others, see `simulations.packages`."""
+        what the run uses of others, see `simulations.plugins.packages`."""
         self.folder, self.identity = folder, identity or Identity()
         self._software = software() | (packages or {})
         self._last: Pointer | None = None  # the checkpoint that counts; None: not looked for yet, or not there

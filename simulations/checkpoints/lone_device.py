@@ -21,7 +21,7 @@ from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes
 from simulations.environment import software
-from simulations.packages import used_by
+from simulations.plugins.packages import used_by
 from sparcl_core.costs.flops import Counted, Flops
 from sparcl_core.replay.buffer import Buffer
 from sparcl_core.replay.memory import Memory

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 
-from simulations.catalogue import CATALOGUE, Entry, entries, faults, names
+from simulations.plugins.catalogue import CATALOGUE, Entry, entries, faults, names
 
 WIDTH = 80
 

@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from sparcl_core.named_files import NamedFiles
+from sparcl_core.plugins.named_files import NamedFiles
 
 CLAIMS = NamedFiles(noun="claim", group="sparcl.claims", folder=Path(__file__).parents[1] / "claims")

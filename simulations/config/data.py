@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from simulations.config.sections import StreamConfig
-from sparcl_core.plugins import OURS, Kind
+from sparcl_core.plugins.kinds import OURS, Kind
 
 # tasks and scenario of mammoth's benchmarks of these names; its rotations are drawn from [0, 180), ours are 9 degrees apart
 STREAMS: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ from simulations.config.toml_file import check_depth, read_toml
 from sparcl_core.config import LearnerConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import find_method
-from sparcl_core.named_files import NamedFiles
 from sparcl_core.networks.pretrained import changed, digest
+from sparcl_core.plugins.named_files import NamedFiles
 
 EXPERIMENTS = NamedFiles(noun="experiment", group="sparcl.experiments", folder=Path(__file__).parents[1] / "experiments")
 

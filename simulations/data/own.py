@@ -15,8 +15,8 @@ from simulations.data import content
 from simulations.data.arrays import as_raw
 from simulations.data.raw import Raw
 from sparcl_core.foreign import printable
-from sparcl_core.options import check_options
-from sparcl_core.plugins import OURS
+from sparcl_core.plugins.kinds import OURS
+from sparcl_core.plugins.options import check_options
 
 
 def expect_options(config: DataConfig) -> None:

@@ -63,7 +63,7 @@ def make_streams(config: StreamConfig, data: Dataset, seed: int, rounds_per_task
     if streams is not base or config.blur or config.partition not in ("dirichlet", "iid", "drawn"):
         check_data(streams)
     if config.label_rate < 1:
-        streams = LabelledStreams.of(streams, config.label_rate)
+        streams = LabelledStreams.of(streams, rate=config.label_rate)
     return StreamsSoFar.of(streams) if so_far else streams
 
 

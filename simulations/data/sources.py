@@ -18,7 +18,7 @@ from simulations.data.moments import moments
 from simulations.data.own import read_own
 from simulations.data.places import find, where
 from simulations.data.raw import Dataset
-from sparcl_core.plugins import OURS
+from sparcl_core.plugins.kinds import OURS
 from sparcl_core.seeding import generator
 
 log = logging.getLogger(__name__)

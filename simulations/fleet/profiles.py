@@ -17,7 +17,7 @@ from simulations.config.toml_file import read_toml
 from simulations.fleet.units import to_si
 from sparcl_core.costs.device import DeviceProfile
 from sparcl_core.foreign import printable
-from sparcl_core.named_files import NamedFiles
+from sparcl_core.plugins.named_files import NamedFiles
 
 PROFILES = NamedFiles(noun="profile", group="sparcl.profiles", folder=Path(__file__).parents[1] / "profiles")
 NETWORKS = PROFILES.folder / "networks"

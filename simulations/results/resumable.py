@@ -30,7 +30,7 @@ from simulations.disk import LinkRefused, Own, flush
 from simulations.engine.files import OWN as STORE
 from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
-from simulations.packages import used_by
+from simulations.plugins.packages import used_by
 from simulations.preflight import WHOLE, command
 from simulations.results.control_file import How, locked, read_control, write_control
 from simulations.results.folder import FILES as RESULTS

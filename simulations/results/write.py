@@ -31,7 +31,7 @@ from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes
 from simulations.disk import delete, put
 from simulations.environment import environment
-from simulations.packages import used_by
+from simulations.plugins.packages import used_by
 from simulations.results.devices import device_table
 from simulations.results.folder import FILES
 from simulations.results.summary import SCENARIOS, accuracy_so_far, summarise, summarise_solo, tasks_so_far

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import Border, LearningMethod
+from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.given import Border
 from sparcl_core.replay.memory import Memory
 from sparcl_core.replay.shares import first_of_each, refilled
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparcl_core.codec import CodecError, Layout
-from sparcl_core.methods.base import Arrays, Running, SendsArrays, Upload
 from sparcl_core.methods.correction import Correction
+from sparcl_core.methods.given import Arrays, Running
+from sparcl_core.methods.sends_arrays import SendsArrays, Upload
 from sparcl_core.wire.auxiliary import Channel
 
 if TYPE_CHECKING:

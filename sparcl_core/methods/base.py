@@ -23,157 +23,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Count, Passes
 from sparcl_core.costs.memory import Held
+from sparcl_core.methods.given import Arrays, Border, Running, Samples
+from sparcl_core.methods.sends_arrays import SendsArrays
 from sparcl_core.methods.situation import Situation
 from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.replay.buffer import Buffer
 from sparcl_core.replay.memory import Memory
-from sparcl_core.sparsity.masks import Masks, State
-from sparcl_core.task_data import TaskData
+from sparcl_core.sparsity.masks import Masks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparcl_core.codec import Layout
     from sparcl_core.networks.masked import Network
-
-Arrays = dict[str, np.ndarray]
-Shapes = dict[str, tuple[int, ...]]
-
-
-class Samples(NamedTuple):
-    """A batch of the task's data, or a draw from the buffer, as a step sees it.
-
-    Attributes:
-        x: [B, C, H, W], augmented and normalised.
-        y: [B] int64.
-        rows: [B], which samples of the task or of the buffer these are.
-        logits: [B, classes], as the buffer holds them; None for the task's data.
-        features: [B, D], what the classifier is given, with its gradient; None unless the method `wants_features`.
-    """
-
-    x: Tensor
-    y: Tensor
-    rows: np.ndarray
-    logits: Tensor | None
-    features: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Border:
-    """The beginning or the end of a task on one device.
-
-    Attributes:
-        state, masks: the model that the device has then: at the end of a task in a federation, the one that came with the next task.
-        data: of the task that begins or ends.
-        memory: what the device keeps; its arrays and its buffer may be read-only.
-        rng: for what is drawn here.
-        load: see `network`.
-    """
-
-    state: State
-    masks: Masks
-    data: TaskData
-    memory: Memory
-    rng: np.random.Generator
-    load: Callable[[], Network]
-
-    @cached_property
-    def network(self) -> Network:
-        """The learner's network with that model, in training mode; whoever changes it changes nothing else."""
-        return self.load()
-
-
-@dataclass(eq=False, kw_only=True)
-class Running:
-    """The steps of a session, as its method sees them.
-
-    Attributes:
-        network: the one that is trained. Its `parameters` are those of the step: of a sparse tensor the active weights.
-        state, masks: the model that the session began with.
-        data: of the task.
-        memory: what the device keeps; the steps write to its buffer.
-        freeze: state, masks -> a network that is not trained; [B, C, H, W] -> logits [B, classes] in evaluation mode. What goes through
-            it is counted.
-        received: what the server has sent for the method (`SendsArrays`), by name; empty where nothing came, as on a single device.
-        prepared: what `LearningMethod.prepare` returned.
-        correction: what `Correction.prepare` returned.
-        steps: that were done.
-        rng: of the step, for what a term draws.
-    """
-
-    network: Network
-    state: State
-    masks: Masks
-    data: TaskData
-    memory: Memory
-    freeze: Callable[[State, Masks], Callable[[Tensor], Tensor]]
-    received: Arrays = field(default_factory=dict)
-    prepared: Any = None
-    correction: Any = None
-    steps: int = 0
-    rng: np.random.Generator | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Upload:
-    """What one device has sent beside its update. arrays: by name; samples: those of its task that it has trained on."""
-
-    device: int
-    samples: int
-    arrays: Arrays
-
-
-class SendsArrays:
-    """What crosses the wire in a federation beside the model and its updates. As it is: nothing.
-
-    The server keeps the arrays of `shapes_down`, zeros before the first round, and sends them to every device that it asks, whole and
-    lossless. A device has them as `running.received`, its steps being done it answers with those of `shapes_up`, and `combine` makes what
-    the server keeps from now on. An array that bears the name and the shape of a sparse tensor crosses over its active places alone.
-
-    Attributes:
-        counts: names among `shapes_up` of numbers of samples: whole, and at most what the device has trained on. All others are held
-            against those of other devices, as updates are (`server.defence.clipping`).
-        in_order: what is combined must be of the devices of one round, so that rounds cannot be buffered.
-        needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
-        once_a_task: a device is sent them with the first round of a task alone, and keeps what it needs of them.
-        labels: what the server sends are whole numbers from 0 to 255, which cross the wire as such.
-    """
-
-    counts: ClassVar[tuple[str, ...]] = ()
-    in_order: ClassVar[bool] = False
-    needs_shared_masks: ClassVar[bool] = False
-    once_a_task: ClassVar[bool] = False
-    labels: ClassVar[bool] = False
-
-    def shapes_up(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
-        """Names and shapes of what a device sends. `classifier`: tensors of the last layer, weight first, whose rows are classes."""
-        return {}
-
-    def shapes_down(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
-        """Names and shapes of what the server keeps, and sends."""
-        return {}
-
-    def upload(self, running: Running) -> Arrays:
-        """What a device sends behind a session; asked after `end_session`. `running.steps` were done."""
-        return {}
-
-    def combine(self, kept: Arrays, uploads: list[Upload], fleet: int) -> Arrays:
-        """What the server keeps after a round: new arrays, made of those that it has kept.
-
-        Args:
-            uploads: of devices whose updates are used as they came, at least one, in device order.
-            fleet: devices that there are.
-        """
-        return kept
 
 
 class LearningMethod(SendsArrays):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sparcl_core.config import CorrectionConfig
 from sparcl_core.costs.flops import Count
 from sparcl_core.costs.memory import Held
-from sparcl_core.methods.base import Arrays, Running, SendsArrays
+from sparcl_core.methods.given import Arrays, Running
+from sparcl_core.methods.sends_arrays import SendsArrays
 
 if TYPE_CHECKING:
     from torch import Tensor

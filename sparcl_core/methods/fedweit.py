@@ -23,7 +23,8 @@ import numpy as np
 
 from sparcl_core.config import LearnerConfig, weight_of_a_loss
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import LearningMethod, Running
+from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.given import Running
 from sparcl_core.sparsity.packed import pack, unpack
 
 TASKS = "tasks"  # among the arrays of a device: [t, classes] bool, the classes of each task that has begun

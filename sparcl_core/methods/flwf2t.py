@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import Border, LearningMethod, Running
+from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.given import Border, Running
 from sparcl_core.methods.lwf import TEACHER, distillation
 from sparcl_core.methods.seen import SEEN, seen_after
 from sparcl_core.sparsity.packed import pack, unpack

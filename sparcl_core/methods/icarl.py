@@ -20,7 +20,8 @@ from dataclasses import replace
 import numpy as np
 
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import Border, LearningMethod, Running
+from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.given import Border, Running
 from sparcl_core.methods.lwf import TEACHER
 from sparcl_core.methods.seen import SEEN, seen_after
 from sparcl_core.replay.buffer import Buffer

@@ -19,7 +19,8 @@ from dataclasses import replace
 import numpy as np
 
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import LearningMethod, Running
+from sparcl_core.methods.base import LearningMethod
+from sparcl_core.methods.given import Running
 from sparcl_core.sparsity.packnet import MOST_TASKS, Owners, claimed, nobody
 
 OF_TASK = "of-task"  # [] int64, in a federation: the task for whose beginning the owners were sent

@@ -20,8 +20,8 @@ import numpy as np
 from sparcl_core.batches import cut
 from sparcl_core.config import LearnerConfig
 from sparcl_core.costs.flops import Passes
-from sparcl_core.methods.base import Border
 from sparcl_core.methods.er import ER
+from sparcl_core.methods.given import Border
 from sparcl_core.replay.shares import refilled
 from sparcl_core.sparsity.packed import pack, unpack
 

@@ -4,7 +4,7 @@ from sparcl_core.config import CorrectionConfig, LearnerConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.correction import Correction
-from sparcl_core.plugins import Kind
+from sparcl_core.plugins.kinds import Kind
 
 OURS = {
     "sgd": "sparcl_core.methods.sgd:SGD",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sparcl_core.methods.base import Border
+from sparcl_core.methods.given import Border
 
 SEEN = "seen"  # among the arrays of a device: [classes] bool
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from sparcl_core.config import ModelConfig
 from sparcl_core.foreign import printable
-from sparcl_core.options import check_options
+from sparcl_core.plugins.options import check_options
 
 
 def make_own(make: Callable, config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparcl_core.plugins import Kind
+from sparcl_core.plugins.kinds import Kind
 
 SCHEMES = Kind(
     setting="masks.scheme",

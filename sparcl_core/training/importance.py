@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparcl_core.batches import cut
 from sparcl_core.costs.flops import Flops, per_sample, sizes
-from sparcl_core.methods.base import Running
+from sparcl_core.methods.given import Running
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity import snip
 from sparcl_core.sparsity.importance import combine

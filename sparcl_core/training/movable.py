@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparcl_core.costs.flops import LayerShape, SampleFlops, per_sample
-from sparcl_core.methods.base import Running
+from sparcl_core.methods.given import Running
 from sparcl_core.sparsity.masks import count_active
 from sparcl_core.training.setup import Setup
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparcl_core.batches import cut
 from sparcl_core.costs.flops import Flops, Passes, SampleFlops, dense_forward, per_sample, sizes
-from sparcl_core.methods.base import Arrays, Running
+from sparcl_core.methods.given import Arrays, Running
 from sparcl_core.replay.memory import Memory
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity import ddr as data_removal

@@ -11,7 +11,7 @@ from sparcl_core.costs.flops import SampleFlops, layer_shapes, per_sample
 from sparcl_core.costs.memory import Held
 from sparcl_core.inputs import InputSpec
 from sparcl_core.methods.auxiliary import Auxiliary, within
-from sparcl_core.methods.base import Running
+from sparcl_core.methods.given import Running
 from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.networks.masked import Network
 from sparcl_core.networks.models import has_batch_statistics, smallest_batch

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparcl_core.inputs import augment, normalise
-from sparcl_core.methods.base import Running, Samples
+from sparcl_core.methods.given import Running, Samples
 from sparcl_core.networks.masked import Network
 from sparcl_core.training.setup import Setup
 

@@ -24,7 +24,7 @@ def split() -> SplitStreams:
 @given(st.floats(0.01, 1.0))
 def test_the_first_samples_of_each_step(rate):
     base = split()
-    streams = LabelledStreams.of(base, rate)
+    streams = LabelledStreams.of(base, rate=rate)
     for device in (0, 1):
         for step in (0, 1):
             own = base.samples(device, step)
@@ -35,12 +35,12 @@ def test_the_first_samples_of_each_step(rate):
 
 
 def test_a_third_of_three_is_one():
-    assert LabelledStreams.of(split(), 1 / 3).sizes.tolist() == [[1, 2], [0, 1]]
+    assert LabelledStreams.of(split(), rate=1 / 3).sizes.tolist() == [[1, 2], [0, 1]]
 
 
 def test_classes_order_and_pieces_are_those_of_before():
     base = ArrangedStreams.of(split(), np.array([[1, 0], [0, 1]]), CLASSES, chunks=2)
-    streams = LabelledStreams.of(base, 0.5)
+    streams = LabelledStreams.of(base, rate=0.5)
     assert (streams.chunks, streams.order.tolist(), streams.order_of(1)) == (2, base.order.tolist(), base.order_of(1))
     assert streams[0].classes == base[0].classes
     assert StreamsSoFar.of(streams).sizes.tolist() == np.cumsum(streams.sizes, axis=1).tolist()
@@ -48,7 +48,7 @@ def test_classes_order_and_pieces_are_those_of_before():
 
 def test_a_large_fleet_of_equals_needs_no_table():
     base = DrawnStreams.of(X, Y, CLASSES, devices=10**6, size=5, alpha=1.0, seed=0)
-    sizes = LabelledStreams.of(base, 0.5).sizes
+    sizes = LabelledStreams.of(base, rate=0.5).sizes
     assert sizes.shape == (10**6, 2) and not any(sizes.strides) and sizes[7, 1] == 3
 
 

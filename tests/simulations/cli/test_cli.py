@@ -17,9 +17,9 @@ from worlds import TINY, tiny
 
 from simulations.__main__ import app
 from simulations.build import choose_kernels
-from simulations.catalogue import CATALOGUE
 from simulations.config.errors import ConfigError
 from simulations.config.loading import available, load
+from simulations.plugins.catalogue import CATALOGUE
 from simulations.results.console import View
 
 
@@ -361,7 +361,7 @@ def test_list_of_what_is_not_there_says_what_was_meant():
 def test_list_takes_no_pytorch():
     code = (
         "import sys; from typer.testing import CliRunner; from simulations.__main__ import app; "
-        "from simulations.catalogue import CATALOGUE; "
+        "from simulations.plugins.catalogue import CATALOGUE; "
         "assert all(CliRunner().invoke(app, ['list', *what]).exit_code == 0 for what in ([], *([one] for one in CATALOGUE)));"
         "assert not {'torch', 'ray', 'flwr'} & set(sys.modules)"
     )

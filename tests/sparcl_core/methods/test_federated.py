@@ -14,7 +14,6 @@ from sparcl_core.codec import CodecError
 from sparcl_core.config import CorrectionConfig
 from sparcl_core.inputs import normalise
 from sparcl_core.methods.auxiliary import within
-from sparcl_core.methods.base import Upload
 from sparcl_core.methods.fedspace import FedSpace, class_means
 from sparcl_core.methods.fedweit import Decomposed
 from sparcl_core.methods.flwf2t import LAST
@@ -23,6 +22,7 @@ from sparcl_core.methods.refed import PIM
 from sparcl_core.methods.registry import find_method, make_method
 from sparcl_core.methods.scaffold import OWN
 from sparcl_core.methods.seen import SEEN
+from sparcl_core.methods.sends_arrays import Upload
 from sparcl_core.networks.models import build_model, load_state_
 from sparcl_core.sparsity.packed import pack, unpack
 

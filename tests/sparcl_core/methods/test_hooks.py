@@ -17,7 +17,7 @@ from sparcl_core.methods import registry
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.er import ER
 from sparcl_core.networks.models import build_model, load_state_
-from sparcl_core.plugins import Offer
+from sparcl_core.plugins.kinds import Offer
 from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity.dgm import DGMConfig

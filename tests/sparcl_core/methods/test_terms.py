@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl_core.config import LearnerConfig
-from sparcl_core.methods.base import Samples
+from sparcl_core.methods.given import Samples
 from sparcl_core.methods.registry import OURS, find_method, make_method
 from sparcl_core.training.step import single_head
 

@@ -13,13 +13,13 @@ import pytest
 from installed import ROOT, sparcl
 from worlds import tiny
 
-from simulations.catalogue import packages
 from simulations.config.errors import ConfigError
 from simulations.config.loading import load
 from simulations.fleet.mix import make_hardware
 from simulations.fleet.profiles import load_profile
-from simulations.packages import used_by
-from sparcl_core import plugins
+from simulations.plugins.catalogue import packages
+from simulations.plugins.packages import used_by
+from sparcl_core.plugins import kinds
 
 ADDED = {
     "methods": "er-smooth", "data": "bars", "models": "pools", "rules": "middle", "policies": "longest-ago", "availability": "shifts",
@@ -46,9 +46,9 @@ def here(extras, monkeypatch):
     """The package can be found in this process, too."""
     monkeypatch.syspath_prepend(str(extras))
     importlib.invalidate_caches()
-    plugins.entry_points.cache_clear()
+    kinds.entry_points.cache_clear()
     yield extras
-    plugins.entry_points.cache_clear()
+    kinds.entry_points.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "sparcl_extras"]:
         del sys.modules[name]
 

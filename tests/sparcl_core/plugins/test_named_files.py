@@ -4,9 +4,9 @@ import importlib
 
 import pytest
 
-from sparcl_core import plugins
-from sparcl_core.named_files import NamedFiles
-from sparcl_core.plugins import OURS
+from sparcl_core.plugins import kinds
+from sparcl_core.plugins.kinds import OURS
+from sparcl_core.plugins.named_files import NamedFiles
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def files(tmp_path, monkeypatch):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 2.0\n")
         (info / "entry_points.txt").write_text(f"[sparcl.boards]\nall = {package}_boards\n")
         importlib.invalidate_caches()
-        plugins.entry_points.cache_clear()
+        kinds.entry_points.cache_clear()
 
     (tmp_path / "site").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    plugins.entry_points.cache_clear()
+    kinds.entry_points.cache_clear()
     yield NamedFiles(noun="board", group="sparcl.boards", folder=ours), install
-    plugins.entry_points.cache_clear()
+    kinds.entry_points.cache_clear()
 
 
 def test_ours_and_those_of_a_package_without_an_import(files):

@@ -24,8 +24,8 @@ from simulations.fleet.profiles import PROFILES
 from sparcl_core.config import MODELS
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import CORRECTIONS, METHODS
-from sparcl_core.named_files import NamedFiles
-from sparcl_core.plugins import OURS, Kind, Offer, entry_points
+from sparcl_core.plugins.kinds import OURS, Kind, Offer, entry_points
+from sparcl_core.plugins.named_files import NamedFiles
 from sparcl_core.sparsity.settings import SCHEMES
 
 

@@ -6,10 +6,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from simulations.catalogue import CATALOGUE
 from simulations.config.experiment import Experiment
-from sparcl_core.named_files import NamedFiles
-from sparcl_core.plugins import OURS
+from simulations.plugins.catalogue import CATALOGUE
+from sparcl_core.plugins.kinds import OURS
+from sparcl_core.plugins.named_files import NamedFiles
 
 
 def used_by(experiment: Experiment) -> dict[str, str]:

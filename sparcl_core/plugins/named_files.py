@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sparcl_core.foreign import printable
-from sparcl_core.plugins import OURS, Offer, entry_points
+from sparcl_core.plugins.kinds import OURS, Offer, entry_points
 
 
 class NamedFiles:

@@ -3,9 +3,9 @@
 import pytest
 from worlds import tiny
 
-from simulations.catalogue import CATALOGUE, entries, names
-from simulations.packages import used_by
-from sparcl_core.plugins import OURS
+from simulations.plugins.catalogue import CATALOGUE, entries, names
+from simulations.plugins.packages import used_by
+from sparcl_core.plugins.kinds import OURS
 
 
 @pytest.mark.parametrize("what", [what for what in CATALOGUE if what != "experiments"])

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sparcl_core.options import check_options
+from sparcl_core.plugins.options import check_options
 
 
 def read(

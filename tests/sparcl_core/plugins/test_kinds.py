@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from sparcl_core import plugins
-from sparcl_core.plugins import OURS, Kind, Offer
+from sparcl_core.plugins import kinds
+from sparcl_core.plugins.kinds import OURS, Kind, Offer
 
 KIND = {"setting": "part.name", "noun": "thing", "group": "sparcl.things"}
 
@@ -23,13 +23,13 @@ def installed(tmp_path, monkeypatch):
             lines = [f"{name} = {path}" for name, path in points.items()]
             (folder / "entry_points.txt").write_text("\n".join(["[sparcl.things]", *lines]) + "\n")
         importlib.invalidate_caches()
-        plugins.entry_points.cache_clear()
+        kinds.entry_points.cache_clear()
 
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "their_things.py").write_text("square = 'a square'\nring = 'a ring'\n")
     (tmp_path / "their_ruins.py").write_text("raise OSError('no disk')\n")
     yield install
-    plugins.entry_points.cache_clear()
+    kinds.entry_points.cache_clear()
     for name in ("their_things", "their_ruins"):
         sys.modules.pop(name, None)
 
@@ -56,7 +56,7 @@ def test_names_are_looked_up_without_importing_what_they_stand_for(installed):
 
 
 def test_entry_points_are_looked_for_only_when_the_name_is_none_of_ours(monkeypatch):
-    monkeypatch.setattr(plugins, "entry_points", lambda group: pytest.fail("looked for"))
+    monkeypatch.setattr(kinds, "entry_points", lambda group: pytest.fail("looked for"))
     assert kind().find("line")
 
 
