@@ -26,6 +26,7 @@ from sparcl_core.costs.memory import activation_bytes, footprint, kept_bytes
 from sparcl_core.evaluation import TestData, Tester
 from sparcl_core.foreign import printable
 from sparcl_core.learner import Learner
+from sparcl_core.methods.auxiliary import within
 from sparcl_core.sparsity.masks import State, count_active
 from sparcl_core.wire.protocol import Instruction, Report
 
@@ -156,8 +157,8 @@ class _Trainer:
         with _stage(where, "evaluate"):
             if self.test_data is None:
                 raise ValueError("this app was made without test data: set evaluate_on=devices where it is made")
-            own = replace(device.memory, received={})
-            correct, total = Tester(self.learner, self.test_data).count(device.base, device.masks, own)
+            own, received = replace(device.memory, received={}), within("method", device.memory.received)
+            correct, total = Tester(self.learner, self.test_data).count(device.base, device.masks, own, received=received)
             had = {task for task, own in zip(stream.order[: device.step + 1], stream.samples, strict=False) if len(own)}
         counts = {"correct": correct.reshape(-1).tolist(), "total": total.reshape(-1).tolist(), "tasks": sorted(map(int, had))}
         return RecordDict({"evaluation": ConfigRecord(counts)})

@@ -74,7 +74,7 @@ def run_rounds(
     else:
         enrol(federation, roster)
     if first_round == 0:
-        observe(untrained(federation, evaluate(strategy.weights, federation.model.masking.owners)))
+        observe(untrained(federation, _of_the_server(federation, evaluate)))
     for server_round in range(max(first_round, 1), rounds + 1):
         if federation.is_over:
             return
@@ -91,8 +91,14 @@ def run_rounds(
             recalibrate(federation, server_round, talk, counts.reached)
         found = evaluate_devices(federation, server_round, talk, own_models) if is_due and own_models is not None else None
         if is_due and found is None:
-            found = evaluate(strategy.weights, federation.model.masking.owners)
+            found = _of_the_server(federation, evaluate)
         observe(finished(federation, server_round, task, counts, ends_task=ends_task, found=found))
+
+
+def _of_the_server(federation: Federation, evaluate: Evaluate) -> Evaluation:
+    """Accuracy of the global model."""
+    model = federation.model
+    return evaluate(model.weights, model.masking.owners, model.beside.of_method)
 
 
 def talk_over(grid: Grid) -> Talk:

@@ -75,7 +75,7 @@ def train_one(experiment: Experiment, observe: Callable[[Progress, np.ndarray | 
         so_far = one_more(so_far, progress, fresh)
         accuracy = None
         if progress.epoch == epochs:
-            accuracy = evaluate(progress.state, learner.method.owners(progress.memory), progress.memory).accuracy
+            accuracy = evaluate(progress.state, learner.method.owners(progress.memory), memory=progress.memory).accuracy
             so_far = replace(so_far, accuracy=np.concatenate([so_far.accuracy, accuracy[None]]))
         if point:
             point.save(so_far)

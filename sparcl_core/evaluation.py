@@ -8,6 +8,7 @@ import torch
 from sparcl_core.domains import Domains
 from sparcl_core.inputs import normalise
 from sparcl_core.learner import Learner
+from sparcl_core.methods.given import Arrays
 from sparcl_core.metrics.continual import count_correct, count_task
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.masks import Masks, State
@@ -36,19 +37,25 @@ class Tester:
         self.learner, self.data = learner, data
 
     def count(
-        self, state: State, masks: Masks, memory: Memory | None = None, *, owners: Owners | None = None
+        self,
+        state: State,
+        masks: Masks,
+        memory: Memory | None = None,
+        *,
+        owners: Owners | None = None,
+        received: Arrays | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Right answers of a model, [2, T, C] by scenario (Class-IL, Task-IL), task and true class; and of how many, [T, C].
 
         `memory`: what the device keeps whose model it is; None: it is nobody's own. `owners`: whose each weight is; then every task is
-        tested with its own network (`sparsity.packnet`), on its own samples.
+        tested with its own network (`sparsity.packnet`), on its own samples. `received`: what the server keeps for the method.
         """
         if owners:
             return self._count_apart(state, owners)
         network, data, tasks = self.learner.network, self.data, list(self.data.classes)
         network.load(state, masks)
         network.model.eval()
-        score = self.learner.method.scorer(network, memory)
+        score = self.learner.method.scorer(network, memory, received or {})
         if data.domains is None:
             return count_correct(self._scores(score, data.x), data.y, tasks)
         found = [count_task(self._scores(score, data.domains.apply(data.x, task)), data.y, own) for task, own in enumerate(tasks)]
@@ -61,7 +68,7 @@ class Tester:
             network.load({name: np.where(places.get(name, True), value, 0).astype(value.dtype) for name, value in state.items()}, {})
             network.model.eval()
             x = data.x[rows] if data.domains is None else data.domains.apply(data.x[rows], task)
-            found.append(count_task(self._scores(self.learner.method.scorer(network, None), x), data.y[rows], own))
+            found.append(count_task(self._scores(self.learner.method.scorer(network, None, {}), x), data.y[rows], own))
         return np.stack([hits for hits, _ in found], axis=1), np.stack([count for _, count in found])
 
     def _scores(self, score, images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from flwr.app import Message
 from client.state.device_state import DeviceState, load_state
 from server.app import Evaluation, RoundRecord, run_rounds
 from server.strategy import SparCLStrategy
-from simulations.build import World, make_roster, make_strategy, make_world
+from simulations.build import World, make_evaluator, make_roster, make_strategy, make_world
 from simulations.client_app import client_app
 from simulations.config.experiment import Experiment
 from simulations.config.loading import load
@@ -91,10 +91,12 @@ def play(
     grid: InlineGrid | None = None,
     observe: Callable[[RoundRecord, SparCLStrategy], None] | None = None,
     registers: bool = False,
+    evaluates: bool = False,
 ) -> SparCLStrategy:
-    """All rounds without evaluation; `observe` sees every round's record and the server's state after it. `registers`: every device is
-    asked who it is, as under Flower's own runtimes."""
+    """All rounds; `observe` sees every round's record and the server's state after it. `registers`: every device is asked who it is, as
+    under Flower's own runtimes. `evaluates`: what `evaluate_on` says; otherwise accuracies are zeros."""
     strategy, shape = make_strategy(world), (2, world.experiment.stream.tasks)
+    zeros = Evaluation(np.zeros(shape), np.zeros((*shape, world.data.num_classes)))
     grid = grid or RecordingGrid(world)
 
     def round_done(record: RoundRecord) -> None:
@@ -107,8 +109,9 @@ def play(
         strategy,
         rounds=world.experiment.rounds,
         evaluate_every=0,
-        evaluate=lambda state, owners: Evaluation(np.zeros(shape), np.zeros((*shape, world.data.num_classes))),
+        evaluate=make_evaluator(world) if evaluates else lambda *told: zeros,
         observe=round_done,
+        own_models=world.own_models if evaluates else None,
         roster=None if registers else make_roster(world.streams),
     )
     return strategy

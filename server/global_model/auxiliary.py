@@ -14,6 +14,7 @@ from server.snapshot import Snapshot, same_model, under, within
 from sparcl_core.codec import CodecError, Encoded, Sizes, SparseTensor
 from sparcl_core.config import MethodConfig
 from sparcl_core.methods.auxiliary import Auxiliary
+from sparcl_core.methods.auxiliary import within as of_part
 from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.methods.sends_arrays import Upload
 from sparcl_core.sparsity.masks import Masks, State
@@ -28,6 +29,7 @@ class Beside:
         kept: the arrays by name; never written to.
         channel_up: what devices send.
         once_a_task: a device is sent the arrays with the first round of a task alone.
+        scores: the method wants its arrays where a model is tested.
     """
 
     def __init__(self, method: MethodConfig, start: Start):
@@ -35,6 +37,7 @@ class Beside:
         parts = make_method(learner), make_correction(method.correction, learner.lr)
         self._auxiliary = Auxiliary(*parts, start.layout, start.classifier, dtype=method.model.dtype)
         self.kept, self.channel_up = self._auxiliary.start(), self._auxiliary.up
+        self.scores = parts[0].scores
         self.once_a_task = bool(self._auxiliary.down) and self._auxiliary.once_a_task
         self.seen = Seen()
         self._sent: dict[int, tuple[int, Encoded]] = {}  # tier -> version, and what went out beside it
@@ -44,8 +47,17 @@ class Beside:
         if not self._auxiliary.down:
             return None
         if tier not in self._sent or self._sent[tier][0] != base.version:
-            self._sent[tier] = base.version, self._auxiliary.down.encode(self.kept, base.masks, base.version)
+            self._sent[tier] = base.version, self.encode(base)
         return self._sent[tier][1]
+
+    def encode(self, base: Base) -> Encoded:
+        """What is kept now, beside the version `base`."""
+        return self._auxiliary.down.encode(self.kept, base.masks, base.version)
+
+    @property
+    def of_method(self) -> State:
+        """What is kept for the learning method, by its own names."""
+        return of_part("method", self.kept)
 
     def own(self, owners: Owners) -> None:
         """Whose each weight is, for a method whose tasks own weights; empty for others."""

@@ -17,6 +17,7 @@ from server.ledger import Where
 from server.rounds import replies
 from server.rounds.federation import Federation, Talk
 from sparcl_core.codec import CodecError
+from sparcl_core.methods.given import Arrays
 from sparcl_core.metrics.continual import accuracy_by_class, accuracy_by_task
 from sparcl_core.seeding import generator
 from sparcl_core.sparsity.masks import State
@@ -44,7 +45,7 @@ class Evaluation:
     own: OwnModels | None = None
 
 
-Evaluate = Callable[[State, Owners], Evaluation]  # weights, and whose each is where tasks own them
+Evaluate = Callable[[State, Owners, Arrays], Evaluation]  # weights, whose each is where tasks own them, what is kept for the method
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,10 @@ def _ask(federation: Federation, server_round: int, talk: Talk, members: tuple[M
     """The answers by device, in device order."""
     model, step = federation.model, max(federation.usual_task(server_round), 0)
     payload = model.broadcast.whole_of(model.weights).data
-    wire = {"instruction": ConfigRecord({"control": Instruction(server_round, step, 1, False, ()).control, "payloads": [payload]})}
+    parts = {"control": Instruction(server_round, step, 1, False, ()).control, "payloads": [payload]}
+    if model.beside.scores:
+        parts["auxiliary"] = model.beside.encode(model.broadcast.base).data
+    wire = {"instruction": ConfigRecord(parts)}
     asked = {one.node_id: one for one in members}
     messages = [Message(RecordDict(dict(wire)), node, "evaluate", group_id=str(server_round)) for node in asked]
     answers, problems = {}, {one.device: "no reply" for one in members}

@@ -61,6 +61,7 @@ class Workbook:
         in_round, passes = (method.step_passes(epochs * own, epochs * own) for epochs in (work.epochs, work.epochs + 2))
         weights = sum(work.model.parameters.values())
         between, beside = method.task_passes(max(samples), capacity, weights), method.session_passes(own)
+        beside += method.upload_passes(own, capacity)
         computed = cost.whole * (passes.trained + between.trained) + cost.forward * (passes.taught + beside.taught)
         flops = {
             "train_sparse": computed, "train_dense": computed, "importance": computed, "masks": self._maskable * (steps + 6),

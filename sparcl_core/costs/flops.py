@@ -134,6 +134,9 @@ class Passes:
         """Those that go forward and backward."""
         return self.current + self.replayed
 
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(*[mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)])
+
 
 FLOP_COLUMNS = tuple(Flops().columns)
 

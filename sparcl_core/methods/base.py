@@ -155,12 +155,13 @@ class LearningMethod(SendsArrays):
 
     # -- at a test
 
-    def scorer(self, network: Network, memory: Memory | None) -> Callable[[Tensor], Tensor]:
+    def scorer(self, network: Network, memory: Memory | None, received: Arrays) -> Callable[[Tensor], Tensor]:
         """What says of which class an image is: normalised images [B, C, H, W] -> [B, classes], of which the largest counts; -inf: none.
 
         Args:
             network: in evaluation mode, loaded with the model that is tested.
             memory: what the device keeps whose model that is; None: it is nobody's own.
+            received: what the server keeps for the method (`SendsArrays`), where it `scores`; empty otherwise, and on a single device.
         """
         return network.model
 
@@ -224,6 +225,10 @@ class LearningMethod(SendsArrays):
 
     def session_passes(self, samples: Count) -> Passes:
         """What `prepare` and `end_session` compute, with `samples` in the task; those that go through `Running.freeze` among them."""
+        return Passes()
+
+    def upload_passes(self, samples: Count, buffered: Count) -> Passes:
+        """The same of `upload`, in a federation; `buffered`: samples in the buffer."""
         return Passes()
 
     def kept_samples(self, samples: Count) -> Count:

@@ -64,6 +64,8 @@ class FedSpace(LearningMethod):
 
     def upload(self, running: Running):
         """Of the data that the device still trains on: `means` [C, D], 0 of classes that it has not, `counts` [C], `variance` [1]."""
+        if not running.received:  # it is a device alone
+            return {}
         data, kept = running.data, np.flatnonzero(running.memory.ddr.kept)
         features = running.freeze(running.network.read(), running.masks).features_of(data.x[kept])
         means, counts, variance = class_means(features, data.y[kept], running.network.inputs.num_classes)
@@ -119,7 +121,7 @@ class FedSpace(LearningMethod):
 
     # -- what it costs
 
-    def session_passes(self, samples):
+    def upload_passes(self, samples, buffered):
         """Every sample goes forward once more."""
         return Passes(taught=samples)
 

@@ -208,7 +208,7 @@ class FedWeIT(LearningMethod):
 
     # -- at a test
 
-    def scorer(self, network, memory):
+    def scorer(self, network, memory, received):
         """Each class by the network of its task; classes of tasks that the device has not had by the base."""
         if memory is None or TASKS not in memory.arrays:
             return network.model

@@ -9,8 +9,13 @@ each: the next one is that which brings the mean of the chosen ones' features ne
 classes the first ones stay (algorithm 5). Features are the input of the last layer, of length 1. An image is of the class whose
 exemplars' mean feature, under the model as it is now, is nearest (algorithm 1), so Class-IL needs no bias correction of the classifier.
 
+In a federation a device sends the mean features of its classes under the model that it has trained, of older ones by its exemplars, of its
+task's by their samples. The server keeps the mean over the devices of a round, weighted by samples; of a class that none of them has, what
+it had. That says of which class an image is under the global model, on the server and on devices.
+
 Differences: the paper trains on the union of data and exemplars, ours draws from them beside each batch as ER does; the teacher's answers
 to exemplars are those that were stored with them where the last task ended. Features are not averaged with those of the mirrored image.
+The sums of features that make means are not counted, the passes that give them are.
 
 A device keeps the teacher, and which classes it has seen.
 """
@@ -24,7 +29,6 @@ from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.given import Border, Running
 from sparcl_core.methods.lwf import TEACHER
 from sparcl_core.methods.seen import SEEN, seen_after
-from sparcl_core.replay.buffer import Buffer
 from sparcl_core.replay.shares import first_of_each, refilled
 from sparcl_core.sparsity.packed import pack, unpack
 
@@ -33,6 +37,8 @@ class ICaRL(LearningMethod):
     name = "icarl"
     draws = 1
     teachers = 1
+    counts = ("counts",)
+    scores = True
 
     def problems(self, situation):
         if not self.config.buffer_size and not self.config.buffer_share:
@@ -80,20 +86,54 @@ class ICaRL(LearningMethod):
         flops = sum(_herding_flops(len(rows), min(share, len(rows)), features.shape[1]) for rows in chosen)
         return replace(memory, buffer=fresh, arrays=arrays), Passes(taught=len(data.y) + len(kept), flops=flops)
 
-    def scorer(self, network, memory):
-        if memory is None or not len(memory.buffer):
+    # -- on the wire
+
+    def shapes_up(self, model, classifier):
+        classes, features = model.shapes[classifier[0]]
+        return {"means": (classes, features), "counts": (classes,)}
+
+    def shapes_down(self, model, classifier):
+        return {"means": model.shapes[classifier[0]]}
+
+    def upload(self, running: Running):
+        """`means` [C, D] of each class that the device has samples of, and of how many, `counts` [C], at most those that it trains on."""
+        if not running.received:  # it is a device alone
+            return {}
+        data, buffer, kept = running.data, running.memory.buffer, np.flatnonzero(running.memory.ddr.kept)
+        x, labels = (np.concatenate([own[kept], held[: len(buffer)]]) for own, held in ((data.x, buffer.x), (data.y, buffer.y)))
+        features = running.freeze(running.network.read(), running.masks).features_of(x)
+        counts = np.bincount(labels, minlength=len(running.received["means"]))
+        means = class_means(of_length_one(features), labels, len(counts))
+        return {"means": means, "counts": np.minimum(counts, len(kept)).astype(means.dtype)}
+
+    def combine(self, kept, uploads, fleet):
+        total = sum(one.arrays["counts"].astype(np.float64) for one in uploads)[:, None]
+        summed = sum(one.arrays["counts"].astype(np.float64)[:, None] * one.arrays["means"] for one in uploads)
+        return {"means": np.where(total > 0, summed / np.maximum(total, 1), kept["means"])}
+
+    # -- at a test
+
+    def scorer(self, network, memory, received):
+        means = received.get("means", np.zeros(0))
+        if memory is not None and len(memory.buffer):
+            buffer, held = memory.buffer, slice(len(memory.buffer))
+            features, _ = network.features_of(buffer.x[held].copy())  # a device that is tested has it read-only
+            own = class_means(of_length_one(features), buffer.y[held], network.inputs.num_classes)
+            means = np.where(means.any(1)[:, None], means, own) if len(means) else own
+        if not means.any():
             return network.model
         import torch
 
-        features, _ = network.features_of(memory.buffer.x[: len(memory.buffer)])
-        means = torch.from_numpy(class_means(memory.buffer, of_length_one(features)))
+        centres = torch.from_numpy(of_length_one(means))
 
         def nearest(x):
             features, logits = network.features(x)
-            away = torch.cdist(torch.nn.functional.normalize(features, dim=1), means, compute_mode="donot_use_mm_for_euclid_dist")
-            return torch.where(means.isnan().any(1), -torch.inf, -away).to(logits.dtype)
+            away = torch.cdist(torch.nn.functional.normalize(features, dim=1), centres, compute_mode="donot_use_mm_for_euclid_dist")
+            return torch.where(centres.any(1), -away, -torch.inf).to(logits.dtype)
 
         return nearest
+
+    # -- what it costs
 
     def least_buffer(self, classes):
         """An exemplar of each, or there is no mean."""
@@ -104,6 +144,9 @@ class ICaRL(LearningMethod):
 
     def task_passes(self, samples, buffered, weights):
         return Passes(taught=samples + buffered, flops=_herding_flops(samples, buffered, weights))
+
+    def upload_passes(self, samples, buffered):
+        return Passes(taught=samples + buffered)
 
     def arrays_bytes(self, model, active, *, buffered, classes):
         return model.packed_bytes(active) + classes
@@ -139,10 +182,9 @@ def herding(features: np.ndarray, count: int) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def class_means(buffer: Buffer, features: np.ndarray) -> np.ndarray:
-    """[classes, D], the mean feature of each class's exemplars, again of length 1; NaN where a class has none."""
-    labels = buffer.y[: len(buffer)]
-    means = np.full((buffer.logits.shape[1], features.shape[1]), np.nan, features.dtype)
+def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """[classes, D], the mean of `features` [N, D] of each class, again of length 1; zeros where a class has none."""
+    means = np.zeros((classes, features.shape[1]), features.dtype)
     for label in np.unique(labels):
         means[label] = of_length_one(features[labels == label].mean(0))
     return means

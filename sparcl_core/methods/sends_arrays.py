@@ -36,6 +36,7 @@ class SendsArrays:
         needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
         once_a_task: a device is sent them with the first round of a task alone, and keeps what it needs of them.
         labels: what the server sends are whole numbers from 0 to 255, which cross the wire as such.
+        scores: `LearningMethod.scorer` wants what the server keeps.
     """
 
     counts: ClassVar[tuple[str, ...]] = ()
@@ -43,6 +44,7 @@ class SendsArrays:
     needs_shared_masks: ClassVar[bool] = False
     once_a_task: ClassVar[bool] = False
     labels: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
 
     def shapes_up(self, model: Layout, classifier: tuple[str, ...]) -> Shapes:
         """Names and shapes of what a device sends. `classifier`: tensors of the last layer, weight first, whose rows are classes."""

@@ -30,9 +30,10 @@ class DenseTwin:
 
     def session(self) -> Flops:
         """Before and behind the steps."""
-        passes = self.setup.method.session_passes(self.running.memory.ddr.kept.size)
+        memory, method = self.running.memory, self.setup.method
+        passes = self.setup.passes_between(self.running, memory.ddr.kept.size, method.held_by_twin(memory.buffer, self.offered))
         between = passes.flops + self.setup.correction.session_flops(self.weights)
-        paper = self.setup.method.paper_passes(Passes(taught=passes.taught))
+        paper = method.paper_passes(Passes(taught=passes.taught))
         return self.cost.teach(passes.taught) + Flops(method=between, paper=self.forward * paper)
 
 

@@ -208,7 +208,8 @@ class SessionLoop:
             importance = {name: spread(name, combine(setup.tdm, self.last[name], None), np.float64) for name in self.masks}
         paper = self.cost.forward * setup.method.paper_passes(Passes(self.samples, self.replayed, setup.frozen.samples))
         corrected_flops = setup.correction.session_flops(self.weights)
-        between = setup.method.session_passes(int(np.count_nonzero(self.running.memory.ddr.kept))).flops + corrected_flops
+        memory = self.running.memory
+        between = setup.passes_between(self.running, memory.kept_samples, len(memory.buffer)).flops + corrected_flops
         return Session(
             state=state,
             memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays, corrected=corrected),

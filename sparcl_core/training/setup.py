@@ -7,7 +7,7 @@ import numpy as np
 
 from sparcl_core.batches import batch_sizes, largest_batch
 from sparcl_core.config import MethodConfig
-from sparcl_core.costs.flops import SampleFlops, layer_shapes, per_sample
+from sparcl_core.costs.flops import Passes, SampleFlops, layer_shapes, per_sample
 from sparcl_core.costs.memory import Held
 from sparcl_core.inputs import InputSpec
 from sparcl_core.methods.auxiliary import Auxiliary, within
@@ -118,6 +118,11 @@ class Setup:
         running.prepared = self.method.prepare(running)
         running.correction = self.correction.prepare(running, within("correction", memory.received))
         return running
+
+    def passes_between(self, running: Running, samples: int, buffered: int) -> Passes:
+        """What the method computes before and behind the steps; in a federation also for what it sends beside the update."""
+        found = self.method.session_passes(samples)
+        return found + self.method.upload_passes(samples, buffered) if running.received else found
 
     def check(self, data: TaskData, count: int) -> None:
         """Is `data` for this model, and enough for it? `count`: samples of a pass.

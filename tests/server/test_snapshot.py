@@ -68,7 +68,7 @@ def play_on(world: World, grid: RecordingGrid, strategy: SparCLStrategy, first_r
         strategy,
         rounds=world.experiment.rounds,
         evaluate_every=1,
-        evaluate=lambda state, owners: Evaluation(
+        evaluate=lambda state, owners, kept: Evaluation(
             np.full((2, tasks), sum(float(value.sum()) for value in state.values())), np.zeros((2, tasks, 1))
         ),
         observe=observe,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from worlds import BATCHNORM, LOSSLESS, RecordingGrid, assert_same_arrays, play, tiny, tiny_world
 
+from simulations.build import make_evaluator
 from sparcl_core.codec import Layout
 from sparcl_core.sparsity.packed import unpack
 from sparcl_core.wire.auxiliary import Channel
@@ -241,3 +242,16 @@ def test_batchnorm_that_stays_on_devices():
     fresh = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     assert all((strategy.weights[name] == fresh[name.rpartition(".")[2]]).all() for name in stay)
     assert "observed" not in grid.received[1][0].content
+
+
+def test_icarl_knows_classes_by_the_means_that_devices_send_at_the_server_and_on_devices():
+    """Nothing of a device is its own here, so that devices answer as the server does; by its outputs the model answers otherwise."""
+    found = {}
+    for where in ("server", "devices"):
+        world, seen = tiny_world("learner.method=icarl", "learner.buffer_size=20", f"evaluate_on={where}"), []
+        strategy = play(world, observe=lambda record, _, seen=seen: seen.append(record), evaluates=True)
+        found[where] = [record.accuracy for record in seen if record.round and record.accuracy is not None]
+    means, by_outputs = strategy.model.beside.of_method["means"], make_evaluator(world)(strategy.weights).accuracy
+    assert means.any(1).all() and len(found["server"]) > 1
+    assert all(map(np.array_equal, found["server"], found["devices"]))
+    assert (found["server"][-1] != by_outputs).any()

@@ -406,7 +406,7 @@ def test_what_a_fedspace_device_sends_are_means_under_the_model_that_it_trained_
     (task,) = tiny_tasks(1, SAMPLES)
     learner, state, masks, memory = start(with_learner(without(tiny_method("mlp", 0.5), "ddr", "dgm"), "fedspace"))
     other, *_ = start(with_learner(without(tiny_method("mlp", 0.5), "ddr", "dgm"), "sgd"))
-    memory = memory.in_task(SAMPLES)
+    memory = replace(memory.in_task(SAMPLES), received=learner.auxiliary.start())
     done, plainly = (one.train(state, masks, task, memory, epochs=1, device=0) for one in (learner, other))
     assert all(np.array_equal(done.state[name], plainly.state[name]) for name in state)  # nothing is known yet, so the loss is SGD's
     learner.network.load(done.state, masks)
@@ -500,7 +500,7 @@ def scores(learner, state, memory, task):
     learner.network.load(state, {})
     learner.network.model.eval()
     with torch.inference_mode():
-        return learner.method.scorer(learner.network, memory)(learner.network.feed(task.x)).numpy()
+        return learner.method.scorer(learner.network, memory, {})(learner.network.feed(task.x)).numpy()
 
 
 def test_the_same_bits_of_fedweit_come_out_again_and_without_news_it_attends_to_what_it_has():

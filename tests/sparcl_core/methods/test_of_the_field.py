@@ -13,11 +13,13 @@ from tiny_learning import ANYWHERE, INPUTS, assert_same, frozen, start, tiny_met
 from sparcl_core.costs.flops import Flops, dense_forward, per_sample, sizes
 from sparcl_core.methods.agem import AGEM
 from sparcl_core.methods.at_the_end import OF_TASK
+from sparcl_core.methods.auxiliary import within
 from sparcl_core.methods.ewc_on import FISHER, THEN
 from sparcl_core.methods.icarl import ICaRL, binary_terms, class_means, herding, of_length_one
 from sparcl_core.methods.lwf import TEACHER, distillation
 from sparcl_core.methods.registry import find_method, make_method
 from sparcl_core.methods.seen import SEEN
+from sparcl_core.methods.sends_arrays import Upload
 from sparcl_core.networks.models import build_model, load_state_
 from sparcl_core.replay.shares import first_of_each
 from sparcl_core.sparsity.masks import count_active
@@ -64,7 +66,7 @@ def test_two_tasks_are_learned_whatever_the_method(name, sparsity):
         promised = learner.method.arrays_bytes(learner.held, active, buffered=memory.buffer.capacity, classes=INPUTS.num_classes)
         assert sum(array.nbytes for array in memory.arrays.values()) <= promised
     assert_same(kept_masks, masks)
-    score = learner.method.scorer(learner.network, memory)
+    score = learner.method.scorer(learner.network, memory, {})
     learner.network.load(state, masks)
     learner.network.model.eval()
     with torch.no_grad():
@@ -341,26 +343,78 @@ def test_icarl_keeps_the_first_exemplars_of_old_classes_and_classifies_by_the_ne
     learner.network.load(state, masks)
     learner.network.model.eval()
     with torch.no_grad():
-        scores = learner.method.scorer(learner.network, two)(learner.network.feed(second.x)).numpy()
-        partly = learner.method.scorer(learner.network, one)(learner.network.feed(second.x)).numpy()
+        scores = learner.method.scorer(learner.network, two, {})(learner.network.feed(second.x)).numpy()
+        partly = learner.method.scorer(learner.network, one, {})(learner.network.feed(second.x)).numpy()
     distances = np.linalg.norm(features(second.x)[:, None] - means[None], axis=2)
     np.testing.assert_allclose(scores, -distances, atol=1e-5)
     assert np.isneginf(partly[:, 2:]).all() and np.isfinite(partly[:, :2]).all()
 
 
 def test_a_class_without_exemplars_has_no_mean():
-    _, _, _, memory = start(dense("icarl"), capacity=3)
-    buffer = replace(memory.buffer, y=np.array([2, 2, 0]), offered=2)
-    means = class_means(buffer, np.array([[3.0, 0.0], [0.0, 4.0]]))
-    assert np.isnan(means[[0, 1, 3]]).all()
+    means = class_means(np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]), np.array([2, 2, 0]), 4)
+    assert not means[[0, 1, 3]].any()
     np.testing.assert_allclose(means[2], np.array([1.5, 2.0]) / 2.5)
 
 
 def test_without_a_memory_icarl_answers_by_its_logits():
     learner, state, masks, memory = start(dense("icarl"))
     learner.network.load(state, masks)
-    assert ICaRL.scorer(learner.method, learner.network, None) is learner.network.model
-    assert learner.method.scorer(learner.network, memory) is learner.network.model  # nothing has ended yet
+    assert ICaRL.scorer(learner.method, learner.network, None, {}) is learner.network.model
+    assert learner.method.scorer(learner.network, memory, {}) is learner.network.model  # nothing has ended yet
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(0, 999))
+@settings(max_examples=50)
+def test_the_server_has_the_mean_of_each_class_over_the_devices_of_a_round(counts, seed):
+    """By samples; a class that no device has keeps what it had."""
+    rng = np.random.default_rng(seed)
+    kept, means = {"means": rng.normal(size=(3, 2))}, rng.normal(size=(len(counts), 3, 2))
+    uploads = [Upload(device, 9, {"means": means[device], "counts": np.array(own, float)}) for device, own in enumerate(counts)]
+    found = ICaRL(None).combine(kept, uploads, 9)["means"]
+    for label in range(3):
+        weights = [own[label] for own in counts]
+        expected = np.average(means[:, label], axis=0, weights=weights) if any(weights) else kept["means"][label]
+        np.testing.assert_allclose(found[label], expected, atol=1e-12)
+
+
+def test_what_an_icarl_device_sends_in_a_federation():
+    """Means of its exemplars and of its data under the model that it trained, and the pass that gives them is counted; alone, nothing."""
+    learner, state, masks, memory = start(dense("icarl"), capacity=8)
+    first, second = tiny_tasks(2, 6)
+    memory = learner.end_task(state, masks, first, memory.in_task(6), device=0)[0].in_task(6)
+    told = replace(memory, received={"method/means": np.zeros((4, 16), np.float32)})
+    done, alone = (learner.train(state, masks, second, one, epochs=1, device=0) for one in (told, memory))
+    assert not alone.upload and all(np.array_equal(done.state[name], alone.state[name]) for name in state)
+    sent, buffer = within("method", done.upload), memory.buffer
+    assert np.bincount(first.y, minlength=4).tolist() == [3, 3, 0, 0] and len(buffer) == 6
+    learner.network.load(done.state, masks)
+    for label in range(4):
+        own = second.x[second.y == label] if label > 1 else buffer.x[: len(buffer)][buffer.y[: len(buffer)] == label]
+        features = of_length_one(learner.network.features_of(own)[0])
+        np.testing.assert_allclose(sent["means"][label], of_length_one(features.mean(0)), atol=1e-6)
+    assert sent["counts"].tolist() == [3, 3, 3, 3]
+    for own, without_upload in ((done.flops, alone.flops), (done.dense_flops, alone.dense_flops)):
+        assert own.total - without_upload.total == (6 + 6) * dense_forward(learner.layers)
+
+
+def test_a_class_is_where_the_server_says_and_where_it_does_not_know_by_own_exemplars():
+    learner, state, masks, memory = start(dense("icarl"), capacity=8)
+    first, second = tiny_tasks(2, 6)
+    memory, _ = learner.end_task(state, masks, first, memory.in_task(6), device=0)
+    learner.network.load(state, masks)
+    learner.network.model.eval()
+    received = np.zeros((4, 16), np.float32)
+    received[[1, 2]] = np.random.default_rng(0).random((2, 16))
+    x, features = learner.network.feed(second.x), of_length_one(learner.network.features_of(second.x)[0])
+    by_own = learner.method.scorer(learner.network, memory, {})(x)
+    by_both = learner.method.scorer(learner.network, memory, {"means": received})(x)
+    by_server = learner.method.scorer(learner.network, None, {"means": received})(x)
+    expected = -np.linalg.norm(features[:, None] - of_length_one(received[[1, 2]])[None], axis=2)
+    for found in (by_both, by_server):
+        np.testing.assert_allclose(found[:, [1, 2]].detach(), expected, atol=1e-5)
+        assert torch.isneginf(found[:, 3]).all()
+    assert torch.equal(by_both[:, 0], by_own[:, 0]) and torch.isneginf(by_server[:, 0]).all() and torch.isneginf(by_own[:, 2]).all()
+    assert learner.method.scorer(learner.network, None, {"means": np.zeros((4, 16))}) is learner.network.model
 
 
 # -- settings
