@@ -14,8 +14,8 @@ from sparcl_core.codec import CodecError
 from sparcl_core.config import CorrectionConfig
 from sparcl_core.inputs import normalise
 from sparcl_core.methods.auxiliary import within
+from sparcl_core.methods.decomposed import Decomposed
 from sparcl_core.methods.fedspace import FedSpace, class_means
-from sparcl_core.methods.fedweit import Decomposed
 from sparcl_core.methods.flwf2t import LAST
 from sparcl_core.methods.lwf import TEACHER
 from sparcl_core.methods.refed import PIM
