@@ -98,7 +98,7 @@ def run_rounds(
 def _of_the_server(federation: Federation, evaluate: Evaluate) -> Evaluation:
     """Accuracy of the global model."""
     model = federation.model
-    return evaluate(model.weights, model.masking.owners, model.beside.of_method)
+    return evaluate(model.weights, model.owners, model.beside.of_method)
 
 
 def talk_over(grid: Grid) -> Talk:

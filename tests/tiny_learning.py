@@ -91,7 +91,7 @@ def global_generators() -> tuple:
 
 # methods that run in any setting, given what they need; FedWeIT wants a dense network and a server
 ANYWHERE = tuple(name for name in OURS if not find_method(name).moves_weights)
-NEEDS = {"packnet": {"masks.scheme": "packnet", "stream.setting": "task-il", "sparsity": "0.5"}}
+NEEDS = dict.fromkeys(("packnet", "lps"), {"masks.scheme": "packnet", "stream.setting": "task-il", "sparsity": "0.5"})
 
 
 def needs(name: str) -> tuple[str, ...]:

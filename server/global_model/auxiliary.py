@@ -18,7 +18,7 @@ from sparcl_core.methods.auxiliary import within as of_part
 from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.methods.sends_arrays import Upload
 from sparcl_core.sparsity.masks import Masks, State
-from sparcl_core.sparsity.packnet import Owners
+from sparcl_core.sparsity.packnet import Owners, tasks_over
 from sparcl_core.wire.protocol import Report
 
 
@@ -27,6 +27,7 @@ class Beside:
 
     Attributes:
         kept: the arrays by name; never written to.
+        chosen: where tasks choose among the weights of earlier ones, what those have chosen that are over.
         channel_up: what devices send.
         once_a_task: a device is sent the arrays with the first round of a task alone.
         scores: the method wants its arrays where a model is tested.
@@ -37,7 +38,7 @@ class Beside:
         parts = make_method(learner), make_correction(method.correction, learner.lr)
         self._auxiliary = Auxiliary(*parts, start.layout, start.classifier, dtype=method.model.dtype)
         self.kept, self.channel_up = self._auxiliary.start(), self._auxiliary.up
-        self.scores = parts[0].scores
+        self._method, self.scores, self.chosen = parts[0], parts[0].scores, dict[str, np.ndarray]()
         self.once_a_task = bool(self._auxiliary.down) and self._auxiliary.once_a_task
         self.seen = Seen()
         self._sent: dict[int, tuple[int, Encoded]] = {}  # tier -> version, and what went out beside it
@@ -59,9 +60,17 @@ class Beside:
         """What is kept for the learning method, by its own names."""
         return of_part("method", self.kept)
 
-    def own(self, owners: Owners) -> None:
-        """Whose each weight is, for a method whose tasks own weights; empty for others."""
-        self.kept = self.kept | {f"method/{name}": value.astype(self._auxiliary.down.dtype) for name, value in owners.items()}
+    def own(self, owners: Owners, begins: bool) -> None:
+        """Whose each weight is, for a method whose tasks own weights; empty for others. `begins`: a task does, with this round."""
+        kept = self.of_method
+        if begins and owners:
+            self.chosen = self.chosen | self._method.chosen(kept, tasks_over(owners) - 1)
+        told = self._method.told(owners, kept, begins) if owners else {}
+        self.kept = self.kept | {f"method/{name}": value.astype(self._auxiliary.down.dtype) for name, value in told.items()}
+
+    def networks(self, owners: Owners) -> Owners:
+        """`owners`, and what each task has chosen of earlier ones', where tasks do that."""
+        return owners | self.chosen | self._method.chosen(self.of_method, tasks_over(owners)) if owners else owners
 
     def drop(self, masks: Masks) -> None:
         """What is kept of weights becomes 0 where these masks have none."""
@@ -94,16 +103,19 @@ class Beside:
 
     def snapshot(self) -> Snapshot:
         """All that changes from round to round, see `server.snapshot`."""
-        return {**under("kept", self.kept), **under("seen", self.seen.snapshot())}
+        return {**under("kept", self.kept), **under("seen", self.seen.snapshot()), **under("chosen", self.chosen)}
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on where `snapshot` was taken. Raises ValueError if it is of another model."""
         self.kept, self._sent = same_model("kept", snapshot, self.kept), {}
         self.seen = Seen.restored(within("seen", snapshot))
+        self.chosen = {name: value.copy() for name, value in within("chosen", snapshot).items()}
 
     def _bounded(self, uploads: list[Upload], config: AggregationConfig) -> tuple[list[Upload], list[Unusual]]:
-        """Arrays that stand out of the round's are scaled down, counts are left as they are: as it is done with updates (`clipping`)."""
-        compared = [name for name in self.channel_up.layout.shapes if name not in self._auxiliary.counts]
+        """Arrays that stand out of the round's are scaled down, as it is done with updates (`clipping`); counts and labels are left as they
+        are."""
+        spared = {*self._auxiliary.counts, *self.channel_up.labels}
+        compared = [name for name in self.channel_up.layout.shapes if name not in spared]
         updates = []
         for one in uploads:
             values = {name: one.arrays[name].reshape(-1) for name in compared}

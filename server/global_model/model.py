@@ -24,6 +24,7 @@ from server.global_model.settings import ModelSettings, Start
 from server.snapshot import Snapshot, same_model, under, within
 from sparcl_core.sparsity.initial import laid_over
 from sparcl_core.sparsity.masks import Masks, State, apply_masks_
+from sparcl_core.sparsity.packnet import Owners
 from sparcl_core.sparsity.snip import chosen_by_votes
 
 
@@ -67,6 +68,11 @@ class GlobalModel:
         return self.broadcast.masks
 
     @property
+    def owners(self) -> Owners:
+        """Whose each weight is, and what tasks have chosen of earlier ones'; empty where tasks own none."""
+        return self.beside.networks(self.masking.owners)
+
+    @property
     def num_classes(self) -> int:
         return self.whole.shapes[self.classifier[0]][0]
 
@@ -99,7 +105,7 @@ class GlobalModel:
         self.optimizer.drop(surviving)
         self.beside.drop(self.masks)
         taken_back = self.publish()
-        self.beside.own(self.masking.owners)
+        self.beside.own(self.masking.owners, begins=session == 0)
         return wants_report, taken_back
 
     def publish(self) -> str:

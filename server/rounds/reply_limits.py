@@ -69,7 +69,7 @@ class Workbook:
             "statistics": (own + capacity + between.taught) * cost.forward,
             "samples": passes.trained + between.trained, "steps": steps,
             "method": method.step_flops(weights * steps, passes.replayed) + between.flops + beside.flops
-            + work.correcting.step_flops(weights * steps) + work.correcting.session_flops(weights),
+            + method.session_flops(weights) + work.correcting.step_flops(weights * steps) + work.correcting.session_flops(weights),
         }  # fmt: skip
         counts = {
             "samples": work.epochs * own, "replayed": in_round.replayed, "dropped": work.epochs * own, "steps": steps,

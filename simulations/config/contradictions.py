@@ -10,6 +10,7 @@ from simulations.config import data
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.registry import make_correction, make_method
 from sparcl_core.methods.situation import Situation
+from sparcl_core.sparsity.schedule import Pruning
 
 
 def schedule(e) -> Iterator[str]:
@@ -111,14 +112,24 @@ def _of_the_method(e) -> Iterator[str]:
     situation = Situation(
         tasks=stream.tasks, blur=stream.blur, sparsity=e.sparsity, scheme=e.masks.scheme,
         is_in_step=stream.boundaries == "known" and at_once and alike, batchnorm=federation.batchnorm, evaluate_on=e.evaluate_on,
-        optimizer=e.server_optimizer.name, fits_memory=e.budget.memory == "fit",
+        optimizer=e.server_optimizer.name, fits_memory=e.budget.memory == "fit", latest_start=_latest_start(e),
     )  # fmt: skip
     yield from method.problems(situation)
     if e.method.scheme(federation.task_epochs, e.seed).needs == "owners" and not method.owns:
         yield (
             f"masks.scheme is {e.masks.scheme!r}, but learner.method {e.learner.method!r}: these masks are for methods whose "
-            f"tasks own weights; set learner.method=packnet, or another masks.scheme"
+            f"tasks own weights; set learner.method=packnet or lps, or another masks.scheme"
         )
+
+
+def _latest_start(e) -> float:
+    """See `Situation`."""
+    federation = e.federation
+    schedule = e.method.scheme(federation.task_epochs, e.seed).schedule(federation.local_epochs)
+    if not isinstance(schedule, Pruning):
+        return 1.0
+    pruned = next((session for session in range(schedule.sessions) if schedule.action(0, session) == "adapt"), 0)
+    return max(pruned - 1, 0) * federation.local_epochs / (schedule.until * federation.task_epochs)
 
 
 def _of_networks_by_task(e, method: LearningMethod) -> Iterator[str]:

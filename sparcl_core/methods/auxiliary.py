@@ -28,10 +28,11 @@ class Auxiliary:
         self.parts: dict[str, SendsArrays] = {"method": method, "correction": correction}
         up, down, labels = {}, {}, set()
         for part, sender in self.parts.items():
-            up |= {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_up(model, classifier).items()}
-            own = {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_down(model, classifier).items()}
-            down, labels = down | own, labels | (own.keys() if sender.labels else set())
-        self.up, self.down = Channel.of(up, model, dtype), Channel.of(down, model, dtype, frozenset(labels))
+            own_up = {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_up(model, classifier).items()}
+            own_down = {f"{part}/{name}": tuple(shape) for name, shape in sender.shapes_down(model, classifier).items()}
+            up, down = up | own_up, down | own_down
+            labels |= own_up.keys() | own_down.keys() if sender.labels else set()
+        self.up, self.down = (Channel.of(shapes, model, dtype, frozenset(labels & shapes.keys())) for shapes in (up, down))
         self.once_a_task = all(sender.once_a_task for sender in self.parts.values() if sender.shapes_down(model, classifier))
         self.counts = tuple(f"{part}/{name}" for part, sender in self.parts.items() for name in sender.counts)
 

@@ -4,7 +4,7 @@ The learner runs the steps: it cuts batches, goes forward and backward, masks gr
 
     where a task begins or ends     begin_task, end_task         what to keep, having computed what it likes
     before the steps of a session   prepare                      what their terms need: a teacher, old weights
-                                    frozen                       which weights stay as they are
+                                    frozen, watched              which weights stay as they are
     in a step                       draw                         which samples of the buffer are replayed beside the batch
                                     current_term, draw_term      the loss on the batch, and on each draw
                                     gradients                    what is made of the gradients before weights move
@@ -37,6 +37,7 @@ from sparcl_core.replay import buffer as rehearsal
 from sparcl_core.replay.buffer import Buffer
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.masks import Masks
+from sparcl_core.sparsity.packnet import Owners
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,8 +104,27 @@ class LearningMethod(SendsArrays):
         that are not named, none. Their gradients are not computed. `classifier`: tensors of the last layer, whose rows are classes."""
         return {}
 
-    def owners(self, memory: Memory) -> Arrays:
-        """Of a device alone, whose each place is, uint8 in the shapes of sparse tensors (`sparsity.packnet`); empty where nobody asks."""
+    def watched(self, running: Running) -> Masks:
+        """Places among the frozen ones of sparse tensors whose gradients are computed all the same, for `gradients` to make use of."""
+        return {}
+
+    # -- where tasks own weights (`sparsity.packnet`)
+
+    def owners(self, memory: Memory) -> Owners:
+        """Of a device alone, whose each place is, and what tasks have chosen of earlier ones'; empty where nobody asks."""
+        return {}
+
+    def told(self, owners: Owners, kept: Arrays, begins: bool) -> Arrays:
+        """In a federation, what the server sends of whose each place is.
+
+        Args:
+            kept: what it has kept so far, by the same names.
+            begins: a task begins with this round.
+        """
+        return {}
+
+    def chosen(self, kept: Arrays, task: int) -> Owners:
+        """In a federation, what `task` has chosen of earlier tasks' weights, by what the server keeps as it runs or ends."""
         return {}
 
     def draw(self, buffer: Buffer, size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -230,6 +250,10 @@ class LearningMethod(SendsArrays):
     def upload_passes(self, samples: Count, buffered: Count) -> Passes:
         """The same of `upload`, in a federation; `buffered`: samples in the buffer."""
         return Passes()
+
+    def session_flops(self, weights: Count, arrays: Arrays | None = None) -> Count:
+        """FLOPs that `prepare` and `end_session` take beside passes; arguments as in `step_flops`."""
+        return 0 * weights
 
     def kept_samples(self, samples: Count) -> Count:
         """Of a task with `samples`, those that the device keeps beyond the task; the buffer has its own."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from sparcl_core.replay.memory import Memory
 from sparcl_core.sparsity.masks import Masks, State
+from sparcl_core.sparsity.scheme import Scheme
 from sparcl_core.task_data import TaskData
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Running:
         memory: what the device keeps; the steps write to its buffer.
         freeze: state, masks -> a network that is not trained; [B, C, H, W] -> logits [B, classes] in evaluation mode. What goes through
             it is counted.
+        scheme: what changes the masks; it knows how long a task is.
         received: what the server has sent for the method (`SendsArrays`), by name; empty where nothing came, as on a single device.
         prepared: what `LearningMethod.prepare` returned.
         correction: what `Correction.prepare` returned.
@@ -88,6 +90,7 @@ class Running:
     data: TaskData
     memory: Memory
     freeze: Callable[[State, Masks], Callable[[Tensor], Tensor]]
+    scheme: Scheme
     received: Arrays = field(default_factory=dict)
     prepared: Any = None
     correction: Any = None

@@ -60,7 +60,7 @@ class PackNet(LearningMethod):
         return {name: shape for name, shape in model.shapes.items() if name in model.masked}
 
     def frozen(self, running, classifier):
-        owners, shapes = _owners(running), running.network.layout.shapes
+        owners, shapes = self.owned(running), running.network.layout.shapes
         others = np.ones(running.network.inputs.num_classes, bool)
         others[list(running.data.classes)] = False
         rows = {name: np.broadcast_to(others.reshape(-1, *[1] * (len(shapes[name]) - 1)), shapes[name]) for name in classifier}
@@ -70,8 +70,22 @@ class PackNet(LearningMethod):
         owned = {name: (own > 0) | rows.get(name, False) for name, own in owners.items()}
         return rows | rest | owned
 
+    def owned(self, running: Running) -> Owners:
+        """Whose each place is in this session; 0 where it is free.
+
+        Raises:
+            ValueError: if this device of a federation was not told for this task.
+        """
+        arrays = running.memory.arrays
+        if not running.received and arrays.get(OF_TASK, running.data.task) != running.data.task:
+            raise ValueError(f"task {running.data.task} has begun, and it was not said whose each weight is: the model cannot be trained")
+        return running.received or {name: value for name, value in arrays.items() if name != OF_TASK}
+
     def owners(self, memory):
         return memory.arrays
+
+    def told(self, owners, kept, begins):
+        return owners
 
     def begin_task(self, border):
         memory = border.memory
@@ -94,15 +108,3 @@ class PackNet(LearningMethod):
     def arrays_bytes(self, model, active, *, buffered, classes):
         """A byte a place, and the number of a task."""
         return sum(model.parameters[name] for name in active) + 8
-
-
-def _owners(running: Running) -> Owners:
-    """Whose each place is in this session.
-
-    Raises:
-        ValueError: if this device of a federation was not told for this task.
-    """
-    arrays = running.memory.arrays
-    if not running.received and arrays.get(OF_TASK, running.data.task) != running.data.task:
-        raise ValueError(f"task {running.data.task} has begun, and it was not said whose each weight is: the model cannot be trained")
-    return running.received or {name: value for name, value in arrays.items() if name != OF_TASK}

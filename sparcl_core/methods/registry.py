@@ -18,6 +18,7 @@ OURS = {
     "der": "sparcl_core.methods.der:DER",
     "derpp": "sparcl_core.methods.derpp:DERpp",
     "packnet": "sparcl_core.methods.packnet:PackNet",
+    "lps": "sparcl_core.methods.lps:LPS",
     "flwf2t": "sparcl_core.methods.flwf2t:FLwF2T",
     "refed": "sparcl_core.methods.refed:ReFed",
     "fedweit": "sparcl_core.methods.fedweit:FedWeIT",

@@ -35,7 +35,7 @@ class SendsArrays:
         in_order: what is combined must be of the devices of one round, so that rounds cannot be buffered.
         needs_shared_masks: its arrays are over the shared masks, so that devices cannot have masks of their own.
         once_a_task: a device is sent them with the first round of a task alone, and keeps what it needs of them.
-        labels: what the server sends are whole numbers from 0 to 255, which cross the wire as such.
+        labels: what is sent, both ways, are whole numbers from 0 to 255, which cross the wire as such.
         scores: `LearningMethod.scorer` wants what the server keeps.
     """
 

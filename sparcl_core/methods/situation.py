@@ -11,6 +11,8 @@ class Situation:
         is_in_step: all devices meet each task once, in the same order and at the same time, and know where it ends.
         optimizer: the server's.
         fits_memory: sparser masks for smaller devices.
+        latest_start: of the epochs of a task that are over when its masks are pruned, the share that is over when the last round before
+            that begins; 1 where nothing is pruned.
     """
 
     tasks: int
@@ -22,3 +24,4 @@ class Situation:
     evaluate_on: str
     optimizer: str
     fits_memory: bool
+    latest_start: float = 1.0

@@ -19,8 +19,20 @@ from sparcl_core.sparsity.schedule import Pruning
 from sparcl_core.sparsity.scheme import Scheme
 from sparcl_core.sparsity.update import Action, MaskUpdate, drop_
 
-Owners = dict[str, np.ndarray]  # uint8 in the tensors' shapes: 0, free; t + 1, of task t
+# by tensor, uint8 in its shape: 0, free; t + 1, of task t. Where tasks choose among the weights of earlier ones (`methods.lps`), beside
+# these by `selected(t, tensor)` the choice of task t, a bit a place
+Owners = dict[str, np.ndarray]
 MOST_TASKS = 255
+SELECTED = "selected/"
+
+
+def selected(task: int, name: str) -> str:
+    return f"{SELECTED}{task}/{name}"
+
+
+def num_kept(free: int, sparsity: float) -> int:
+    """Of a layer's free weights, those that pruning leaves."""
+    return num_active(free, sparsity) if free else 0
 
 
 def nobody(masks: Masks) -> Owners:
@@ -40,9 +52,22 @@ def claimed(owners: Owners, masks: Masks, task: int) -> Owners:
 
 
 def network_of(owners: Owners, task: int) -> Masks:
-    """Places of the network of `task`: what it and the tasks before own; while it has not ended, all that are active and free, too."""
-    ended = max((int(own.max(initial=0)) for own in owners.values()), default=0)
-    return {name: own <= task + 1 if task >= ended else (own > 0) & (own <= task + 1) for name, own in owners.items()}
+    """Places of the network of `task`: what it and the tasks before own, of these what it has chosen, if it has; while it has not ended,
+    all that are active and free, too."""
+    by_tensor = {name: own for name, own in owners.items() if not name.startswith(SELECTED)}
+    ended, networks = tasks_over(owners), {}
+    for name, own in by_tensor.items():
+        networks[name] = own <= task + 1 if task >= ended else (own > 0) & (own <= task + 1)
+        bits = owners.get(selected(task, name))
+        if bits is not None:
+            chosen = np.unpackbits(bits, count=own.size).view(bool).reshape(own.shape)
+            networks[name] &= chosen | (own == 0) | (own == task + 1)
+    return networks
+
+
+def tasks_over(owners: Owners) -> int:
+    """How many tasks own weights, which is the number of the task that is running."""
+    return max((int(own.max(initial=0)) for name, own in owners.items() if not name.startswith(SELECTED)), default=0)
 
 
 class PackNet(Scheme):
@@ -72,7 +97,7 @@ class PackNet(Scheme):
         dropped = {}
         for name, mask in masks.items():
             free = np.flatnonzero(mask & (found[name] == 0)) if what == "adapt" else np.zeros(0, np.int64)
-            kept = num_active(free.size, self.sparsity) if free.size else 0
+            kept = num_kept(free.size, self.sparsity)
             dropped[name] = free[~highest(np.abs(state[name].reshape(-1)[free]), kept)]
         return MaskUpdate(number, what, dropped)
 

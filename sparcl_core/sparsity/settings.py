@@ -25,7 +25,7 @@ class MaskConfig:
 
     Attributes:
         scheme: what changes the masks: `tdm` (SparCL, by section [tdm]), `set` (Mocanu et al. 2018), `rigl` (Evci et al. 2020),
-            `packnet`, for the method of that name, or `static`: nothing does; or a class derived from
+            `packnet`, for the methods `packnet` and `lps`, or `static`: nothing does; or a class derived from
             `sparcl_core.sparsity.scheme.Scheme`, of an installed package or by its path.
         initial: the first mask: `random`; `magnitude`, the largest initial weights, drawn or from model.weights; or `snip`, the weights
             of highest connection sensitivity on data of the first task (Lee et al. 2019).

@@ -32,7 +32,8 @@ class DenseTwin:
         """Before and behind the steps."""
         memory, method = self.running.memory, self.setup.method
         passes = self.setup.passes_between(self.running, memory.ddr.kept.size, method.held_by_twin(memory.buffer, self.offered))
-        between = passes.flops + self.setup.correction.session_flops(self.weights)
+        own = method.session_flops(self.weights, memory.arrays)
+        between = passes.flops + own + self.setup.correction.session_flops(self.weights)
         paper = method.paper_passes(Passes(taught=passes.taught))
         return self.cost.teach(passes.taught) + Flops(method=between, paper=self.forward * paper)
 

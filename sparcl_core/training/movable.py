@@ -17,6 +17,7 @@ class Movable:
     Attributes:
         frozen: as the method gives it.
         free: the weights that may move, bool over the active places, of sparse tensors of which some are frozen.
+        wanted: these, and those whose gradients are computed all the same (`LearningMethod.watched`).
     """
 
     def __init__(self, setup: Setup, running: Running):
@@ -24,6 +25,8 @@ class Movable:
         self.network, self.layers, self.active, classifier = network, setup.layers, count_active(masks), setup.classifier
         self.frozen = setup.method.frozen(running, classifier)
         self.free = {name: ~network.gather(name, self.frozen[name]) for name in masks if name in self.frozen}
+        watched = setup.method.watched(running)
+        self.wanted = {name: free | network.gather(name, watched[name]) if name in watched else free for name, free in self.free.items()}
         held = [name for name, kept in self.frozen.items() if name not in masks and kept.all()]
         network.hold(set(held))
         self._no_gradient = dict.fromkeys(held, 0)
@@ -38,12 +41,12 @@ class Movable:
 
     @property
     def every(self) -> dict[str, Tensor]:
-        """The weights of sparse tensors that may move, bool over their active places."""
-        return {name: torch.ones(count, dtype=torch.bool) for name, count in self.active.items()} | self.free
+        """The weights of sparse tensors whose gradients are computed, bool over their active places."""
+        return {name: torch.ones(count, dtype=torch.bool) for name, count in self.active.items()} | self.wanted
 
     def want_all(self) -> None:
-        """From now on compute the gradients of all weights that may move."""
-        self.network.want_gradients(self.free or None)
+        """From now on compute the gradients of all weights that are wanted."""
+        self.network.want_gradients(self.wanted or None)
 
     def cost(self, updated: dict[str, Tensor]) -> SampleFlops:
         """Of a sample, with the gradients of these weights of sparse tensors, and of those of dense ones that may move."""

@@ -40,7 +40,7 @@ class Session:
         dropped: current-task samples left out, as they did not fill the last batch of an epoch (`last_batch = "drop"`).
         steps: optimiser steps.
         loss: mean training loss over the steps.
-        updated: union of the gradient masks drawn, per sparse tensor; only there can weights have moved.
+        updated: union of the gradient masks drawn, per sparse tensor: whose gradients were computed; only there can weights have moved.
         upload: what is sent beside the update, by name.
         frozen: places that the learning method has kept as they were, see `LearningMethod.frozen`.
         importance: I of the last step, as `Learner.importance` gives it; None unless tdm.gradient is `last-step`.
@@ -171,17 +171,17 @@ class SessionLoop:
         """Draw new gradient masks from the gradients of the two parts (or of the whole loss, `of_draws` None)."""
         setup, one = self.setup, dict(zip(self.names, current, strict=True))
         other = dict(zip(self.names, of_draws, strict=True)) if of_draws else {}
-        self.updated = {
+        drawn = {
             name: gradient_masking.draw(combine(setup.dgm, one[name], other.get(name)), mask.size, self.gradient_sparsity[name])
             for name, mask in self.masks.items()
         }
-        for name, free in self.movable.free.items():
-            self.updated[name] &= free
-        setup.network.want_gradients(self.updated)
-        for name, mask in self.updated.items():
+        self.updated = drawn | {name: drawn[name] & free for name, free in self.movable.free.items()}
+        computed = drawn | {name: drawn[name] & wanted for name, wanted in self.movable.wanted.items()}
+        setup.network.want_gradients(computed)
+        for name, mask in computed.items():
             self.union[name] |= mask
         self.flops += Flops(masks=sum(self.active.values()))
-        self.cost = self.movable.cost(self.updated)
+        self.cost = self.movable.cost(computed)
 
     @torch.no_grad()
     def _move(self, gradients: list[Tensor]) -> None:
@@ -207,9 +207,9 @@ class SessionLoop:
         if self.last:
             importance = {name: spread(name, combine(setup.tdm, self.last[name], None), np.float64) for name in self.masks}
         paper = self.cost.forward * setup.method.paper_passes(Passes(self.samples, self.replayed, setup.frozen.samples))
-        corrected_flops = setup.correction.session_flops(self.weights)
         memory = self.running.memory
-        between = setup.passes_between(self.running, memory.kept_samples, len(memory.buffer)).flops + corrected_flops
+        between = setup.passes_between(self.running, memory.kept_samples, len(memory.buffer)).flops
+        between += setup.method.session_flops(self.weights, memory.arrays) + setup.correction.session_flops(self.weights)
         return Session(
             state=state,
             memory=replace(self.running.memory, twin_offered=self.twin.offered, arrays=arrays, corrected=corrected),

@@ -113,7 +113,7 @@ class Setup:
         self.frozen.begin()
         running = Running(
             network=network, state=state, masks=masks, data=data, memory=memory, freeze=self.frozen.freeze,
-            received=within("method", memory.received),
+            scheme=self.scheme, received=within("method", memory.received),
         )  # fmt: skip
         running.prepared = self.method.prepare(running)
         running.correction = self.correction.prepare(running, within("correction", memory.received))
