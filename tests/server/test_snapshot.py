@@ -48,6 +48,7 @@ VARIANTS = {
     ),
     "prototypes": (SHORT, "learner.method=fedspace"),
     "weights of tasks": ("learner.method=packnet", "masks.scheme=packnet", "stream.setting=task-il", "sparsity=0.5"),
+    "choices of tasks": ("learner.method=lps", "masks.scheme=packnet", "stream.setting=task-il", "sparsity=0.5"),
     "semi-sync, masks of devices": (SHORT, "clock.mode=semi-sync", "clock.period_s=20", "federation.mask=local"),
 }  # fmt: skip
 # the fleets of three of them: a battery each; one device too small for the experiment's sparsity; one slow device
