@@ -31,6 +31,7 @@ import numpy as np
 
 from sparcl_core.config import LearnerConfig, weight_of_a_loss
 from sparcl_core.costs.flops import Passes
+from sparcl_core.methods.choosing import UNIT, ZERO, Choosing
 from sparcl_core.methods.given import Arrays, Running
 from sparcl_core.methods.packnet import PackNet
 from sparcl_core.sparsity.admm import updated
@@ -38,7 +39,6 @@ from sparcl_core.sparsity.packed import pack
 from sparcl_core.sparsity.packnet import Owners, claimed, nobody, num_kept, selected, tasks_over
 
 SCORE, Z, U = "score/", "z/", "u/"  # among the arrays of a device, before the name of a tensor
-ZERO, UNIT = 128, 64  # scores as bytes, 1 to 255: 0 and the step from it to 1
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,6 @@ class LPSConfig(LearnerConfig):
             raise ValueError(f"admm_from is {self.admm_from}: a share of the epochs before masks are pruned, in [0, 1)")
         if not 0 <= self.share_lr < math.inf:
             raise ValueError(f"share_lr is {self.share_lr}: a learning rate, finite and not negative; 0 uses all that earlier tasks own")
-
-
-class Tensor:
-    """One sparse tensor in a session, all parts as its parameter lies in the network. Parts are changed in place.
-
-    Attributes:
-        free, owned: bool, the places that may move and those of earlier tasks.
-        fixed: F, 0 elsewhere.
-        scores: as bytes are, float.
-        learns: do scores move?
-        target: Z - U, 0 elsewhere; None while nothing is to be pruned.
-    """
-
-    def __init__(self, free, owned, fixed, *, scores, learns: bool, target):
-        self.free, self.owned, self.fixed, self.scores = free, owned, fixed, scores
-        self.learns, self.target = learns, target
-
-    def share_(self, weight) -> None:
-        """Let the owned places of `weight` be F * M."""
-        weight.copy_(weight.where(~self.owned, self.fixed * (self.scores >= ZERO - 0.5)))  # as the byte nearest to it would say
-
-    def step_(self, weight, gradient, *, rho: float, share_lr: float) -> None:
-        """Move the scores by `gradient`, of the loss by the network's weights, and add to it what draws W to Z - U."""
-        if self.learns:
-            by_score = gradient * self.fixed
-            if (largest := float(by_score.abs().max())) > 0:
-                self.scores.sub_(by_score, alpha=share_lr * UNIT / largest).clamp_(1, 255)
-            self.share_(weight)
-        if self.target is not None:
-            gradient.add_((weight - self.target).mul_(self.free), alpha=rho)
 
 
 class LPS(PackNet):
@@ -160,7 +130,7 @@ class LPS(PackNet):
         """All that is owned, as long as the task chooses."""
         return {name: own > 0 for name, own in self.owned(running).items()} if _within(SCORE, running.memory.arrays) else {}
 
-    def prepare(self, running: Running) -> dict[str, Tensor]:
+    def prepare(self, running: Running) -> dict[str, Choosing]:
         """The parts of each sparse tensor; the network has W + F * M from here on."""
         import torch
 
@@ -172,7 +142,7 @@ class LPS(PackNet):
             if U + name in arrays:
                 target = np.zeros(mask.shape, running.state[name].dtype)
                 target[mask & ~owned] = _z(arrays, name) - arrays[U + name]
-            parts[name] = Tensor(
+            parts[name] = Choosing(
                 network.gather(name, mask & ~owned), network.gather(name, owned), network.gather(name, running.state[name] * owned),
                 scores=network.gather(name, scores[name].astype(running.state[name].dtype)), learns=learns,
                 target=None if target is None else network.gather(name, target),

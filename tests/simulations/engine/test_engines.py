@@ -110,8 +110,9 @@ def test_nor_on_how_a_script_starts_it(on_inline, six_cores):
         ("masks.initial=snip", "masks.scheme=rigl", "masks.stage_epochs=1"),
         ("federation.correction=scaffold", "learner.method=fedspace", "dgm.enabled=false", "evaluate_on=devices", "evaluate_devices=2"),
         ("learner.method=packnet", "masks.scheme=packnet", "stream.setting=task-il", "sparsity=0.5", "stream.tasks=2"),
+        ("learner.method=lps", "masks.scheme=packnet", "stream.setting=task-il", "sparsity=0.5", "stream.tasks=2", "learner.admm_from=0"),
     ],
-    ids=["local", "votes", "snip, rigl", "beside the model", "weights of tasks"],
+    ids=["local", "votes", "snip, rigl", "beside the model", "weights of tasks", "choices of tasks"],
 )
 def test_nor_does_it_with_masks_of_devices_or_votes_or_arrays_beside_the_model(overrides, pool):
     """One task: the default wire rounds at random, and so must every engine, by address."""

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from tiny_learning import INPUTS, SEED, assert_same, frozen, tiny_method, tiny_tasks, with_learner, without
 
 from sparcl_core.learner import Learner
-from sparcl_core.methods.lps import LPS, LPSConfig, Tensor
+from sparcl_core.methods.choosing import Choosing
+from sparcl_core.methods.lps import LPS, LPSConfig
 from sparcl_core.methods.sends_arrays import Upload
 from sparcl_core.networks.models import build_model
 from sparcl_core.solo import start_model, train_stream
@@ -40,7 +41,7 @@ def test_a_step_by_hand():
     d CE / d theta = (0.5, 1, 1), times F (2, 1). Scores, 64 bytes a unit: 192 - 0.25 * 64 * 2 / 2 = 176; 129 - 0.25 * 64 * 1 / 2 = 121, so
     that it is no longer used. Of the free one 1 + 0.1 * (3 - 2.5) = 1.05.
     """
-    part = Tensor(
+    part = Choosing(
         torch.tensor([False, False, True]), torch.tensor([True, True, False]), torch.tensor([4.0, 1.0, 0.0]),
         scores=torch.tensor([192.0, 129.0, 0.0]), learns=True, target=torch.tensor([0.0, 0.0, 2.5]),
     )  # fmt: skip
@@ -53,7 +54,7 @@ def test_a_step_by_hand():
 
 
 def test_scores_stay_within_a_byte():
-    part = Tensor(
+    part = Choosing(
         torch.tensor([False, False]), torch.tensor([True, True]), torch.tensor([1.0, 1.0]),
         scores=torch.tensor([192.0, 192.0]), learns=True, target=None,
     )  # fmt: skip
