@@ -15,7 +15,7 @@ The rules themselves are in `.availability_rules` and `.availability_trace`: fun
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,6 +50,13 @@ class AvailabilityConfig:
         failure: probability that a device fails in the middle of a round's work, see `failure_point`.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "availability.kind=bernoulli|diurnal": ("probability",),
+        "availability.kind=bernoulli": ("slot_minutes",),
+        "availability.kind=diurnal": ("from_hour", "hours", "jitter_hours"),
+        "availability.kind=trace": ("trace",),
+        "availability.leave_share": ("leave_hours",),
+    }
     kind: str = "always"
     options: dict[str, Any] = field(default_factory=dict)
     probability: float = 0.8

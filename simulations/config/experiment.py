@@ -7,7 +7,7 @@ Its sections are the dataclasses of the packages that use them; `simulations.con
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from server.aggregation.config import AggregationConfig
 from server.aggregation.registry import make_rule
@@ -52,6 +52,7 @@ class Experiment:
         evaluate_devices: so many devices, drawn for every evaluation; 0: all that have trained. Of `evaluate_on = "devices"`.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"no fleet.mix": ("profile",), "no fleet.file": ("profile",)}
     name: str = "experiment"
     description: str = ""
     seed: int = 0

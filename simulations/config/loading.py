@@ -47,11 +47,11 @@ def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool =
     Raises:
         ConfigError: if there is no such file, it is no TOML, or keys or values are wrong: all that are, in one message.
     """
-    tree = _read(name)
+    tree = read_tables(name)
     epochs, problems = _task_epochs(tree), []
     for override in overrides or []:
         try:
-            _override(tree, override)
+            apply_override(tree, override)
         except ConfigError as error:
             problems.append(str(error))
     several("", problems)
@@ -130,7 +130,8 @@ def config_bytes(experiment: Experiment) -> bytes:
     return tomli_w.dumps(to_tree(experiment)).encode()
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_tables(name: str) -> dict[str, Any]:
+    """What an experiment's file says. Raises ConfigError as `load`."""
     path = Path(name)
     if path.suffix != ".toml":
         try:
@@ -154,7 +155,8 @@ def _read(name: str) -> dict[str, Any]:
         raise ConfigError(f"experiment {printable(repr(name))} cannot be read: {error.strerror or error}") from error
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Write `key=value` into tables, in place. Raises ConfigError as `load`."""
     key, sign, text = (part.strip() for part in override.partition("="))
     shown = printable(repr(override))
     if not sign or not key:

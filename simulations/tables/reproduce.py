@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment, dense_twin
 from simulations.config.loading import config_bytes, load
 from simulations.config.toml_file import read_toml
+from simulations.config.unread import Given, keys_of, unread, unread_keys
 from simulations.environment import software
 
 Table = Literal["learning", "fleet", "costs", "sweep"]
@@ -81,8 +82,12 @@ class Claim:
     families: tuple[ClaimRow, ...] = ()
 
     def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
-        made = load(row.experiment, [f"seed={seed}", *self.set, *row.set])
+        made = self.as_set(row, seed)
         return dense_twin(made) if row.dense else made
+
+    def as_set(self, row: ClaimRow, seed: int) -> Experiment:
+        """The experiment whose dense twin is run where the row is dense."""
+        return load(row.experiment, [f"seed={seed}", *self.set, *row.set])
 
     @property
     def jobs(self) -> list[tuple[ClaimRow, int]]:
@@ -166,8 +171,23 @@ def _check(claim: Claim, path: Path) -> None:
             except ConfigError as error:
                 faults.append(f"row {row.name!r}, seed {seed}: {error}")
                 break  # the others would most likely say the same
+    faults += _unread(claim) if not faults else []
     if faults:
         raise ConfigError(f"{path}: {'; '.join(faults)}")
+
+
+def _unread(claim: Claim) -> Iterator[str]:
+    """Settings that nothing reads: of a row's own, each; of those of all rows and of the sweep, what no row reads."""
+    shared = [*claim.set, *([f"{claim.sweep.key}=0"] if claim.sweep else [])]
+    nowhere, first = keys_of(shared), None
+    for row in claim.rows:
+        made = claim.as_set(row, claim.seeds[0])
+        first = first or made
+        own = [setting for setting in row.set if not claim.sweep or keys_of([setting]) != {claim.sweep.key}]
+        for problem in unread(made, Given.of(row.experiment, own, shared), alone=claim.alone):
+            yield f"row {row.name!r}: {problem}"
+        nowhere &= unread_keys(made, Given(keys_of(shared)), alone=claim.alone).keys()
+    yield from (f"no row reads a setting of all: {problem}" for problem in unread(first, Given(nowhere), alone=claim.alone))
 
 
 def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None], kept: Path) -> dict[str, dict[int, dict]]:
