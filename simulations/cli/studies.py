@@ -11,20 +11,42 @@ from simulations.cli.messages import console, errors, one_message, say
 from simulations.cli.options import Backbone, DebugOption, OutOption, app
 from sparcl_core.foreign import printable
 
-LISTED = ("experiments", "methods", "corrections", "schemes", "data", "models", "rules", "policies", "availability", "profiles", "claims")
+LISTED = (
+    "experiments",
+    "methods",
+    "corrections",
+    "schemes",
+    "data",
+    "models",
+    "rules",
+    "policies",
+    "availability",
+    "profiles",
+    "claims",
+    "settings",
+)
 
 
 @app.command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(LISTED)}.")] = "") -> None:
-    """What a run can name: experiments, methods, data sets and so on, with a line for each and where it comes from."""
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(LISTED)}.")] = "",
+    which: Annotated[str, typer.Argument(metavar="[SETTING]", help="Of settings: a section, or how a key begins.")] = "",
+) -> None:
+    """What a run can name: experiments, methods, data sets and so on, with a line for each and where it comes from; and what can be set."""
     with one_message(debug=False):
-        from simulations.cli.listing import everything, one_kind
+        from simulations.cli.listing import all_settings, everything, one_kind, some_settings
         from simulations.config.errors import ConfigError, did_you_mean
 
         if what and what not in LISTED:
             hint = did_you_mean(what, LISTED)
             raise ConfigError(f"there is no list of {printable(repr(what), 120)};{hint} there are {', '.join(LISTED)}")
-        for line in one_kind(what) if what else everything():
+        if which and what != "settings":
+            raise ConfigError(f"{printable(which, 120)} is one too many: sparcl list {what} lists them all; only settings have sections")
+        if what == "settings":
+            lines = some_settings(which) if which else all_settings()
+        else:
+            lines = one_kind(what) if what else everything()
+        for line in lines:
             say(line)
 
 
