@@ -35,9 +35,10 @@ def one_kind(what: str) -> Iterator[str]:
 
 def all_settings() -> Iterator[str]:
     """A line for each setting, by section."""
-    from simulations.config.meanings import sections, settings, title  # imported late, with all methods: other lists need none of them
+    from simulations.config.experiment import SECTIONS
+    from simulations.config.meanings import settings, title  # imported late, with all methods: other lists need none of them
 
-    titles = {"": "the experiment itself", **{one.name: f"[{one.name}] {title(one.type)}" for one in sections()}}
+    titles = {"": "the experiment itself", **{name: f"[{name}] {title(section)}" for name, section in SECTIONS.items()}}
     for section, heading in titles.items():
         yield from ("", heading) if section else (heading,)
         for one in settings():

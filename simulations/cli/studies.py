@@ -60,7 +60,8 @@ def reproduce(
     """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
     with one_message(debug):
         from simulations import preflight
-        from simulations.tables.reproduce import load_claim, run_claim
+        from simulations.tables.claim_file import load_claim
+        from simulations.tables.reproduce import run_claim
 
         loaded = load_claim(claim)
         total, count = len(loaded.jobs), 0

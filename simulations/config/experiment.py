@@ -129,8 +129,8 @@ class Experiment:
         return self.federation.rounds or self.stream.steps * self.federation.rounds_per_task
 
 
-SECTIONS = tuple(part.type for part in fields(Experiment) if is_dataclass(part.type))
-for _section in (*SECTIONS, Experiment):
+SECTIONS: dict[str, type] = {part.name: part.type for part in fields(Experiment) if is_dataclass(part.type)}
+for _section in (*SECTIONS.values(), Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
     _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 

@@ -12,8 +12,9 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from server.config import FederationConfig
+from simulations.config.claims import CLAIMS
 from simulations.config.data import bring_stream
-from simulations.config.errors import ConfigError, WeightsError, did_you_mean, several
+from simulations.config.errors import ConfigError, WeightsError, command, did_you_mean, several
 from simulations.config.experiment import Experiment
 from simulations.config.mistakes import explain
 from simulations.config.toml_file import check_depth, read_toml
@@ -142,17 +143,20 @@ def read_tables(name: str) -> dict[str, Any]:
             here = list(EXPERIMENTS.offers())
             if Path(f"{name}.toml").is_file():
                 raise ConfigError(f"experiment {printable(repr(name))} is not here; for the file say {name}.toml")
-            hint = did_you_mean(name, here)
+            hint = f" it is a claim's name: {command('reproduce', name)} runs it;" if name in CLAIMS.offers() else did_you_mean(name, here)
             raise ConfigError(f"experiment {printable(repr(name))} is not here;{hint} there are {', '.join(here)}, or give a .toml file")
         path = found
     try:
-        return read_toml(path)
+        tree = read_toml(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no file {printable(repr(name))}; without a file there are {', '.join(EXPERIMENTS.offers())}"
         ) from error
     except OSError as error:
         raise ConfigError(f"experiment {printable(repr(name))} cannot be read: {error.strerror or error}") from error
+    if "row" in tree and "seeds" in tree:
+        raise ConfigError(f"{path} is no experiment, but a claim: it has [[row]] and seeds; {command('reproduce', path)} runs it")
+    return tree
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

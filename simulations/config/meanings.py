@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from simulations.config.errors import ConfigError, did_you_mean
-from simulations.config.experiment import Experiment
+from simulations.config.experiment import SECTIONS, Experiment
 from simulations.config.unread import conditions, in_words
 from sparcl_core.config import LearnerConfig
 from sparcl_core.foreign import printable
@@ -45,12 +45,7 @@ class Setting:
 @functools.cache
 def settings() -> tuple[Setting, ...]:
     """All settings: those of the experiment, of its sections, and of methods of ours in [learner]."""
-    return (*_of("", Experiment), *(one for section in sections() for one in _of(section.name, section.type)))
-
-
-def sections() -> list[Field]:
-    """The sections of an experiment."""
-    return [part for part in fields(Experiment) if is_dataclass(part.type)]
+    return (*_of("", Experiment), *(one for name, section in SECTIONS.items() for one in _of(name, section)))
 
 
 def title(section: type) -> str:
@@ -73,8 +68,8 @@ def matching(text: str) -> list[Setting]:
     for fit in fits:
         if found := [one for one in settings() if fit(one.key)]:
             return found
-    hint = did_you_mean(text, [*(one.key for one in settings()), *(section.name for section in sections())])
-    known = ", ".join(section.name for section in sections())
+    hint = did_you_mean(text, [*(one.key for one in settings()), *SECTIONS])
+    known = ", ".join(SECTIONS)
     raise ConfigError(f"there is no setting {printable(repr(text), 120)};{hint} there are those of the experiment itself, and of {known}")
 
 

@@ -15,13 +15,13 @@ on, as long as `--set` does not change that one: a file has keys for its own met
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from server.fleet.availability import KINDS
 from simulations.config.data import DATA
 from simulations.config.errors import several
-from simulations.config.experiment import Experiment
+from simulations.config.experiment import SECTIONS, Experiment
 from simulations.config.loading import apply_override, read_tables
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import METHODS, readers
@@ -54,7 +54,7 @@ class Given:
     def of(cls, name: str, overrides: Iterable[str], shared: Iterable[str] = ()) -> "Given":
         """Of an experiment that could be loaded. `name`: as for `simulations.config.loading.load`; `shared`: overrides, too."""
         filed = read_tables(name)
-        is_of_a_run = all(section in filed for section in _sections())  # it has all settings, so that it tells nothing of their writer
+        is_of_a_run = all(section in filed for section in SECTIONS)  # it has all settings, so that it tells nothing of their writer
         return cls(keys_of(overrides), frozenset() if is_of_a_run else _keys(filed), keys_of(shared))
 
     def counts(self, key: str, condition: str) -> bool:
@@ -105,7 +105,7 @@ def unread_keys(experiment: Experiment, given: Given, *, alone: bool = False) ->
 def conditions() -> Mapping[str, tuple[str, ...]]:
     """Key -> what must hold so that it is read; keys that are always read are left out."""
     found: dict[str, list[str]] = {}
-    for name, section in {"": Experiment, **_sections()}.items():
+    for name, section in {"": Experiment, **SECTIONS}.items():
         for condition, keys in getattr(section, "read_with", {}).items():
             for key in keys:
                 found.setdefault(f"{name}.{key}" if name else key, []).append(condition)
@@ -183,7 +183,3 @@ def _keys(tree: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(
         f"{name}.{key}" if key else name for name, value in tree.items() for key in (value if isinstance(value, dict) and value else ("",))
     )
-
-
-def _sections() -> dict[str, type]:
-    return {part.name: part.type for part in fields(Experiment) if is_dataclass(part.type)}

@@ -23,7 +23,7 @@ from server.errors import NobodyCame
 from simulations.checkpoints.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoints.checkpoint import Checkpoints
 from simulations.checkpoints.pointer import CheckpointError, Identity
-from simulations.config.errors import ConfigError, Lost
+from simulations.config.errors import ConfigError, Lost, command
 from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes
 from simulations.disk import LinkRefused, Own, flush
@@ -31,7 +31,7 @@ from simulations.engine.files import OWN as STORE
 from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
 from simulations.plugins.packages import used_by
-from simulations.preflight import WHOLE, command
+from simulations.preflight import WHOLE
 from simulations.results.control_file import How, locked, read_control, write_control
 from simulations.results.folder import FILES as RESULTS
 from simulations.results.folder import claim_folder

@@ -326,7 +326,7 @@ def test_rounds_and_devices_are_bounded_together():
 
 NUMBERS = [
     (key, default)
-    for section in (*SECTIONS, Experiment)
+    for section in (*SECTIONS.values(), Experiment)
     for key, default in (
         (f"{prefix}{part.name}", part.default)
         for prefix in [next((f"{f.name}." for f in dataclasses.fields(Experiment) if f.type is section), "")]

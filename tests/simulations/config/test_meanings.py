@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from simulations.__main__ import app
 from simulations.config.errors import ConfigError
-from simulations.config.experiment import Experiment
+from simulations.config.experiment import SECTIONS, Experiment
 from simulations.config.loading import load
-from simulations.config.meanings import _setting, matching, meanings, sections, settings
+from simulations.config.meanings import _setting, matching, meanings, settings
 from sparcl_core.config import LearnerConfig
 from sparcl_core.methods.registry import OURS, find_method
 
@@ -50,8 +50,8 @@ def test_meanings_are_read_from_the_docstring():
 
 def test_every_setting_has_a_meaning_and_its_default():
     told = {one.key: one for one in settings()}
-    expected = {part.name for part in fields(Experiment)} - {section.name for section in sections()}
-    expected |= {f"{section.name}.{part.name}" for section in sections() for part in fields(section.type)}
+    expected = {part.name for part in fields(Experiment)} - SECTIONS.keys()
+    expected |= {f"{name}.{part.name}" for name, section in SECTIONS.items() for part in fields(section)}
     expected |= {f"learner.{part.name}" for method in OURS for part in fields(find_method(method).Config)}
     assert told.keys() == expected and len(settings()) == len(expected)
     assert not [one for one in settings() if len(one.meaning) < 10]
@@ -99,7 +99,7 @@ def test_the_page_of_settings_has_the_keys_that_there_are():
     page = Path(__file__).parents[3].joinpath("docs", "settings.md").read_text().split("| section | keys | where |")[1]
     rows = [line.strip("|").split("|") for line in page.strip().partition("\n\n")[0].splitlines()[1:]]
     listed = {section.strip(): keys for section, keys, _ in rows}
-    names = {section.name: section.type for section in sections()}
+    names = SECTIONS
     assert listed.keys() == {"(top)", *names}
     for section, keys in listed.items():
         plain, _, found = keys.partition("(")

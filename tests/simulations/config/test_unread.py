@@ -13,7 +13,7 @@ from simulations.config.errors import ConfigError
 from simulations.config.experiment import Experiment
 from simulations.config.loading import available, load, read_tables, to_tree
 from simulations.config.unread import GIVEN_ALL, Given, conditions, expect_read, in_words, unread
-from simulations.tables.reproduce import load_claim
+from simulations.tables.claim_file import load_claim
 from sparcl_core.methods.registry import OURS, find_method
 
 
