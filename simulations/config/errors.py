@@ -20,9 +20,9 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     return f" did you mean {near[0]!r}?" if near else ""
 
 
-def command(name: str, path: Path | str) -> str:
+def command(name: str, path: Path | str, *options: str) -> str:
     """As it is typed into a shell."""
-    return f"`sparcl {name} {shlex.quote(str(path))}`"
+    return f"`sparcl {name} {shlex.join([str(path), *options])}`"
 
 
 def several(where: str, problems: Iterable[str]) -> None:
