@@ -23,6 +23,7 @@ from server.fleet.availability_foreign import foreign
 from server.fleet.availability_rules import Always, Availability, Bernoulli, Diurnal, Lifetimes
 from server.fleet.availability_trace import read_trace
 from server.fleet.local_time import HOUR, MINUTE, check_daily_window, check_time_zones, draw_offsets
+from sparcl_core.foreign import printable
 from sparcl_core.plugins.kinds import Kind
 from sparcl_core.plugins.options import check_options
 from sparcl_core.seeding import generator
@@ -124,7 +125,8 @@ def trace(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
 
 def check_kind(config: AvailabilityConfig) -> None:
     """Raises ValueError if there is no model of that name, it is no function, or its options do not fit it. Makes nothing."""
-    check_options(KINDS.find(config.kind), config.options, setting="availability.options", given=3)
+    needed = f"availability.kind is {printable(repr(config.kind), 120)}: a model is a function (config, devices, seed, **options)"
+    check_options(KINDS.find(config.kind), config.options, setting="availability.options", given=3, needed=needed)
 
 
 def make_availability(config: AvailabilityConfig, devices: int, seed: int) -> Availability:

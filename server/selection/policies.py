@@ -96,7 +96,13 @@ def find_policy(config: SelectionConfig) -> tuple[Callable[..., Any], dict[str, 
         return found, {key: getattr(config, key) for key in own}
     if not callable(found) or isinstance(found, type):
         raise ValueError(f"{shown}, which is no policy: a function (candidates, size, rng, **options) that returns rows of the candidates")
-    check_options(found, config.options, setting="selection.options", given=3)
+    check_options(
+        found,
+        config.options,
+        setting="selection.options",
+        given=3,
+        needed=f"{shown}: a policy is a function (candidates, size, rng, **options)",
+    )
     return found, config.options
 
 

@@ -88,7 +88,7 @@ def from_tree(tree: dict[str, Any]) -> Experiment:
     try:
         made = adapter.validate_json(text)
     except ValidationError as error:
-        told = explain(error, kind)
+        told = explain(error, kind, tree)
         raise ConfigError("; ".join([*(problem for problem in unknown if not any(problem in text for text in told)), *told])) from error
     return Experiment(**{part.name: getattr(made, part.name) for part in dataclasses.fields(Experiment)})
 
