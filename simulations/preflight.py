@@ -74,6 +74,8 @@ def picture(file: Path) -> Iterator[str]:
         yield f"--out is {printable(file)}: it is a folder; name a file in it"
     elif reason := unwritable(file.parent):
         yield f"--out is {printable(file)}: it cannot be written ({reason})"
+    elif not _is(file.parent, "dir"):
+        yield f"--out is {printable(file)}: there is no folder {printable(file.parent)}; make it, or choose another"
 
 
 def unwritable(folder: Path) -> str:

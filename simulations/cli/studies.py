@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from simulations.cli.messages import console, errors, one_message, say
-from simulations.cli.options import Backbone, DebugOption, OutOption, app
+from simulations.cli.options import Backbone, DebugOption, ExperimentArgument, OutOption, SeedOption, SetOption, app
 from sparcl_core.foreign import printable
 
 LISTED = (
@@ -96,6 +96,28 @@ def reproduce(
         if others := sum(one != software() for one in made):
             say(f"{others} of {total} runs are of before, made by other versions of the software; runs.json says which")
         say(f"folder: {final}")
+
+
+@app.command()
+def layers(
+    experiment: ExperimentArgument = "split-digits", set_: SetOption = None, seed: SeedOption = None, debug: DebugOption = False
+) -> None:
+    """Which layers of an experiment's model are sparse, which stay dense, and why."""
+    with one_message(debug):
+        from simulations import preflight
+        from simulations.cli.carrying_out import load_experiment
+        from simulations.config.errors import ConfigError
+
+        resolved = load_experiment(experiment, set_, seed=seed, dense=False, baseline=False)
+        if not resolved.sparsity:
+            raise ConfigError("sparsity is 0: all layers are dense; set sparsity above 0")
+        preflight.expect(preflight.experiment_files(resolved))
+        from simulations.build import show_layers
+
+        rows = show_layers(resolved)
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        for name, shape, state in rows:
+            say(f"{name:{widths[0]}}  {shape:{widths[1]}}  {state}")
 
 
 @app.command()

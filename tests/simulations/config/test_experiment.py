@@ -80,7 +80,7 @@ def test_overrides_apply_in_order_and_are_toml():
         ),
         (
             "aggregation.rule=os:getcwd",
-            "aggregation.rule is 'os:getcwd', and aggregation.options: getcwd takes 0 arguments by position, and",
+            "aggregation.options: getcwd takes 0 arguments by position, and is given 1; aggregation.rule is 'os:getcwd': a rule is ",
         ),
         (
             "selection.policy=os:getcwd",
