@@ -102,7 +102,7 @@ def test_its_settings_are_stored_as_they_were_given():
         (("model.name=own_models:",), "model.name is 'own_models:': a model of your own is written package.module:name"),
         (("model.name=7",), "model.name is 7: input should be a valid string"),
         (("model.options.depth=2",), "model: options has 'depth', but cnn reads width and hidden"),
-        (("model.options=2", "model.name=own_models:make"), "model.options is 2: it must be a table, such as --set model.options.NAME=VALUE"),
+        (("model.options=2", "model.name=own_models:make"), "model.options is 2: it must be a table, such as --set model."),
         (("model.name=mobilenetv2", "model.width=20"), "model: width is 20: channels of a mobilenetv2 are multiples of 8"),
         (("model.name=vit-tiny", "model.width=100"), "model: width is 100: each head of a vit-tiny has 64 features"),
         (("model.name=vit-tiny", "model.width=64000"), "model.width is 64,000"),
