@@ -39,8 +39,7 @@ def load(experiment: str = "split-digits", *overrides: str, dense: bool = False)
     Raises:
         ConfigError: names all that is wrong.
     """
-    made = _import("simulations.config.loading").load(experiment, list(overrides))
-    return _import("simulations.config.experiment").dense_twin(made) if dense else made
+    return _load(experiment, overrides, dense)
 
 
 def run(
@@ -82,7 +81,7 @@ def run(
 
 def train_one(experiment: "str | Experiment" = "split-digits", *overrides: str, dense: bool = False) -> "SoloResult":
     """One device that sees all data, without Flower or Ray, as with `sparcl train-one`. Arguments and errors: as for `run`."""
-    made = _resolved(experiment, overrides, dense)
+    made = _resolved(experiment, overrides, dense, alone=True)
     preflight = _import("simulations.preflight")
     preflight.expect(preflight.alone(made), preflight.experiment_files(made))
     from simulations.build import bind_data, choose_kernels
@@ -111,9 +110,16 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_WHERE])
 
 
-def _resolved(experiment: "str | Experiment", overrides: tuple[str, ...], dense: bool) -> "Experiment":
+def _load(experiment: str, overrides: tuple[str, ...], dense: bool, *, alone: bool = False) -> "Experiment":
+    made = _import("simulations.config.loading").load(experiment, list(overrides))
+    unread = _import("simulations.config.unread")
+    unread.expect_read(made, unread.Given.of(experiment, overrides), alone=alone)
+    return _import("simulations.config.experiment").dense_twin(made) if dense else made
+
+
+def _resolved(experiment: "str | Experiment", overrides: tuple[str, ...], dense: bool, *, alone: bool = False) -> "Experiment":
     if isinstance(experiment, str | os.PathLike):
-        return load(os.fspath(experiment), *overrides, dense=dense)
+        return _load(os.fspath(experiment), overrides, dense, alone=alone)
     if overrides:
         _import("simulations.config.errors").several("", ["overrides need an experiment's name or file: give them to sparcl.load"])
     return _import("simulations.config.experiment").dense_twin(experiment) if dense else experiment

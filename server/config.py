@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class FederationConfig:
         mu: weight of FedProx's term, which keeps a device's model near the one that it was sent; 0 is FedAvg.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"sparsity": ("mask",)}
     rounds_per_task: int = 10
     local_epochs: int = 2
     cohort_size: int = 0

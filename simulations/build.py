@@ -26,12 +26,12 @@ from simulations.evaluate import Evaluator
 from simulations.fleet.build import make_cohorts
 from simulations.fleet.mix import Fleet, make_hardware
 from sparcl_core.evaluation import TestData
-from sparcl_core.kernels.choice import resolve
+from sparcl_core.kernels.choice import able_layers, resolve
 from sparcl_core.learner import Learner
 from sparcl_core.methods.registry import make_method
 from sparcl_core.networks.check import check_model
 from sparcl_core.networks.models import build_model, has_batch_statistics, smallest_batch
-from sparcl_core.networks.sparse_rule import layers_told, sparse_names
+from sparcl_core.networks.sparse_rule import layers_told, sparse_names, why_dense
 from sparcl_core.solo import dense_weights, start_model
 
 WELL_KNOWN = ("mlp", "cnn", "resnet18")  # models of which all hidden layers are sparse
@@ -125,10 +125,29 @@ def choose_kernels(experiment: Experiment, data: Dataset | None = None, tell: Ca
         per_forward = make_method(method.learner).samples_per_forward(batch, is_joint)
         chosen = resolve(method.kernels, model, names, inputs.shape, per_forward, 1 - method.first_sparsity)
         if experiment.model.name not in WELL_KNOWN:
-            tell(layers_told(experiment.model, model, inputs.shape))
+            tell(f"{layers_told(experiment.model, model, inputs.shape)} (`sparcl layers` names them)")
     finally:
         torch.set_num_threads(threads)
     return replace(experiment, kernels=chosen)
+
+
+def show_layers(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """Name, shape and state of the weight of each layer: sparse on the kernels or masked, or dense and why.
+
+    Raises:
+        ConfigError: if data or model are not what the settings say.
+    """
+    data = load_data(experiment.data, experiment.seed)
+    if not experiment.model.is_ours:
+        _check_own(experiment, data)
+    model = _model(experiment, data)
+    shapes = {name: "x".join(map(str, value.shape)) for name, value in model.named_parameters()}
+    found = why_dense(experiment.model, model, data.inputs.shape)
+    able = able_layers(model, tuple(name for name, reason in found.items() if not reason))
+    return [
+        (name, shapes.get(name, ""), f"dense: {reason}" if reason else "sparse" if name in able else "sparse, masked")
+        for name, reason in found.items()
+    ]
 
 
 def _check_own(experiment: Experiment, data: Dataset) -> None:

@@ -24,6 +24,7 @@ from simulations.build import World, make_evaluator, make_strategy, make_world
 from simulations.client_app import client_app as make_client_app
 from simulations.config.loading import load
 from simulations.config.sections import StreamConfig
+from simulations.config.unread import Given, expect_read
 from simulations.engine.adapter import APP_RAISED
 from simulations.engine.boundary import reason_of
 from simulations.results.summary import SCENARIOS, accuracy_so_far, percent, tasks_so_far
@@ -69,8 +70,10 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         FleetError: if there are fewer nodes than the experiment has devices.
     """
-    world = _world(*_names(context), finds_weights=True)
+    name, settings = _names(context)
+    world = _world(name, settings, finds_weights=True)
     experiment = world.experiment
+    expect_read(experiment, Given.of(name, overrides(settings)))
     wait_for_devices(grid, experiment.stream.devices, float(context.run_config["patience-seconds"]))
     torch.set_num_threads(1)  # as on our own engines, so that the same bits come out
     strategy, records = make_strategy(world), []

@@ -8,14 +8,13 @@ import importlib
 import json
 import math
 import os
-import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from server.fleet.availability import KINDS, make_availability
 from simulations import disk
-from simulations.config.errors import did_you_mean, several
+from simulations.config.errors import command, did_you_mean, several
 from simulations.config.experiment import Experiment
 from simulations.data.own import expect_options
 from simulations.data.places import find
@@ -75,6 +74,8 @@ def picture(file: Path) -> Iterator[str]:
         yield f"--out is {printable(file)}: it is a folder; name a file in it"
     elif reason := unwritable(file.parent):
         yield f"--out is {printable(file)}: it cannot be written ({reason})"
+    elif not _is(file.parent, "dir"):
+        yield f"--out is {printable(file)}: there is no folder {printable(file.parent)}; make it, or choose another"
 
 
 def unwritable(folder: Path) -> str:
@@ -109,11 +110,6 @@ def no_control(folder: Path) -> str:
     if all((folder / name).is_file() for name in ("summary.json", "model.safetensors")) and not (folder / "checkpoint").exists():
         return f"{folder} is finished: there is nothing to resume; {repeats} repeats it"
     return f"{folder} has no run.json, without which a run cannot be resumed, and it is not finished: {repeats} repeats it"
-
-
-def command(name: str, path: Path) -> str:
-    """As it is typed into a shell."""
-    return f"`sparcl {name} {shlex.quote(str(path))}`"
 
 
 def control_of(folder: Path) -> Path:

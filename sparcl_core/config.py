@@ -6,7 +6,7 @@ Imports no PyTorch, so that settings are checked before its seconds of import.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sparcl_core.batches import LastBatch
 from sparcl_core.plugins.kinds import OURS, Kind
@@ -57,6 +57,11 @@ class ModelConfig:
         weights_sha256: of that file, as the run has found it; empty: not looked at yet.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model.name=cnn": ("hidden",),
+        "model.name=mlp|cnn|resnet18|mobilenetv2|mobilenetv3-small|efficientnet-b0|vit-tiny": ("width",),
+        "sparsity": ("sparse", "rescale"),
+    }
     name: str = "cnn"
     width: int = 32
     hidden: int = 128
@@ -113,6 +118,7 @@ class KernelConfig:
         sparse, bf16: the layers (names of weights) that run on the kernels and in bfloat16, once the choice is made; all others run dense.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"kernels.mode=auto": ("allow_bf16",)}
     mode: Literal["auto", "sparse", "dense"] = "auto"
     allow_bf16: bool = False
     backend: str = ""
@@ -155,6 +161,7 @@ class LearnerConfig:
             importance of weights, and what a method computes where a task begins or ends.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"no learner.buffer_size": ("buffer_share",)}
     method: str = "derpp"
     lr: float = 0.03
     batch_size: int = 32

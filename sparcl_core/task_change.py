@@ -14,6 +14,7 @@ not be.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class ChangeConfig:
         batches: batches whose loss is taken.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"stream.boundaries=detected": ("window", "threshold", "rise", "batches")}
     window: int = 5
     threshold: float = 3.0
     rise: float = 1.0

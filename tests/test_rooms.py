@@ -111,7 +111,7 @@ GUESTS = {  # what of others may be known where; a folder ends with a slash
     "pyarrow": ("simulations/results/", "simulations/data/parquet.py"),
     "rich": ("simulations/cli/", "simulations/results/console.py"),
     "typer": ("simulations/cli/",),
-    "pydantic": ("simulations/config/", "simulations/tables/reproduce.py"),
+    "pydantic": ("simulations/config/", "simulations/tables/claim_file.py"),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sparcl_core.plugins.kinds import Kind
 
@@ -39,6 +39,11 @@ class AggregationConfig:
         probation: updates for which a device is on probation then: what stands out of its round is refused. 0: none.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "clock.mode=semi-sync|async": ("stale",),
+        "sparsity": ("unheld",),
+        "aggregation.clip": ("probation",),
+    }
     rule: str = "masked-mean"
     options: dict[str, Any] = field(default_factory=dict)
     unheld: Literal["keep", "zero"] = "keep"

@@ -40,10 +40,9 @@ def make_rule(config: AggregationConfig) -> Rule:
     """
     found = RULES.find(config.rule)
     is_class = isinstance(found, type)
+    shown = f"aggregation.rule is {printable(repr(config.rule), 120)}"
+    rule = "a function from server.aggregation.rule.Changes to an array, or a class derived from server.aggregation.rule.Rule"
     if not callable(found) or (is_class and not issubclass(found, Rule)):
-        raise ValueError(
-            f"aggregation.rule is {printable(repr(config.rule), 120)}, which is no rule: a function from server.aggregation.rule.Changes "
-            f"to an array, or a class derived from server.aggregation.rule.Rule"
-        )
-    check_options(found, config.options, setting="aggregation.options", given=1)
+        raise ValueError(f"{shown}, which is no rule: {rule}")
+    check_options(found, config.options, setting="aggregation.options", given=1, needed=f"{shown}: a rule is {rule}")
     return found(config, **config.options) if is_class else FunctionRule(config, found)

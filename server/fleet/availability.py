@@ -15,7 +15,7 @@ The rules themselves are in `.availability_rules` and `.availability_trace`: fun
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from server.fleet.availability_foreign import foreign
 from server.fleet.availability_rules import Always, Availability, Bernoulli, Diurnal, Lifetimes
 from server.fleet.availability_trace import read_trace
 from server.fleet.local_time import HOUR, MINUTE, check_daily_window, check_time_zones, draw_offsets
+from sparcl_core.foreign import printable
 from sparcl_core.plugins.kinds import Kind
 from sparcl_core.plugins.options import check_options
 from sparcl_core.seeding import generator
@@ -50,6 +51,13 @@ class AvailabilityConfig:
         failure: probability that a device fails in the middle of a round's work, see `failure_point`.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "availability.kind=bernoulli|diurnal": ("probability",),
+        "availability.kind=bernoulli": ("slot_minutes",),
+        "availability.kind=diurnal": ("from_hour", "hours", "jitter_hours"),
+        "availability.kind=trace": ("trace",),
+        "availability.leave_share": ("leave_hours",),
+    }
     kind: str = "always"
     options: dict[str, Any] = field(default_factory=dict)
     probability: float = 0.8
@@ -117,7 +125,8 @@ def trace(config: AvailabilityConfig, devices: int, seed: int) -> Availability:
 
 def check_kind(config: AvailabilityConfig) -> None:
     """Raises ValueError if there is no model of that name, it is no function, or its options do not fit it. Makes nothing."""
-    check_options(KINDS.find(config.kind), config.options, setting="availability.options", given=3)
+    needed = f"availability.kind is {printable(repr(config.kind), 120)}: a model is a function (config, devices, seed, **options)"
+    check_options(KINDS.find(config.kind), config.options, setting="availability.options", given=3, needed=needed)
 
 
 def make_availability(config: AvailabilityConfig, devices: int, seed: int) -> Availability:

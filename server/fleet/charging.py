@@ -12,7 +12,7 @@ between two edges of the local day, and a day's sun is exact. Hours are rounded 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,10 @@ class EnergyConfig:
         drain_idle: whether a resting device draws idle_w from its battery.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "energy.charging=windows": ("from_hour", "hours"),
+        "energy.charging=solar": ("sunrise_hour", "sunset_hour", "clouds"),
+    }
     charging: Literal["none", "always", "windows", "solar"] = "always"
     from_hour: float = 22.0
     hours: float = 8.0

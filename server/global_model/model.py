@@ -12,7 +12,7 @@ from server.aggregation.average import mean_update, voted
 from server.aggregation.update import Update
 from server.defence.clipping import Seen, Unusual
 from server.defence.rollback import Rollback, Step
-from server.errors import FleetError
+from server.errors import Diverged, FleetError
 from server.global_model.auxiliary import Beside
 from server.global_model.batchnorm import Observed, bounded_statistics, pooled_statistics
 from server.global_model.broadcast import Broadcast, TieredBroadcast
@@ -155,17 +155,18 @@ class GlobalModel:
             self.weights[name] = value.astype(self.weights[name].dtype)
         return unusual
 
-    def take_back(self, reason: str) -> str:
+    def take_back(self, reason: str, *, diverged: bool = True) -> str:
         """Be as before the last update, and send that whole to everybody. Returns what was taken back, and why.
 
         Raises:
-            FleetError: if there is no update to take back, or the one before was taken back and it did not help.
+            FleetError: if there is no update to take back, or the one before was taken back and it did not help; Diverged, if `diverged`
+                says that numbers are to blame.
         """
         step = self.rollback.take()
         if step is None:
             rate = self.optimizer.config.lr
             advice = f"; server_optimizer.lr is {rate:g}: lower it" if rate > 1 else ""
-            raise FleetError(f"{reason}; {self.rollback.undone}{advice}" if self.rollback.undone else reason)
+            raise (Diverged if diverged else FleetError)(f"{reason}; {self.rollback.undone}{advice}" if self.rollback.undone else reason)
         self.weights = step.weights
         apply_masks_(self.weights, self.masks)
         self.optimizer.restore(step.optimizer)

@@ -14,7 +14,7 @@ coordinate (`aggregation.unheld = "zero"`), which must reach 0 exactly, and its 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,10 @@ class ServerOptimizerConfig:
         tau: what keeps a coordinate with small updates from moving too far; in units of a weight; read by `adam` only.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "server_optimizer.name=momentum": ("momentum",),
+        "server_optimizer.name=adam": ("beta1", "beta2", "tau"),
+    }
     name: Literal["sgd", "momentum", "adam"] = "sgd"
     lr: float = 1.0
     momentum: float = 0.9

@@ -6,7 +6,7 @@ they were put in.
 
 import heapq
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from server.fleet.local_time import HOUR
 
@@ -33,6 +33,7 @@ class ClockConfig:
         horizon_hours: the run ends with the first round that ends so many hours after its start. 0: after all rounds.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"clock.mode=semi-sync|async": ("staleness_exponent", "max_staleness")}
     mode: Literal["sync", "semi-sync", "async"] = "sync"
     start_hour: float = 0.0
     deadline_s: float = 0.0

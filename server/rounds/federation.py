@@ -125,7 +125,8 @@ class Federation:
             FleetError: if that was done already, or there is nothing to take back.
         """
         if reason := self.model.rollback.blame(server_round, problems, len(self.cohorts.roster)):
-            self._note(server_round, self.model.take_back(reason))
+            diverged = any(FloatingPointError.__name__ in problem for problem in problems.values())
+            self._note(server_round, self.model.take_back(reason, diverged=diverged))
 
     def finish(self, server_round: int, contributions: list[Contribution]) -> Counts:
         """Average these, in device order, into the model; what stands out of them is clipped or refused, with its row."""

@@ -8,7 +8,7 @@ draws from `rng` alone. Those of ours are here, `oort` in `server.selection.oort
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class SelectionConfig:
         cutoff: share of the cut-off utility that `oort` still admits to the draw; 1: the best only, 0: all.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {f"selection.policy={policy}": keys for policy, keys in SETTINGS.items()}
     policy: str = "uniform"
     options: dict[str, Any] = field(default_factory=dict)
     min_charge: float = 0.0
@@ -95,7 +96,13 @@ def find_policy(config: SelectionConfig) -> tuple[Callable[..., Any], dict[str, 
         return found, {key: getattr(config, key) for key in own}
     if not callable(found) or isinstance(found, type):
         raise ValueError(f"{shown}, which is no policy: a function (candidates, size, rng, **options) that returns rows of the candidates")
-    check_options(found, config.options, setting="selection.options", given=3)
+    check_options(
+        found,
+        config.options,
+        setting="selection.options",
+        given=3,
+        needed=f"{shown}: a policy is a function (candidates, size, rng, **options)",
+    )
     return found, config.options
 
 

@@ -7,7 +7,7 @@ send these weights alone, and a coordinate is averaged over the devices that hol
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class BudgetConfig:
         levels: the higher sparsities to choose from, ascending.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"sparsity": ("levels",), "budget.memory=fit": ("levels",)}
     memory: Literal["refuse", "fit", "ignore"] = "refuse"
     joules_per_round: float = 0.0
     levels: tuple[float, ...] = (0.9, 0.95, 0.97, 0.98, 0.99)

@@ -62,7 +62,7 @@ class LonePoint:
     """
 
     def __init__(self, folder: Path, experiment: Experiment):
-        self.folder, self.of = folder, digest(experiment)
+        self.folder, self.of, self.but_for_data = folder, digest(experiment), _but_for_data(experiment)
         self.software, self._held = software() | used_by(experiment), -1
 
     def __enter__(self) -> "LonePoint":
@@ -85,6 +85,7 @@ class LonePoint:
     def load(self) -> SoFar | None:
         """Where to go on; None where nothing is kept that is whole, of these settings and of this software. A line says why it is left."""
         if not os.path.lexists(self.folder / POINTER):
+            self._tell_of_other_data()
             return None
         try:
             found = json.loads(disk.read(self.folder / POINTER))
@@ -103,11 +104,26 @@ class LonePoint:
         if held.exists() and json.loads(disk.read(held))["file"]["name"] == name:
             name = FILES[5 - FILES.index(name)]
         file = write_arrays(self.folder, name, arrays)
-        content = {"format": FORMAT, "of": self.of, "software": self.software, "file": asdict(file), "counts": counts}
+        content = {
+            "format": FORMAT,
+            "of": self.of,
+            "but_for_data": self.but_for_data,
+            "software": self.software,
+            "file": asdict(file),
+            "counts": counts,
+        }
         disk.put(self.folder / f"{POINTER}.new", [json.dumps(content).encode()])
         disk.flush([self.folder / name, self.folder / f"{POINTER}.new"])
         os.replace(self.folder / f"{POINTER}.new", held)
         disk.flush([self.folder])
+
+    def _tell_of_other_data(self) -> None:
+        """A line if this run was begun with data, or weights, that have changed since: it begins anew, and what was kept stays."""
+        for other in sorted(self.folder.parent.glob(f"*/{POINTER}")):
+            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+                if json.loads(disk.read(other))["but_for_data"] == self.but_for_data:
+                    what = "is of this run with other data: the run begins anew with what is there now, and that stays for the old files"
+                    log.warning("%s %s", other.parent, what)
 
     def remove(self) -> None:
         """The run is over: delete what was kept."""
@@ -117,6 +133,12 @@ class LonePoint:
 def digest(experiment: Experiment) -> str:
     """SHA-256 of all settings."""
     return hashlib.sha256(config_bytes(experiment)).hexdigest()
+
+
+def _but_for_data(experiment: Experiment) -> str:
+    """SHA-256 of all settings but for what the run has found of its files."""
+    model, data = replace(experiment.model, weights_sha256=""), replace(experiment.data, sha256="")
+    return digest(replace(experiment, model=model, data=data))
 
 
 def _to_arrays(so_far: SoFar) -> tuple[dict[str, np.ndarray], dict]:

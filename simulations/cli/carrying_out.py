@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from simulations.run import Result
 
 
-def load_experiment(experiment: str, overrides: list[str] | None, *, seed: int | None, dense: bool, baseline: bool) -> "Experiment":
+def load_experiment(
+    experiment: str, overrides: list[str] | None, *, seed: int | None, dense: bool, baseline: bool, alone: bool = False
+) -> "Experiment":
     from simulations.config.errors import ConfigError
     from simulations.config.experiment import dense_twin
     from simulations.config.loading import load
+    from simulations.config.unread import Given, expect_read
 
     if dense and baseline:
         raise ConfigError("--dense runs the dense twin alone, and --baseline runs it beside the experiment: leave one out")
     resolved = load(experiment, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    expect_read(resolved, Given.of(experiment, overrides or []), alone=alone)
     if not (dense or baseline):
         return resolved
     try:

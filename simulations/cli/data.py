@@ -1,5 +1,7 @@
 """`sparcl data`: what a data set has, and who gets what of it."""
 
+import shlex
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ from rich.table import Table
 from simulations.cli.carrying_out import fetch, load_experiment
 from simulations.cli.messages import console, one_message, say
 from simulations.cli.options import DebugOption, DownloadOption, SeedOption, SetOption, app
+from sparcl_core.foreign import printable
 
 if TYPE_CHECKING:
     from simulations.data.overview import Parts, Split
@@ -52,7 +55,10 @@ def show_data(
 
         data = load_data(resolved.data, resolved.seed)
         parts = count_parts(data)
-        say(_headline(resolved.data.name, data, parts))
+        for line in textwrap.wrap(_headline(resolved.data.name, data, parts), 80):
+            say(line)
+        if sha256 := data.raw.sha256:
+            say(f"sha256 {sha256}")
         console.print(classes_table(parts))
         console.print()
         streams = make_streams(resolved.stream, data, resolved.seed, resolved.federation.rounds_per_task)
@@ -69,11 +75,28 @@ def show_data(
 
 def _experiment_of(name: str, overrides: list[str] | None) -> tuple[str, list[str]]:
     """An experiment of that name, else the default one with that data set."""
+    from simulations.config.errors import ConfigError
     from simulations.config.loading import available
 
     if name in available() or name.endswith(".toml"):
         return name, overrides or []
+    if kind := _kind_of_path(name):
+        way = f"sparcl data {kind} --set {shlex.quote(f'data.path={name}')}"
+        raise ConfigError(f"{printable(repr(name))} is no data set by name, but lies here: {way} shows it")
     return "split-digits", [f"data.name={name}", *(overrides or [])]
+
+
+def _kind_of_path(name: str) -> str:
+    """What `data.name` would be for something of this name that lies here; empty if nothing does, or it is a data set's name."""
+    from simulations.config.data import DATA
+
+    path = Path(name).expanduser()
+    if name in DATA.offers() or ":" in name or not path.exists():
+        return ""
+    if path.is_file():
+        return "npz" if path.suffix == ".npz" else ""
+    suffixes = {one.suffix for one in (*path.glob("*"), *path.glob("*/*"))}
+    return next((kind for kind in ("parquet", "npz") if f".{kind}" in suffixes), "folder")
 
 
 def _headline(name: str, data: "Dataset", parts: "Parts") -> str:
@@ -82,7 +105,7 @@ def _headline(name: str, data: "Dataset", parts: "Parts") -> str:
     raw = data.raw
     size = (raw.train_x.nbytes + raw.test_x.nbytes) / 1e6
     line = f"{name}: {len(parts.names)} classes, images {height}x{width} {kind}, {len(raw.train_y):,} to train on, {len(raw.test_y):,} to "
-    return f"{line}test on, {size:,.1f} MB" + (f"\nsha256 {raw.sha256}" if raw.sha256 else "")
+    return f"{line}test on, {size:,.1f} MB"
 
 
 def classes_table(parts: "Parts") -> Table:

@@ -17,6 +17,7 @@ def everything() -> Iterator[str]:
             yield from _wrapped(what, " ".join(names(what)), len("availability") + 2)
     yield ""
     yield "sparcl list methods, and so on: a line for each, and where it comes from."
+    yield "sparcl list settings: all keys of an experiment, and what each means."
 
 
 def one_kind(what: str) -> Iterator[str]:
@@ -30,6 +31,36 @@ def one_kind(what: str) -> Iterator[str]:
             if entry.origin == origin and not entry.fault:
                 yield from _wrapped(f"  {entry.name}", entry.line, column)
     yield from _faults([*(entry for entry in found if entry.fault)], faults(what))
+
+
+def all_settings() -> Iterator[str]:
+    """A line for each setting, by section."""
+    from simulations.config.experiment import SECTIONS
+    from simulations.config.meanings import settings, title  # imported late, with all methods: other lists need none of them
+
+    titles = {"": "the experiment itself", **{name: f"[{name}] {title(section)}" for name, section in SECTIONS.items()}}
+    for section, heading in titles.items():
+        yield from ("", heading) if section else (heading,)
+        for one in settings():
+            if one.key.rpartition(".")[0] == section:
+                label = f"  {one.key} = {one.default or 'left out'}"
+                yield f"{label}  {textwrap.shorten(one.meaning, max(8, WIDTH - len(label) - 2), placeholder=' ...')}"
+    yield ""
+    yield "sparcl list settings learner, or learner.lr: all that there is to know of these."
+
+
+def some_settings(text: str) -> Iterator[str]:
+    """All of the settings that `text` means: default, type, meaning, and with what they are read."""
+    from simulations.config.meanings import matching
+
+    for one in matching(text):
+        default = one.default or "left out"
+        yield from _wrapped(f"{one.key} = {default}", f"({one.kind})", len(f"{one.key} = {default}") + 2)
+        yield from textwrap.wrap(one.meaning, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        if one.read_with:
+            yield from textwrap.wrap(
+                f"read with {one.read_with}", WIDTH, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False
+            )
 
 
 def _faults(broken: list[Entry], others: list[str]) -> Iterator[str]:

@@ -144,7 +144,7 @@ def train_one(
         from simulations import preflight
         from simulations.config.run_name import run_name
 
-        resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline)
+        resolved = load_experiment(experiment, set_, seed=seed, dense=dense, baseline=baseline, alone=True)
         if download:
             preflight.expect(preflight.output_folder(out))
             fetch(resolved)

@@ -8,23 +8,45 @@ from typing import Annotated
 import typer
 
 from simulations.cli.messages import console, errors, one_message, say
-from simulations.cli.options import Backbone, DebugOption, OutOption, app
+from simulations.cli.options import Backbone, DebugOption, ExperimentArgument, OutOption, SeedOption, SetOption, app
 from sparcl_core.foreign import printable
 
-LISTED = ("experiments", "methods", "corrections", "schemes", "data", "models", "rules", "policies", "availability", "profiles", "claims")
+LISTED = (
+    "experiments",
+    "methods",
+    "corrections",
+    "schemes",
+    "data",
+    "models",
+    "rules",
+    "policies",
+    "availability",
+    "profiles",
+    "claims",
+    "settings",
+)
 
 
 @app.command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(LISTED)}.")] = "") -> None:
-    """What a run can name: experiments, methods, data sets and so on, with a line for each and where it comes from."""
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(LISTED)}.")] = "",
+    which: Annotated[str, typer.Argument(metavar="[SETTING]", help="Of settings: a section, or how a key begins.")] = "",
+) -> None:
+    """What a run can name: experiments, methods, data sets and so on, with a line for each and where it comes from; and what can be set."""
     with one_message(debug=False):
-        from simulations.cli.listing import everything, one_kind
+        from simulations.cli.listing import all_settings, everything, one_kind, some_settings
         from simulations.config.errors import ConfigError, did_you_mean
 
         if what and what not in LISTED:
             hint = did_you_mean(what, LISTED)
             raise ConfigError(f"there is no list of {printable(repr(what), 120)};{hint} there are {', '.join(LISTED)}")
-        for line in one_kind(what) if what else everything():
+        if which and what != "settings":
+            raise ConfigError(f"{printable(which, 120)} is one too many: sparcl list {what} lists them all; only settings have sections")
+        if what == "settings":
+            lines = some_settings(which) if which else all_settings()
+        else:
+            lines = one_kind(what) if what else everything()
+        for line in lines:
             say(line)
 
 
@@ -38,7 +60,8 @@ def reproduce(
     """Repeat a published table: all rows and seeds, paired differences with a 95 % interval."""
     with one_message(debug):
         from simulations import preflight
-        from simulations.tables.reproduce import load_claim, run_claim
+        from simulations.tables.claim_file import load_claim
+        from simulations.tables.reproduce import run_claim
 
         loaded = load_claim(claim)
         total, count = len(loaded.jobs), 0
@@ -73,6 +96,28 @@ def reproduce(
         if others := sum(one != software() for one in made):
             say(f"{others} of {total} runs are of before, made by other versions of the software; runs.json says which")
         say(f"folder: {final}")
+
+
+@app.command()
+def layers(
+    experiment: ExperimentArgument = "split-digits", set_: SetOption = None, seed: SeedOption = None, debug: DebugOption = False
+) -> None:
+    """Which layers of an experiment's model are sparse, which stay dense, and why."""
+    with one_message(debug):
+        from simulations import preflight
+        from simulations.cli.carrying_out import load_experiment
+        from simulations.config.errors import ConfigError
+
+        resolved = load_experiment(experiment, set_, seed=seed, dense=False, baseline=False)
+        if not resolved.sparsity:
+            raise ConfigError("sparsity is 0: all layers are dense; set sparsity above 0")
+        preflight.expect(preflight.experiment_files(resolved))
+        from simulations.build import show_layers
+
+        rows = show_layers(resolved)
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        for name, shape, state in rows:
+            say(f"{name:{widths[0]}}  {shape:{widths[1]}}  {state}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The claims that have a name; what they are: `simulations.tables.reproduce`."""
+"""The claims that have a name; what they are: `simulations.tables.claim_file`."""
 
 from pathlib import Path
 

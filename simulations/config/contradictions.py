@@ -114,7 +114,13 @@ def _of_the_method(e) -> Iterator[str]:
         is_in_step=stream.boundaries == "known" and at_once and alike, batchnorm=federation.batchnorm, evaluate_on=e.evaluate_on,
         optimizer=e.server_optimizer.name, fits_memory=e.budget.memory == "fit", latest_start=_latest_start(e),
     )  # fmt: skip
-    yield from method.problems(situation)
+    found = [*method.problems(situation)]
+    yield from found
+    if method.draws and not found and not e.learner.buffer_size and not e.learner.buffer_share:
+        yield (
+            f"learner.method is {e.learner.method!r}, which draws from a buffer, but learner.buffer_size and buffer_share are 0: it could "
+            f"do nothing that sgd does not; set learner.buffer_size to places of a device's buffer, or learner.method=sgd"
+        )
     if e.method.scheme(federation.task_epochs, e.seed).needs == "owners" and not method.owns:
         yield (
             f"masks.scheme is {e.masks.scheme!r}, but learner.method {e.learner.method!r}: these masks are for methods whose "

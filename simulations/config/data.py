@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from simulations.config.sections import StreamConfig
 from sparcl_core.plugins.kinds import OURS, Kind
@@ -53,6 +53,12 @@ class DataConfig:
         sha256: of the files' content, as the run has found it (`simulations.data.content`); empty: not looked at yet.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        f"data.name={'|'.join((*FILES, *STREAMS))}": ("path",),
+        f"data.name={'|'.join(('parquet', *STREAMS))}": ("image_column", "label_column"),
+        "data.name=digits|folder|npz": ("folds", "fold"),
+        "stream.partition=natural": ("id_column",),
+    }
     name: str = "digits"
     path: str = ""
     image_column: str = "img"

@@ -1,7 +1,9 @@
 """What bad input raises, and the hint that belongs to a misspelt word."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -16,6 +18,11 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """` did you mean 'X'?` with what is spelt most like `word`, led by a blank; empty if nothing is."""
     near = difflib.get_close_matches(str(word)[:100], list(known), n=1)
     return f" did you mean {near[0]!r}?" if near else ""
+
+
+def command(name: str, path: Path | str, *options: str) -> str:
+    """As it is typed into a shell."""
+    return f"`sparcl {name} {shlex.join([str(path), *options])}`"
 
 
 def several(where: str, problems: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ Its sections are the dataclasses of the packages that use them; `simulations.con
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from server.aggregation.config import AggregationConfig
 from server.aggregation.registry import make_rule
@@ -20,14 +20,15 @@ from server.selection.policies import SelectionConfig, find_policy
 from server.selection.sparsity_tiers import BudgetConfig
 from simulations.config import largest
 from simulations.config.contradictions import contradictions, schedule
-from simulations.config.data import DataConfig
+from simulations.config.data import DATA, DataConfig
 from simulations.config.sections import FleetConfig, StreamConfig
-from sparcl_core.config import CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
+from sparcl_core.config import MODELS, CorrectionConfig, KernelConfig, LearnerConfig, MethodConfig, ModelConfig
 from sparcl_core.foreign import printable
 from sparcl_core.methods.registry import make_correction, make_method
+from sparcl_core.plugins.kinds import expect_module
 from sparcl_core.sparsity.ddr import DDRConfig
 from sparcl_core.sparsity.dgm import DGMConfig
-from sparcl_core.sparsity.settings import MaskConfig
+from sparcl_core.sparsity.settings import SCHEMES, MaskConfig
 from sparcl_core.sparsity.tdm import TDMConfig
 from sparcl_core.task_change import ChangeConfig
 from sparcl_core.wire.error_feedback import WireConfig
@@ -52,6 +53,7 @@ class Experiment:
         evaluate_devices: so many devices, drawn for every evaluation; 0: all that have trained. Of `evaluate_on = "devices"`.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"no fleet.mix": ("profile",), "no fleet.file": ("profile",)}
     name: str = "experiment"
     description: str = ""
     seed: int = 0
@@ -99,9 +101,12 @@ class Experiment:
         if not 0 <= self.target < 1:
             yield f"target is {self.target}: an accuracy in [0, 1); 0 reports none"
         correction = CorrectionConfig(self.federation.correction, self.federation.mu)
+        named = ((MODELS, self.model.name), (DATA, self.data.name), (SCHEMES, self.masks.scheme))
+        own = [(kind, name) for kind, name in named if name not in kind.ours]
         found_by_name = (
             (make_method, self.learner), (make_correction, correction, self.learner.lr), (make_rule, self.aggregation),
             (find_policy, self.selection), (check_kind, self.availability),
+            *((expect_module, kind, name) for kind, name in own),
         )  # fmt: skip
         for find, *settings in found_by_name:
             try:
@@ -128,8 +133,8 @@ class Experiment:
         return self.federation.rounds or self.stream.steps * self.federation.rounds_per_task
 
 
-SECTIONS = tuple(part.type for part in fields(Experiment) if is_dataclass(part.type))
-for _section in (*SECTIONS, Experiment):
+SECTIONS: dict[str, type] = {part.name: part.type for part in fields(Experiment) if is_dataclass(part.type)}
+for _section in (*SECTIONS.values(), Experiment):
     # pydantic reads this off standard dataclasses, so the packages below need not know pydantic
     _section.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 

@@ -12,8 +12,9 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from server.config import FederationConfig
+from simulations.config.claims import CLAIMS
 from simulations.config.data import bring_stream
-from simulations.config.errors import ConfigError, WeightsError, did_you_mean, several
+from simulations.config.errors import ConfigError, WeightsError, command, did_you_mean, several
 from simulations.config.experiment import Experiment
 from simulations.config.mistakes import explain
 from simulations.config.toml_file import check_depth, read_toml
@@ -47,11 +48,11 @@ def load(name: str, overrides: list[str] | None = None, *, finds_weights: bool =
     Raises:
         ConfigError: if there is no such file, it is no TOML, or keys or values are wrong: all that are, in one message.
     """
-    tree = _read(name)
+    tree = read_tables(name)
     epochs, problems = _task_epochs(tree), []
     for override in overrides or []:
         try:
-            _override(tree, override)
+            apply_override(tree, override)
         except ConfigError as error:
             problems.append(str(error))
     several("", problems)
@@ -87,7 +88,7 @@ def from_tree(tree: dict[str, Any]) -> Experiment:
     try:
         made = adapter.validate_json(text)
     except ValidationError as error:
-        told = explain(error, kind)
+        told = explain(error, kind, tree)
         raise ConfigError("; ".join([*(problem for problem in unknown if not any(problem in text for text in told)), *told])) from error
     return Experiment(**{part.name: getattr(made, part.name) for part in dataclasses.fields(Experiment)})
 
@@ -130,7 +131,8 @@ def config_bytes(experiment: Experiment) -> bytes:
     return tomli_w.dumps(to_tree(experiment)).encode()
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_tables(name: str) -> dict[str, Any]:
+    """What an experiment's file says. Raises ConfigError as `load`."""
     path = Path(name)
     if path.suffix != ".toml":
         try:
@@ -141,20 +143,24 @@ def _read(name: str) -> dict[str, Any]:
             here = list(EXPERIMENTS.offers())
             if Path(f"{name}.toml").is_file():
                 raise ConfigError(f"experiment {printable(repr(name))} is not here; for the file say {name}.toml")
-            hint = did_you_mean(name, here)
+            hint = f" it is a claim's name: {command('reproduce', name)} runs it;" if name in CLAIMS.offers() else did_you_mean(name, here)
             raise ConfigError(f"experiment {printable(repr(name))} is not here;{hint} there are {', '.join(here)}, or give a .toml file")
         path = found
     try:
-        return read_toml(path)
+        tree = read_toml(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no file {printable(repr(name))}; without a file there are {', '.join(EXPERIMENTS.offers())}"
         ) from error
     except OSError as error:
         raise ConfigError(f"experiment {printable(repr(name))} cannot be read: {error.strerror or error}") from error
+    if "row" in tree and "seeds" in tree:
+        raise ConfigError(f"{path} is no experiment, but a claim: it has [[row]] and seeds; {command('reproduce', path)} runs it")
+    return tree
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Write `key=value` into tables, in place. Raises ConfigError as `load`."""
     key, sign, text = (part.strip() for part in override.partition("="))
     shown = printable(repr(override))
     if not sign or not key:

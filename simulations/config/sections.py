@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 WIDEST = 3.0  # sigma of a spread; with it one device in six is more than 20 times as fast as its profile
 
@@ -42,6 +42,15 @@ class StreamConfig:
         start_spread: devices begin up to so many steps late, uniformly; 0: at once.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "stream.partition=dirichlet|drawn": ("alpha",),
+        "stream.partition=shards": ("shards_per_device",),
+        "stream.partition=pathological": ("classes_per_device",),
+        "stream.partition=sizes": ("size_law",),
+        "stream.setting=domain-il": ("domain", "rotation"),
+        "stream.domain=rotated": ("rotation",),
+        "stream.advance=time": ("task_hours",),
+    }
     tasks: int = 5
     devices: int = 10
     partition: Literal["dirichlet", "iid", "drawn", "shards", "pathological", "natural", "sizes"] = "dirichlet"
@@ -128,6 +137,7 @@ class FleetConfig:
             and so on); with a file its rows decide.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"fleet.mix": ("assign",)}
     mix: dict[str, float] = field(default_factory=dict)
     file: str = ""
     compute_spread: float = 0.0

@@ -19,7 +19,11 @@ JUST_NOW_S = 3.0  # file systems tell times apart by up to two seconds
 
 
 class DataChanged(Lost, ConfigError):
-    """The data is not what the run began with; or it cannot be read any more."""
+    """The data is not what the run began with."""
+
+
+class DataGone(DataChanged):
+    """The data cannot be found or read any more."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def expect_same(shown: str, wanted: str, found: str) -> None:
     if wanted and wanted != found:
         raise DataChanged(
             f"{shown} is not the data that the run began with: its SHA-256 is {found}, not {wanted} (data.sha256); put these files back, "
-            f"or start another run without data.sha256"
+            f"or begin another run with --set data.sha256="
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from simulations.config.data import DataConfig
 from simulations.config.errors import ConfigError
 from simulations.data.raw import Raw
+from sparcl_core.foreign import printable
 from sparcl_core.seeding import generator
 
 
@@ -25,7 +26,12 @@ def split_off(raw: Raw, config: DataConfig, seed: int, *, what: str) -> Raw:
     y = raw.train_y
     labels, counts = np.unique(y, return_counts=True)
     if config.folds > (fewest := int(counts.min())):
-        raise ConfigError(f"data.folds is {config.folds}: a class of the {what} has {fewest} samples, and a fold needs one of each")
+        label = labels[counts.argmin()]
+        named = printable(raw.names[label]) if label < len(raw.names) else label
+        has = f"class {named} of the {what} has {fewest} sample{'' if fewest == 1 else 's'}, and a fold needs one of each"
+        raise ConfigError(
+            f"data.folds is {config.folds}: {has}; add some, {'' if fewest == 1 else 'lower data.folds, '}or remove the class"
+        )
     fold = seed % config.folds if config.fold is None else config.fold
     is_test = np.zeros(len(y), dtype=bool)
     for label in labels:

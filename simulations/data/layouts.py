@@ -81,6 +81,16 @@ def find_folder(folder: Path) -> Files:
     return Files(folder, "folder", {"whole": _images(folder)})
 
 
+def passed_over(files: Files) -> tuple[str, ...]:
+    """A note on folders with images beside those of the parts, of which nothing is read."""
+    if files.kind != "folder" or "train" not in files.parts:
+        return ()
+    read = {paths[0].relative_to(files.root).parts[0] for paths in files.parts.values()}
+    others = sorted(path for path in _folders(files.root).values() if path.name not in read and images_below(path))
+    shown = ", ".join(f"{printable(path.name)}/" for path in others[:5]) + (" ..." if len(others) > 5 else "")
+    return (f"passed over beside {'/ and '.join(sorted(read, reverse=True))}/: {shown}",) if others else ()
+
+
 def published_folder(folder: Path) -> Files | None:
     """A benchmark as images by class: `train` and `test`, or None."""
     inner = _folders(folder)
@@ -119,7 +129,7 @@ def _files(place: Path, splits: dict[str, list[Path]], test: str) -> Files:
 
 def _splits(folder: Path) -> dict[Path, dict[str, list[Path]]]:
     """The folder, and those within: split -> its files."""
-    inner = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    inner = sorted(child for child in folder.iterdir() if child.is_dir() and not is_leftover(child.name))
     return {place: _splits_in(place) for place in (folder, *inner)}
 
 
@@ -150,7 +160,7 @@ def _all_shards(place: Path, shards: list[re.Match]) -> list[Path]:
 def _folders(place: Path) -> dict[str, Path]:
     """Folders within by their names in lower case; hidden ones are none."""
     with os.scandir(place) as entries:
-        return {entry.name.lower(): Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
+        return {entry.name.lower(): Path(entry.path) for entry in entries if not is_leftover(entry.name) and entry.is_dir()}
 
 
 def _images(part: Path) -> tuple[Path, ...]:
@@ -173,10 +183,15 @@ def _images(part: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def is_leftover(name: str) -> bool:
+    """Is it a folder that only a system has made: hidden, or what macOS packs into archives and Synology beside pictures?"""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+
+
 def class_names(part: Path) -> list[str]:
     """Folders of classes in order: as text, or as numbers if all of them are."""
     with os.scandir(part) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        names = [entry.name for entry in entries if not is_leftover(entry.name) and entry.is_dir()]
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
@@ -184,6 +199,6 @@ def images_below(folder: Path) -> list[Path]:
     """Files that are called like images, however deep."""
     found = []
     for place, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        inner[:] = [name for name in inner if not is_leftover(name)]
         found += [Path(place, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     return found

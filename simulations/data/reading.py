@@ -9,6 +9,7 @@ from simulations.config.errors import ConfigError
 from simulations.data import cache, content
 from simulations.data.content import Files
 from simulations.data.folds import split_off
+from simulations.data.layouts import passed_over
 from simulations.data.moments import moments
 from simulations.data.places import find
 from simulations.data.published import PUBLISHED, Published
@@ -40,6 +41,7 @@ def read(config: DataConfig, seed: int) -> Raw:
     if known and known.id_column and not config.id_column:
         config = replace(config, id_column=known.id_column)
     raw = cache.mapped(_key(files, config, digest := content.digest(files)), lambda: _decode(files, config, digest))
+    raw = replace(raw, notes=(*raw.notes, *passed_over(files)))  # what is kept decoded does not know of them
     if known:
         _expect(known, raw, config.name)
         raw = replace(raw, names=raw.names or known.names)

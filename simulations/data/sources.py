@@ -73,13 +73,16 @@ def bound(config: DataConfig, seed: int) -> DataConfig:
 
 
 def expect_same(config: DataConfig) -> None:
-    """Raises DataChanged if the files are not those that a run began with. What a function gives is looked at by `load_data`."""
+    """Raises DataChanged if the files are not those that a run began with, DataGone if there are none.
+
+    What a function gives is looked at by `load_data`.
+    """
     if not config.sha256:
         return
     try:
         found = find(config)
     except ConfigError as error:
-        raise content.DataChanged(str(error)) from error
+        raise content.DataGone(str(error)) from error
     if found:
         content.expect_same(_shown(config), config.sha256, content.digest(found))
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from simulations import disk
-from simulations.config.errors import ConfigError, WeightsError
+from simulations.config.errors import ConfigError, WeightsError, command
 from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes, load
 from simulations.disk import flush, put
 from simulations.engine.adapter import EngineError
 from simulations.engine.address import secrets_of
-from simulations.preflight import command, control_of, no_control
+from simulations.preflight import control_of, no_control
 from simulations.run import EngineName
 
 FORMAT = 1

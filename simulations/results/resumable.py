@@ -19,19 +19,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from server.errors import NobodyCame
+from server.errors import Diverged, NobodyCame
 from simulations.checkpoints.checkpoint import OWN as CHECKPOINT
 from simulations.checkpoints.checkpoint import Checkpoints
 from simulations.checkpoints.pointer import CheckpointError, Identity
-from simulations.config.errors import ConfigError, Lost
+from simulations.config.errors import ConfigError, Lost, command
 from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes
+from simulations.data.content import DataChanged, DataGone
 from simulations.disk import LinkRefused, Own, flush
 from simulations.engine.files import OWN as STORE
 from simulations.engine.files import Files, LocalFiles, StoreError, StoreLinked, is_local, open_files
 from simulations.engine.store import StateStore
 from simulations.plugins.packages import used_by
-from simulations.preflight import WHOLE, command
+from simulations.preflight import WHOLE
 from simulations.results.control_file import How, locked, read_control, write_control
 from simulations.results.folder import FILES as RESULTS
 from simulations.results.folder import claim_folder
@@ -226,9 +227,18 @@ def _remove(run: Unfinished) -> str:
 def _way_on(run: Unfinished, error: BaseException) -> str:
     if run.is_finished:
         return f"the run is whole: {run.folder}"
-    if _is_lost(error):
-        repeats, removes = command("run", run.folder / "config.toml"), command("forget", run.folder)
-        return f"the run cannot be resumed as it is: {repeats} repeats it, {removes} removes it"
+    repeats, removes = run.folder / "config.toml", command("forget", run.folder)
+    if _comes_from(error, DataGone):
+        return f"{command('resume', run.folder)} goes on when the data is back where it was; {removes} removes the run"
+    if _comes_from(error, DataChanged):
+        anew = command("run", repeats, "--set", "data.sha256=")
+        return f"the run cannot be resumed with other data: {anew} begins anew with what is there now, {removes} removes the run"
+    if _comes_from(error, Lost):
+        return f"the run cannot be resumed as it is: {command('run', repeats)} repeats it, {removes} removes it"
+    if _comes_from(error, Diverged):
+        server, device = run.experiment.server_optimizer.lr, run.experiment.learner.lr
+        anew = command("run", repeats, "--set", "server_optimizer.lr=1" if server > 1 else f"learner.lr={device / 10:g}")
+        return f"resumed, the run would diverge again: {anew} begins anew with smaller steps, {removes} removes the run"
     if isinstance(error, NobodyCame):
         return f"nobody has trained, and nobody will: {command('forget', run.folder)} removes the run"
     done, held = run.rounds_done, "; the cluster holds its device states until then" if run.how.on_nodes else ""
@@ -237,9 +247,9 @@ def _way_on(run: Unfinished, error: BaseException) -> str:
     return f"stopped after {done} rounds: {command('resume', run.folder)} goes on from there{held}"
 
 
-def _is_lost(error: BaseException | None) -> bool:
+def _comes_from(error: BaseException | None, kind: type) -> bool:
     while error is not None:
-        if isinstance(error, Lost):
+        if isinstance(error, kind):
             return True
         error = error.__cause__
     return False

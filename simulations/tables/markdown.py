@@ -6,7 +6,7 @@ cost in absolute figures. `fleet`: what it took on the virtual clock. `sweep`: a
 
 import numpy as np
 
-from simulations.tables.reproduce import Claim, ClaimRow
+from simulations.tables.claim_file import Claim, ClaimRow
 
 Results = dict[str, dict[int, dict]]  # row -> seed -> summary
 
@@ -75,13 +75,13 @@ def _learning_table(claim: Claim, results: Results) -> str:
 
     The plain ceiling of bytes is without entropy coding and without values that round to 0: it can be beaten.
     """
-    head = ("run", "Class-IL %", f"minus {_reference(claim)}, 95 % interval", "Task-IL %", "forgetting")
+    head = ("run", "Class-IL %", *_minus(claim), "Task-IL %", "forgetting")
     head += ("FLOPs saved (ceiling)", "bytes up (plain ceiling)", "bytes down (plain ceiling)")
     lines = []
     for row in claim.rows:
         summaries = [*results[row.name].values()]
         savings = [_saving(summaries, kind) for kind in ("flops", "up_bytes", "down_bytes")]
-        lines.append((row.name, *_accuracies(row, results), *savings))
+        lines.append((row.name, *_accuracies(claim, row, results), *savings))
     return _table(head, lines)
 
 
@@ -89,7 +89,7 @@ def _costs_table(claim: Claim, results: Results) -> str:
     """Accuracy, and what it cost: means over the seeds. FLOPs of training and all else that is computed, over all devices; peak memory of
     the device that needs most; bytes of payloads, of all devices.
     """
-    head = ("run", "seeds", "Class-IL %", f"minus {_reference(claim)}, 95 % interval", "Task-IL %", "forgetting", "FLOPs", "peak memory MB")
+    head = ("run", "seeds", "Class-IL %", *_minus(claim), "Task-IL %", "forgetting", "FLOPs", "peak memory MB")
     lines = []
     for row in claim.rows:
         summaries = [*results[row.name].values()]
@@ -98,7 +98,7 @@ def _costs_table(claim: Claim, results: Results) -> str:
         costs = [_scientific(flops), f"{memory:.3g}"]
         if not claim.alone:
             costs += [f"{np.mean([summary['totals'][key] for summary in summaries]) / 1e6:.3g}" for key in ("up_bytes", "down_bytes")]
-        lines.append((row.name, f"{len(summaries)}", *_accuracies(row, results), *costs))
+        lines.append((row.name, f"{len(summaries)}", *_accuracies(claim, row, results), *costs))
     return _table(head + (() if claim.alone else ("MB up", "MB down")), lines)
 
 
@@ -132,14 +132,14 @@ def curve_of(summaries: list[dict]) -> np.ndarray:
     return found if found.size else _averages(summaries, "task-il")
 
 
-def _accuracies(row: ClaimRow, results: Results) -> list[str]:
-    """Class-IL, the difference to the row it is compared with, Task-IL, and forgetting in the scenario that there is."""
+def _accuracies(claim: Claim, row: ClaimRow, results: Results) -> list[str]:
+    """Class-IL, the difference to the row it is compared with where rows are, Task-IL, and forgetting in the scenario that there is."""
     summaries, apart = [*results[row.name].values()], gap(row, results)
     found = {scenario: _averages(summaries, scenario) for scenario in ("class-il", "task-il")}
     forgotten = next((scenario for scenario in found if found[scenario].size), "class-il")
     return [
         _percent(found["class-il"]),
-        _difference(apart) if apart and np.isfinite(apart[0]) else "-",
+        *([_difference(apart) if apart and np.isfinite(apart[0]) else "-"] if _minus(claim) else []),
         _percent(found["task-il"]),
         f"{100 * np.mean([summary['accuracy'][forgotten]['forgetting'] for summary in summaries]):.1f}",
     ]
@@ -154,10 +154,10 @@ def _percent(values: np.ndarray) -> str:
     return f"{100 * values.mean():.1f}" if values.size else "-"
 
 
-def _reference(claim: Claim) -> str:
-    """What rows are compared with: the one row that all name, or each its own."""
+def _minus(claim: Claim) -> tuple[str, ...]:
+    """The heading of what rows are compared with: the one row that all name, or each its own; none where no row is compared."""
     named = {row.versus for row in claim.rows if row.versus}
-    return named.pop() if len(named) == 1 else "its twin"
+    return (f"minus {named.pop() if len(named) == 1 else 'its twin'}, 95 % interval",) if named else ()
 
 
 def _averages(summaries: list[dict], scenario: str) -> np.ndarray:

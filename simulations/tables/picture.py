@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from simulations.tables.claim_file import Claim
 from simulations.tables.markdown import Results, curve_of, shown
-from simulations.tables.reproduce import Claim
 
 COLOURS = ("#0b6e99", "#b4541a", "#7a5195", "#2a9d8f", "#c0392b", "#8a6d1b", "#5b7f2b", "#44546a", "#b58db6", "#222222")
 MARKS = "osD^vPX*<>"

@@ -1,11 +1,8 @@
 """`sparcl reproduce`: a published table of ours, from one command. Rows x seeds, paired with a reference.
 
-A claim is a TOML file, in simulations/claims/ or your own: the experiment (or one per row), the seeds (or a row's own), rows with
-overrides, whether they are run by the fleet or by a single device that sees all data (`alone`), and which table is made of them
-(`simulations.tables.markdown`). Runs are spread over processes, each run on the inline engine, whose bits are those of every other engine.
-
-Runs that are over are kept in a folder of the claim until all are, and a single device's run is kept while it goes on: the same command
-goes on where it was.
+The runs of a claim (`simulations.tables.claim_file`) are spread over processes, each on the inline engine, whose bits are those of every
+other engine. Runs that are over are kept in a folder of the claim until all are, and a single device's run is kept while it goes on: the
+same command goes on where it was.
 """
 
 import json
@@ -14,160 +11,15 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field, TypeAdapter, ValidationError
 
 from simulations import disk
-from simulations.config.claims import CLAIMS
 from simulations.config.errors import ConfigError
-from simulations.config.experiment import Experiment, dense_twin
+from simulations.config.experiment import Experiment
 from simulations.config.loading import config_bytes, load
-from simulations.config.toml_file import read_toml
 from simulations.environment import software
-
-Table = Literal["learning", "fleet", "costs", "sweep"]
-
-
-@dataclass(frozen=True)
-class ClaimRow:
-    """One row: its name, experiment, overrides, whether it is run as the dense twin, the row it is paired with, and seeds of its own."""
-
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
-
-    name: str
-    experiment: str = ""
-    set: tuple[str, ...] = ()
-    dense: bool = False
-    versus: str = ""
-    seeds: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A setting, and the values that every row is run with. title: what it is, for tables and axes."""
-
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
-
-    key: str
-    values: Annotated[tuple[float | int | str, ...], Field(min_length=1)]
-    title: str = ""
-
-    def row(self, row: ClaimRow, value: float | int | str) -> ClaimRow:
-        """That row with this value."""
-        setting = f"{self.key}={value!r}" if isinstance(value, str) else f"{self.key}={value}"
-        return replace(row, name=self.name(row.name, value), set=(*row.set, setting), versus=row.versus and self.name(row.versus, value))
-
-    def name(self, row: str, value: float | int | str) -> str:
-        return f"{row}, {self.key.rpartition('.')[2]} {value}"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A table: rows x seeds. alone: each run is of a single device. set: overrides of all rows, before their own.
-
-    sweep: `rows` are those of `families`, each with every value.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    rows: tuple[ClaimRow, ...]
-    table: Table = "learning"
-    alone: bool = False
-    set: tuple[str, ...] = ()
-    sweep: Sweep | None = None
-    families: tuple[ClaimRow, ...] = ()
-
-    def experiment_of(self, row: ClaimRow, seed: int) -> Experiment:
-        made = load(row.experiment, [f"seed={seed}", *self.set, *row.set])
-        return dense_twin(made) if row.dense else made
-
-    @property
-    def jobs(self) -> list[tuple[ClaimRow, int]]:
-        """Rows and seeds, in order."""
-        return [(row, seed) for row in self.rows for seed in row.seeds or self.seeds]
-
-
-@dataclass(frozen=True)
-class _File:
-    """What a claim's file says."""
-
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
-
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    row: Annotated[tuple[ClaimRow, ...], Field(min_length=1)]
-    experiment: str = ""
-    table: Table = "learning"
-    alone: bool = False
-    set: tuple[str, ...] = ()
-    sweep: Sweep | None = None
-
-
-def available() -> list[str]:
-    """Names of the claims that come with the project."""
-    return list(CLAIMS.ours())
-
-
-def load_claim(name: str) -> Claim:
-    """A claim, and the proof that all its experiments can be made.
-
-    Args:
-        name: one of `available()`, one of an installed package, or the path of a file of your own, with or without .toml. Experiments that
-            it names by a relative path lie beside it, or else where the command is called.
-
-    Raises:
-        ConfigError: if there is no such claim, or something in it is wrong.
-    """
-    try:
-        path = CLAIMS.path(name) or Path(os.path.expanduser(name if name.endswith(".toml") else f"{name}.toml"))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    try:
-        tree = read_toml(path)
-    except OSError as error:
-        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror or error})"
-        raise ConfigError(f"claim {name!r} is not here{why}; there are {', '.join(CLAIMS.offers())}, or give a .toml file") from error
-    try:
-        found = TypeAdapter(_File).validate_json(json.dumps(tree, default=str))  # TOML also knows dates
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()]
-        raise ConfigError(f"{path}: {'; '.join(faults)}") from error
-    rows = tuple(replace(row, experiment=_beside(path, row.experiment or found.experiment)) for row in found.row)
-    families = rows
-    if sweep := found.sweep:
-        rows = tuple(sweep.row(row, value) for row in families for value in sweep.values)
-    claim = Claim(path.stem, found.seeds, rows, found.table, found.alone, found.set, sweep, families)
-    _check(claim, path)
-    return claim
-
-
-def _beside(claim: Path, experiment: str) -> str:
-    near = claim.parent / experiment
-    return str(near) if experiment.endswith(".toml") and near.is_file() else experiment
-
-
-def _check(claim: Claim, path: Path) -> None:
-    names = [row.name for row in claim.rows]
-    faults = [f"row {name!r} is there {names.count(name)} times" for name in dict.fromkeys(names) if names.count(name) > 1]
-    faults += [f"row {row.name!r} names no experiment" for row in claim.rows if not row.experiment]
-    faults += [
-        f"row {row.name!r} is paired with {row.versus!r}, which is none of its rows" for row in claim.rows if row.versus not in ("", *names)
-    ]
-    if (claim.table == "sweep") != bool(claim.sweep):
-        faults.append("table 'sweep' and the section [sweep] belong together: give both, or neither")
-    if any(len({*seeds}) < len(seeds) for seeds in (claim.seeds, *(row.seeds for row in claim.rows))):
-        faults.append("a seed is there twice")
-    for row in claim.rows if not faults else ():
-        for seed in row.seeds or claim.seeds:
-            try:
-                claim.experiment_of(row, seed)
-            except ConfigError as error:
-                faults.append(f"row {row.name!r}, seed {seed}: {error}")
-                break  # the others would most likely say the same
-    if faults:
-        raise ConfigError(f"{path}: {'; '.join(faults)}")
+from simulations.tables.claim_file import Claim
 
 
 def run_claim(claim: Claim, processes: int, done: Callable[[str, int, dict], None], kept: Path) -> dict[str, dict[int, dict]]:

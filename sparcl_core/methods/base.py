@@ -51,6 +51,7 @@ class LearningMethod(SendsArrays):
     Attributes:
         name: of a method of ours, as `learner.method` has it; others are named by their import path.
         Config: `LearnerConfig`, or a frozen dataclass derived from it with settings of the method's own, which are keys of [learner].
+        reads: which of the keys alpha, beta and replay_weight of [learner] it reads, those of `LearnerConfig` that are not for all.
         draws: draws from the buffer beside a batch, each of as many samples.
         teachers: networks through which each batch of current data goes forward.
         keeps_data: the device keeps the data of all tasks, and a task's data are those of all tasks so far.
@@ -65,6 +66,7 @@ class LearningMethod(SendsArrays):
 
     name: ClassVar[str] = ""
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    reads: ClassVar[tuple[str, ...]] = ()
     draws: ClassVar[int] = 0
     teachers: ClassVar[int] = 0
     keeps_data: ClassVar[bool] = False

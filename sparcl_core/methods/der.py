@@ -11,6 +11,7 @@ from sparcl_core.methods.base import LearningMethod
 
 class DER(LearningMethod):
     name = "der"
+    reads = ("alpha",)
     draws = 1
 
     def draw_term(self, running, number, drawn, logits):

@@ -8,6 +8,7 @@ from sparcl_core.methods.der import DER
 
 class DERpp(DER):
     name = "derpp"
+    reads = ("alpha", "beta")
     draws = 2
 
     def draw_term(self, running, number, drawn, logits):

@@ -12,6 +12,7 @@ from sparcl_core.methods.base import LearningMethod
 
 class ER(LearningMethod):
     name = "er"
+    reads = ("replay_weight",)
     draws = 1
 
     def draw_term(self, running, number, drawn, logits):

@@ -27,7 +27,7 @@ FISHER, THEN = "fisher/", "then/"
 
 @dataclass(frozen=True)
 class EWCConfig(LearnerConfig):
-    """e_lambda, gamma: see module."""
+    """e_lambda: weight of the penalty, twice mammoth's. gamma: share of the Fisher information that outlives a task."""
 
     e_lambda: float = 100.0
     gamma: float = 1.0

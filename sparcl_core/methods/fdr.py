@@ -14,7 +14,7 @@ from sparcl_core.methods.at_the_end import FilledAtTheEnd
 
 @dataclass(frozen=True)
 class FDRConfig(LearnerConfig):
-    """distance_weight: see module."""
+    """distance_weight: weight of the distance to what the model answered when a task ended; mammoth's alpha."""
 
     distance_weight: float = 1.0
 

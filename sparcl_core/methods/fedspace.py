@@ -32,7 +32,8 @@ from sparcl_core.methods.given import Running
 
 @dataclass(frozen=True)
 class FedSpaceConfig(LearnerConfig):
-    """prototype_weight, representation_weight: of the terms; prototype_temp: T."""
+    """prototype_weight: weight of the term on absent classes' prototypes. representation_weight: of that which draws features to their own.
+    prototype_temp: T, the temperature of the latter."""
 
     prototype_weight: float = 1.0
     representation_weight: float = 0.1

@@ -34,7 +34,7 @@ ALPHA = "alpha"  # [knowledge, weights that are decomposed]
 
 @dataclass(frozen=True)
 class FedWeITConfig(LearnerConfig):
-    """l1, l2: weights of sparsity and of what earlier tasks keep; knowledge: devices whose A is sent to all."""
+    """l1, l2: weights of sparsity and of what earlier tasks keep. knowledge: devices whose A is sent to all."""
 
     l1: float = 0.001
     l2: float = 1.0

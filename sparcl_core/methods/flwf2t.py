@@ -27,7 +27,7 @@ LAST = "last/"
 
 @dataclass(frozen=True)
 class FLwF2TConfig(LearnerConfig):
-    """client_weight, server_weight: of what the two teachers say, cross-entropy has the rest; softmax_temp: T."""
+    """client_weight, server_weight: of what the two teachers say; cross-entropy has the rest. softmax_temp: T, their temperature."""
 
     client_weight: float = 0.25
     server_weight: float = 0.25

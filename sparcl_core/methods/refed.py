@@ -30,7 +30,7 @@ PIM = "pim/"
 
 @dataclass(frozen=True)
 class ReFedConfig(LearnerConfig):
-    """pim_lambda: lambda, how much the informative model is the device's own; pim_iterations: s."""
+    """pim_lambda: lambda, how much the informative model is the device's own. pim_iterations: s, in which importance is measured."""
 
     pim_lambda: float = 0.5
     pim_iterations: int = 5

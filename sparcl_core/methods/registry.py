@@ -29,6 +29,7 @@ OUR_CORRECTIONS = {
     "fedprox": "sparcl_core.methods.fedprox:FedProx",
     "scaffold": "sparcl_core.methods.scaffold:Scaffold",
 }
+OF_BUFFERS = ("buffer_share", "buffer_size", "replay_from", "joint_forward")  # keys of [learner] for methods that draw from one
 METHODS = Kind(setting="learner.method", noun="method", group="sparcl.methods", ours=OURS)
 
 CORRECTIONS = Kind(setting="federation.correction", noun="correction", group="sparcl.corrections", ours=OUR_CORRECTIONS)
@@ -48,6 +49,16 @@ def find_method(name: str) -> type[LearningMethod]:
     if not (isinstance(config, type) and issubclass(config, LearnerConfig) and "__dataclass_fields__" in vars(config)):
         raise ValueError(f"{shown}, whose Config is none: a frozen dataclass derived from sparcl_core.config.LearnerConfig")
     return found
+
+
+def readers() -> dict[str, tuple[str, ...]]:
+    """Of the keys of `LearnerConfig` that not all methods read: which of ours do."""
+    found: dict[str, list[str]] = {}
+    for name in OURS:
+        method = find_method(name)
+        for key in (*method.reads, *(OF_BUFFERS if method.draws else ())):
+            found.setdefault(key, []).append(name)
+    return {key: tuple(names) for key, names in found.items()}
 
 
 def make_method(config: LearnerConfig) -> LearningMethod:

@@ -73,7 +73,7 @@ def read_weights(config: "ModelConfig", shapes: dict[str, tuple[int, ...]], clas
 def changed(file: str, found: str, wanted: str) -> str:
     """The text of an error: it is not the file that a run began with."""
     told = f"its SHA-256 is {found}, not {wanted}, which the run began with (model.weights_sha256)"
-    return f"model.weights is {printable(file)}: {told}; put that file back, or start another run without model.weights_sha256"
+    return f"model.weights is {printable(file)}: {told}; put that file back, or begin another run with --set model.weights_sha256="
 
 
 def _named(names: list[str]) -> str:

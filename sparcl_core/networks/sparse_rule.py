@@ -74,10 +74,19 @@ def _reason(layer: nn.Module) -> str:
     return "a shortcut" if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1) else ""
 
 
+def why_dense(config: ModelConfig, model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, str]:
+    """Names of the weights of all layers, in the order of the modules -> why each stays dense; empty of a sparse one."""
+    names, kept = sparse_names(model, config, input_shape), dense_by_rule(model, input_shape)
+    others = {name: kept.get(name, "not in model.sparse") for name in kept.keys() | set(can_be_sparse(model)) if name not in names}
+    found = dict.fromkeys(names, "") | others
+    order = [f"{name}.weight" for name, _ in model.named_modules()]
+    return {name: found[name] for name in sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))}
+
+
 def layers_told(config: ModelConfig, model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """A line on which layers of a sparse model stay dense, and why."""
-    names, kept = sparse_names(model, config, input_shape), dense_by_rule(model, input_shape)
-    dense = [kept.get(name, "not in model.sparse") for name in kept.keys() | set(can_be_sparse(model)) if name not in names]
+    found = why_dense(config, model, input_shape)
+    names, dense = [name for name, reason in found.items() if not reason], [reason for reason in found.values() if reason]
     why = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(dense).items(), key=lambda item: (-item[1], item[0])))
     slow = [name for name in names if not can_do(model.get_submodule(name.removesuffix(".weight")))]
     line = f"{config.name}: {len(names)} of {len(names) + len(dense)} layers are sparse; dense are {why or 'none'}"

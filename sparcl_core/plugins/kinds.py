@@ -13,10 +13,14 @@ every node.
 import difflib
 import functools
 import importlib
+import importlib.util
 import re
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from sparcl_core.foreign import printable
@@ -73,6 +77,11 @@ class Kind:
             return self.ours[name]
         shown = f"{self.setting} is {printable(repr(name), 120)}"
         if ":" in name:
+            if name.partition(":")[0].endswith(".py"):
+                module, _, wanted = name.partition(":")
+                raise ValueError(
+                    f"{shown}: take the module in the place of its file, {printable(_dotted(module), 120)}:{printable(wanted, 120)}"
+                )
             if not _PATH.fullmatch(name):
                 raise ValueError(f"{shown}: {self._one} of your own is written package.module:name")
             return Offer(name, name.partition(":")[0], name)
@@ -111,11 +120,47 @@ class Kind:
             module = importlib.import_module(path)
         except (Exception, SystemExit) as error:  # whatever the module does while it is read
             why = f"{printable(path)} cannot be imported ({type(error).__name__}: {printable(error)})"
-            raise ValueError(f"{shown}, but {why}; it must lie where Python looks for modules, on every node (PYTHONPATH)") from error
+            raise ValueError(f"{shown}, but {why}; {_way_out(error, path)}") from error
         if not hasattr(module, wanted):
             near = difflib.get_close_matches(wanted, vars(module), n=1)
             raise ValueError(f"{shown}, but {path} has no {printable(wanted)}{f'; did you mean {near[0]}?' if near else ''}")
         return getattr(module, wanted)
+
+
+def expect_module(kind: Kind, name: str) -> None:
+    """Raise ValueError if nothing lies where `name` says, or it is no Python. Only the packages around it are imported.
+
+    What is checked so can take seconds to import, as a model that needs PyTorch.
+    """
+    offer = kind.offer(name)
+    path = offer.path.partition(":")[0]
+    if path in sys.modules:
+        return
+    try:
+        found = importlib.util.find_spec(path)
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {path!r}", name=path)
+        if found.origin and found.origin.endswith(".py"):
+            compile(Path(found.origin).read_bytes(), found.origin, "exec", dont_inherit=True)
+    except (Exception, SystemExit) as error:  # whatever the packages around it do while they are read
+        why = f"{printable(path)} cannot be imported ({type(error).__name__}: {printable(error)}); {_way_out(error, path)}"
+        raise ValueError(f"{kind.setting} is {printable(repr(name), 120)}, but {why}") from error
+
+
+def _dotted(file: str) -> str:
+    return file.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".")
+
+
+def _way_out(error: BaseException, path: str) -> str:
+    """What to do about a module at `path` that cannot be imported."""
+    if isinstance(error, SyntaxError):
+        return f"see {printable(error.filename)}, line {error.lineno}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        if path == error.name or path.startswith(f"{error.name}."):
+            return "it must lie where Python looks for modules, on every node (PYTHONPATH)"
+        return f"it needs {printable(error.name)}, which is not installed here"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"see {printable(last.filename)}, line {last.lineno}"
 
 
 @functools.cache

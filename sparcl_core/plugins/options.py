@@ -14,7 +14,7 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
 
 
-def check_options(function: Callable, options: Mapping[str, Any], *, setting: str, given: int = 0) -> None:
+def check_options(function: Callable, options: Mapping[str, Any], *, setting: str, given: int = 0, needed: str = "") -> None:
     """That `function` can be called with `given` arguments by position and `options` by name. Does not call it.
 
     Types are checked where an annotation is bool, int, float, str, Literal, a list or tuple of these, or a union; a whole number is a
@@ -23,6 +23,7 @@ def check_options(function: Callable, options: Mapping[str, Any], *, setting: st
     Args:
         function: or a class, whose `__init__` is meant.
         setting: where the options stand, `data.options`.
+        needed: what is wanted in the place of a function that takes another number of arguments.
 
     Raises:
         ValueError: names all options that are unknown (with the nearest), missing or of the wrong type; or says that `function` cannot
@@ -35,7 +36,9 @@ def check_options(function: Callable, options: Mapping[str, Any], *, setting: st
         raise ValueError(f"{setting}: {printable(named)} is no function whose arguments can be told: {printable(error)}") from error
     first = [one for one in parameters if one.kind in _POSITIONAL][:given]
     if len(first) < given and not any(one.kind is one.VAR_POSITIONAL for one in parameters):
-        raise ValueError(f"{setting}: {printable(named)} takes {len(first)} arguments by position, and is given {given}")
+        raise ValueError(
+            f"{setting}: {printable(named)} takes {len(first)} arguments by position, and is given {given}{f'; {needed}' if needed else ''}"
+        )
     rest = [one for one in parameters if one not in first]
     if problems := [*_wrong_names(rest, options, setting, named), *_wrong_values(function, rest, options, setting)]:
         raise ValueError("; ".join(problems))

@@ -17,7 +17,7 @@ remaining sample has not been seen since the last stage (a federated device that
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class DDRConfig:
             are the task's where learner.single_head is on; or `all-classes` (released code). Without single-head masking both are the same.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {"learner.single_head": ("judged_by",)}
     enabled: bool = True
     remove: float = 0.3
     cut: float = 0.4

@@ -14,7 +14,7 @@ Where the mask is reused, weight gradients outside it need not be computed at al
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparcl_core.sparsity.masks import num_active
 
@@ -34,6 +34,11 @@ class DGMConfig:
         importance, alpha, beta: form of CGI, see module.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sparsity": ("enabled", "sparsity", "keep", "interval", "importance", "alpha", "beta"),
+        "no dgm.sparsity": ("keep",),
+        "dgm.importance=two-term": ("beta",),
+    }
     enabled: bool = True
     sparsity: float | None = None
     keep: float = 0.8

@@ -1,7 +1,7 @@
 """Section [masks]: where the first mask of a run comes from, how dense each layer is, and what changes the mask later."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sparcl_core.plugins.kinds import Kind
 
@@ -38,6 +38,12 @@ class MaskConfig:
         batches: batches of current data that RigL's gradients and SNIP's sensitivity are computed from; 0: all of the task's data once.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sparsity": ("scheme", "initial", "densities", "exchange", "until", "stage_epochs", "batches"),
+        "masks.scheme=set|rigl": ("exchange",),
+        "masks.scheme=set|rigl|packnet": ("until", "stage_epochs"),
+        "masks.scheme=rigl or masks.initial=snip": ("batches",),
+    }
     scheme: str = "tdm"
     initial: Literal["random", "magnitude", "snip"] = "random"
     densities: Literal["uniform", "erk", "global"] = "uniform"

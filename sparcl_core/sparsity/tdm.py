@@ -20,7 +20,7 @@ update may be grown back in the same update: growth draws from all weights that 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from sparcl_core.sparsity.masks import LayerSparsity, Masks, State, grow, highes
 from sparcl_core.sparsity.schedule import Sessions
 from sparcl_core.sparsity.schedule import stage_length as tenth_or
 from sparcl_core.sparsity.update import Action, MaskUpdate, drop_
+
+KEYS = ("p_intra", "p_inter", "stage_epochs", "importance", "alpha", "beta", "batches", "gradient")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class TDMConfig:
             after gradient masking, so that I is 0 outside of the gradient mask. It needs no pass.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sparsity": ("enabled", *KEYS),
+        "masks.scheme=tdm": ("enabled", *KEYS),
+        "tdm.importance=two-term": ("beta",),
+        "tdm.gradient=mean": ("batches",),
+    }
     enabled: bool = True
     p_intra: float | None = None
     p_inter: float | None = None

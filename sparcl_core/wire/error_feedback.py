@@ -5,7 +5,7 @@ update, and so reaches the other side in the end. A device keeps its residual, t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class WireConfig:
             or `votes`, the places that they would drop.
     """
 
+    read_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "wire.up=int8|int6|int4 or wire.down=int8|int6|int4": ("rounding", "block"),
+        "sparsity": ("importance",),
+    }
     up: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int6"
     down: Literal["f64", "f32", "f16", "bf16", "int8", "int6", "int4"] = "int8"
     rounding: Literal["nearest", "stochastic"] = "nearest"

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from typer.testing import CliRunner
 from worlds import TINY, play, tiny, tiny_world
 
+from simulations.__main__ import app
 from simulations.build import choose_kernels, make_world
 from simulations.cli.carrying_out import carry_out
 from simulations.config.errors import ConfigError
@@ -100,7 +102,7 @@ def test_its_settings_are_stored_as_they_were_given():
         (("model.name=own_models:",), "model.name is 'own_models:': a model of your own is written package.module:name"),
         (("model.name=7",), "model.name is 7: input should be a valid string"),
         (("model.options.depth=2",), "model: options has 'depth', but cnn reads width and hidden"),
-        (("model.options=2", "model.name=own_models:make"), "model.options is 2: input should be"),
+        (("model.options=2", "model.name=own_models:make"), "model.options is 2: it must be a table, such as --set model."),
         (("model.name=mobilenetv2", "model.width=20"), "model: width is 20: channels of a mobilenetv2 are multiples of 8"),
         (("model.name=vit-tiny", "model.width=100"), "model: width is 100: each head of a vit-tiny has 64 features"),
         (("model.name=vit-tiny", "model.width=64000"), "model.width is 64,000"),
@@ -150,3 +152,17 @@ def test_the_models_for_phones_train_a_fleet(name, sparsity):
     strategy = play(make_world(tiny(*overrides)))
     assert {row.outcome for row in strategy.ledger.rows} <= {"ok", "clipped"}
     assert bool(strategy.masks) == bool(sparsity)
+
+
+def test_the_layers_of_a_model_are_named():
+    done = CliRunner().invoke(app, ["layers", str(TINY)])
+    assert done.exit_code == 0, done.output
+    rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    assert rows == [
+        ["conv1.weight", "8x1x3x3", "dense: the first"], ["conv2.weight", "8x8x3x3", "sparse"], ["fc.weight", "16x128", "sparse"],
+        ["classifier.weight", "10x16", "dense: the last"],
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, ["layers", str(TINY), "--set", "model.sparse=['conv2.weight']"])
+    assert "dense: not in model.sparse" in done.stdout
+    done = CliRunner().invoke(app, ["layers", str(TINY), "--set", "sparsity=0"])
+    assert done.exit_code == 2 and "sparsity is 0: all layers are dense" in done.stderr

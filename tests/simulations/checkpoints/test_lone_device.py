@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from tiny_learning import ANYWHERE, assert_same, needs
@@ -155,3 +156,18 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"), LonePoint(tmp_path / "file" / "kept", tiny()):
         pass
+
+
+def test_a_run_that_was_begun_with_other_data_is_told_of(whole, tmp_path, caplog):
+    """It begins anew, and what was kept stays, as the files may be put back; a run of other settings is none of it."""
+    experiment, _, _ = whole
+    with LonePoint(tmp_path / ".before", experiment) as point, pytest.raises(Stopped):
+        train_one(experiment, stop_behind(0, 1), point)
+    changed = replace(experiment, data=replace(experiment.data, sha256=64 * "0"))
+    for another, told in ((changed, True), (replace(changed, seed=1), False)):
+        caplog.clear()
+        with LonePoint(tmp_path / ".now", another) as point:
+            assert point.load() is None
+        assert (f"{tmp_path / '.before'} is of this run with other data" in caplog.text) == told
+    with LonePoint(tmp_path / ".before", experiment) as point:
+        assert point.load().progress.session == 1

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 from worlds import TINY, tiny
 
+from server.errors import Diverged
 from simulations.__main__ import app
 from simulations.build import choose_kernels
 from simulations.config.errors import ConfigError
 from simulations.config.loading import available, load
+from simulations.data.sources import load_unbound
 from simulations.plugins.catalogue import CATALOGUE
 from simulations.results.console import View
 
@@ -262,6 +265,55 @@ def test_a_run_that_fails_later_gives_the_reason_and_says_how_to_resume_it(tmp_p
     way_on = f"stopped after 2 rounds: `sparcl resume {tmp_path}/tiny-tasks1-seed0` goes on from there"
     assert result.exit_code == 2 and result.stderr == f"error: the sky fell: wear a hat\n{way_on}\n"
     assert call("resume", tmp_path / "tiny-tasks1-seed0").exit_code == 0
+
+
+def commands_in(text: str) -> list[list[str]]:
+    return [shlex.split(one)[1:] for one in re.findall("`(sparcl [^`]*)`", text)]
+
+
+def test_a_run_whose_data_has_changed_says_what_works(tmp_path, monkeypatch):
+    def write(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        x, y = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 4
+        np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+
+    write(0)
+    settings = ("data.name=npz", f"data.path={tmp_path / 'data.npz'}", "stream.tasks=1")
+    interrupt_after(monkeypatch, 2, KeyboardInterrupt())
+    assert run_tiny(tmp_path / "out", *settings).exit_code == 130
+    (folder,) = (tmp_path / "out").glob("tiny-*")
+    load_unbound.cache_clear()  # another command is another process
+    (tmp_path / "data.npz").rename(tmp_path / "away.npz")
+    result = call("resume", folder)
+    assert result.exit_code == 2 and "goes on when the data is back where it was" in result.stderr, result.stderr
+    write(1)
+    result = call("resume", folder)
+    assert result.exit_code == 2 and "is not the data that the run began with" in result.stderr, result.stderr
+    anew, removes = commands_in(result.stderr)
+    assert anew == ["run", f"{folder}/config.toml", "--set", "data.sha256="] and removes == ["forget", str(folder)]
+    result = call(*anew, "--engine", "inline", "--out", tmp_path / "anew")
+    assert result.exit_code == 0, result.output
+    assert call(*removes).exit_code == 0 and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("server_lr", "changed"), [("server_optimizer.lr=100", "server_optimizer.lr=1"), ("server_optimizer.lr=1", "learner.lr=0.03")]
+)
+def test_a_run_that_has_diverged_is_not_sent_on(tmp_path, monkeypatch, server_lr, changed):
+    """Resumed, it would come to the same end; the command that is told begins anew with smaller steps."""
+    if server_lr == "server_optimizer.lr=1":  # such a run diverges seldom
+        interrupt_after(monkeypatch, 2, Diverged("all 3 devices of round 3 failed"))
+    result = run_tiny(tmp_path, "learner.lr=0.3", "aggregation.clip=0", server_lr)
+    assert result.exit_code == 2 and "resumed, the run would diverge again" in result.stderr, result.stderr
+    anew, removes = commands_in(result.stderr)
+    folder = Path(removes[1])
+    assert (folder / "run.json").exists() and (anew, removes) == (
+        ["run", f"{folder}/config.toml", "--set", changed],
+        ["forget", str(folder)],
+    )
+    result = call(*anew, "--engine", "inline", "--out", tmp_path / "anew")
+    assert result.exit_code == 0, result.output
+    assert call(*removes).exit_code == 0 and not folder.exists()
 
 
 def test_a_run_interrupted_while_its_table_is_shown_is_whole(tmp_path, monkeypatch):

@@ -139,21 +139,29 @@ def test_a_run_is_resumed_with_its_data_and_refused_with_another(stopped, tmp_pa
     config = load(str(stopped / "config.toml")).data
     assert len(config.sha256) == 64 and config.path == str(tmp_path / "data")
     shutil.move(tmp_path / "data", tmp_path / "kept")
-    assert_refused(call("resume", stopped), f"cannot read '{tmp_path}/data': there is no such folder")
+    assert_refused(
+        call("resume", stopped), f"cannot read '{tmp_path}/data': there is no such folder", way="goes on when the data is back where it was"
+    )
     parquet(tmp_path / "data", seed=5)
-    assert_refused(call("resume", stopped), "is not the data that the run began with", "not " + config.sha256, "put these files back")
+    assert_refused(
+        call("resume", stopped),
+        "is not the data that the run began with",
+        "not " + config.sha256,
+        "put these files back",
+        way="--set data.sha256=` begins anew",
+    )
     assert call("run", stopped / "config.toml", "--engine", "inline", "--out", tmp_path / "again").exit_code == 2
     shutil.rmtree(tmp_path / "data")
     shutil.move(tmp_path / "kept", tmp_path / "data")
     assert call("resume", stopped).exit_code == 0 and (stopped / "summary.json").is_file()
 
 
-def assert_refused(result: Result, *parts: str) -> None:
+def assert_refused(result: Result, *parts: str, way: str) -> None:
     """One message, and a second line on what can be done."""
     assert result.exit_code == 2, result.output
-    told, way = result.stderr.strip().splitlines()
+    told, advice = result.stderr.strip().splitlines()
     assert told.startswith("error: ") and all(part in told for part in parts), told
-    assert "cannot be resumed as it is" in way
+    assert way in advice
 
 
 def test_a_single_device_learns_a_function_of_ones_own(tmp_path):
@@ -210,3 +218,23 @@ def test_every_benchmark_has_an_experiment_that_can_begin(name, tmp_path):
     make_strategy(world)
     assert experiment.data.name == name and world.data.num_classes == known.classes
     assert {key: getattr(load(name).stream, key) for key in STREAMS[name]} == STREAMS[name]
+
+
+def test_a_folder_that_lies_here_is_no_name_but_a_path(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    assert_one_message(call("data", "photos"), "'photos' is no data set by name, but lies here: sparcl data folder --set data.path=photos")
+    np.savez(photos.parent / "x.npz", x_train=np.zeros((2, 4, 4), np.uint8))
+    assert_one_message(call("data", "x.npz"), "sparcl data npz --set data.path=x.npz")
+
+
+def test_where_a_picture_goes_is_looked_at_first(photos, tmp_path):
+    result = call("data", "folder", "--set", f"data.path={photos}", "--set", "stream.tasks=3", "--out", tmp_path / "nope" / "x.png")
+    assert_one_message(result, f"there is no folder {tmp_path / 'nope'}")
+    assert result.stdout == ""
+
+
+def test_lines_of_a_long_report_fit_a_terminal(tmp_path):
+    write_classes(tmp_path / "photos", images(60, (112, 112, 3)), [0, 1, 2] * 20)
+    settings = ("--set", f"data.path={tmp_path}/photos", "--set", "stream.tasks=3", "--set", "data.size=8", "--set", "data.resize=crop")
+    result = call("data", "folder", *settings, "--set", "stream.devices=2")
+    assert result.exit_code == 0 and max(map(len, map(str.rstrip, result.stdout.splitlines()))) <= 80, result.output

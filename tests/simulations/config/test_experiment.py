@@ -65,7 +65,31 @@ def test_overrides_apply_in_order_and_are_toml():
         ("learner.method=smoothed", f"learner.method is 'smoothed': input should be {KNOWN}, or package.module:name"),
         ("learner.method=derp", f"learner.method is 'derp': input should be {KNOWN}; did you mean 'derpp'?"),
         ("stream.partition=dirichelt", "stream.partition is 'dirichelt': input should be "),
-        ("model.sparse=conv2", "model.sparse is 'conv2': input should be a valid array"),
+        ("model.sparse=conv2", """model.sparse is 'conv2': it must be a list, such as --set 'model.sparse=["conv2"]'"""),
+        ("fleet.mix=phone", "fleet.mix is 'phone': it must be a table, such as --set fleet.mix.NAME=VALUE"),
+        ("learner.e_lambda=3", "unknown config key 'learner.e_lambda'; it is a setting of method ewc_on, and this is derpp; leave it out"),
+        ("e_lambda=3", "unknown config key 'e_lambda'; it is a setting of method ewc_on, and this is derpp; leave it out"),
+        (
+            "learner.softmax_temp=3",
+            "unknown config key 'learner.softmax_temp'; it is a setting of method lwf and flwf2t, and this is derpp",
+        ),
+        ("model.name=my_nets.py:make", "model.name is 'my_nets.py:make': take the module in the place of its file, my_nets:make"),
+        (
+            "model.name=./nets/my.py:make",
+            "model.name is './nets/my.py:make': take the module in the place of its file, nets.my:make",
+        ),
+        (
+            "aggregation.rule=os:getcwd",
+            "aggregation.options: getcwd takes 0 arguments by position, and is given 1; aggregation.rule is 'os:getcwd': a rule is ",
+        ),
+        (
+            "selection.policy=os:getcwd",
+            "selection.options: getcwd takes 0 arguments by position, and is given 3; selection.policy is 'os:getcwd': a policy is ",
+        ),
+        (
+            "availability.kind=os:getcwd",
+            "availability.options: getcwd takes 0 arguments by position, and is given 3; availability.kind is 'os:getcwd': a model is",
+        ),
         ("learner=3", "learner is 3: input should be an object"),
         ("learner.lr=inf", "learner.lr is inf: input should be a finite number"),
         ("tdm.alpha=nan", "tdm.alpha is nan: input should be a finite number"),
@@ -119,6 +143,39 @@ def test_a_setting_that_is_wrong_is_named(override, message):
     with pytest.raises(ConfigError) as caught:
         tiny(override)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meant"),
+    [
+        (("model.name=own_models:make", "model.channels=3"), "unknown config key 'model.channels'; did you mean 'model.options.channels'?"),
+        (("aggregation.rule=trimmed-mean", "aggregation.trim=0.1"), "'aggregation.trim'; did you mean 'aggregation.options.trim'?"),
+        (("aggregation.rule=multi-krum", "aggregation.bizantine=1"), "did you mean 'aggregation.options.byzantine'?"),
+        (("data.name=own_data:load", "data.rooms=1"), "unknown config key 'data.rooms'; did you mean 'data.options.rooms'?"),
+        (("model.name=own_models:make", "model.widht=3"), "unknown config key 'model.widht'; did you mean 'model.width'?"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_an_option_is_pointed_there(overrides, meant):
+    with pytest.raises(ConfigError, match=meant.replace("?", "[?]")):
+        tiny(*overrides)
+
+
+def test_import_paths_that_lead_nowhere_are_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("import os\n\ndef make(:\n")
+    (tmp_path / "lacks_things.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = {
+        "learner.method": "nowhere.methods:Mine", "aggregation.rule": "nowhere.rules:mine", "selection.policy": "lacks_things:choose",
+        "availability.kind": "nowhere:kind", "model.name": "half_written:make", "data.name": "nowhere.data:load",
+        "masks.scheme": "nowhere:S",
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        tiny(*(f"{key}={path}" for key, path in paths.items()))
+    message = str(caught.value)
+    for key, path in paths.items():
+        assert message.count(f"{key} is {path!r}, but {path.partition(':')[0]} cannot be imported") == 1, key
+    assert f"see {tmp_path / 'half_written.py'}, line 3" in message
+    assert "it needs no_such_package, which is not installed here" in message and message.count("(PYTHONPATH)") == 5
 
 
 NEW_SETTINGS = {
@@ -326,7 +383,7 @@ def test_rounds_and_devices_are_bounded_together():
 
 NUMBERS = [
     (key, default)
-    for section in (*SECTIONS, Experiment)
+    for section in (*SECTIONS.values(), Experiment)
     for key, default in (
         (f"{prefix}{part.name}", part.default)
         for prefix in [next((f"{f.name}." for f in dataclasses.fields(Experiment) if f.type is section), "")]

@@ -52,7 +52,7 @@ def test_without_a_test_folder_every_image_is_tested_on_once_over_the_folds(tmp_
         assert not set(tested[-6:]) & {image.tobytes() for image in raw.train_x}
     assert sorted(tested) == sorted(image.tobytes() for image in x)
     assert np.array_equal(load(tmp_path, 7, fold=2).raw.test_x, load(tmp_path, 2).raw.test_x)
-    with pytest.raises(ConfigError, match=r"data\.folds is 11: a class of the folder has 10 samples, and a fold needs one of each"):
+    with pytest.raises(ConfigError, match=r"data\.folds is 11: class cat of the folder has 10 samples, and a fold needs one of each"):
         load(tmp_path, folds=11)
 
 
@@ -187,4 +187,28 @@ def test_a_folder_without_classes_or_a_class_without_images(tmp_path, files, tol
     for name in files:
         save(tmp_path / name, encoded(images(1, (4, 4))[0]))
     with pytest.raises(ConfigError, match=told):
+        load(tmp_path)
+
+
+def test_what_a_system_has_left_is_no_class(photos):
+    for part in (photos, photos / "train", photos / "train" / "cat"):
+        save(part / "__MACOSX" / "._x.png", b"no image")
+        save(part / "__MACOSX" / "x.png", b"no image")
+        save(part / ".DS_Store", b"")
+        save(part / "@eaDir" / "x.png" / "thumb.png", b"no image")
+    assert load(photos).names == tuple(NAMES)
+
+
+def test_folders_beside_the_parts_are_told_of(photos, caplog):
+    write_classes(photos / "extra", images(2, (6, 5, 3)), [0, 1], NAMES)
+    (photos / "empty").mkdir()
+    load(photos)
+    assert "passed over beside train/ and test/: extra/" in caplog.text and "empty" not in caplog.text
+
+
+def test_a_class_with_one_image_is_named(tmp_path):
+    write_classes(tmp_path, images(13, (4, 4)), [0, 1] * 6 + [2], NAMES)
+    with pytest.raises(
+        ConfigError, match=r"class eel of the folder has 1 sample, and a fold needs one of each; add some, or remove the class"
+    ):
         load(tmp_path)

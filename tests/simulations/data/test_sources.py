@@ -464,7 +464,7 @@ def test_a_column_that_holds_no_images(folder, column, message):
     ("settings", "message"),
     [
         ({"validation": 0.999}, r"data\.validation is 0\.999: of a class with \d+ samples .* none to train on; take at most 0\.99\d*"),
-        ({"folds": 2000}, r"data\.folds is 2000: a class of the digits has 174 samples, and a fold needs one of each"),
+        ({"folds": 2000}, r"data\.folds is 2000: class 8 of the digits has 174 samples, and a fold needs one of each"),
     ],
 )
 def test_parts_that_would_be_empty(settings, message):

@@ -13,9 +13,10 @@ from simulations.config.errors import ConfigError
 from simulations.environment import software
 from simulations.results.summary import summarise_solo
 from simulations.single_device import train_one
+from simulations.tables.claim_file import ClaimRow, available, load_claim
 from simulations.tables.markdown import _scientific, gap, markdown, shown
 from simulations.tables.picture import draw_sweep, interval
-from simulations.tables.reproduce import ClaimRow, available, load_claim, run_claim
+from simulations.tables.reproduce import run_claim
 
 OWN = """
 experiment = "{experiment}"
@@ -71,17 +72,28 @@ def test_a_claim_that_is_not_there_lists_those_that_are(name):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda text: text.replace("seeds", "sedes"), ("seeds: field required", "sedes: ")),
+        (lambda text: text.replace("seeds", "sedes"), ("seeds is missing", "unknown key 'sedes'; did you mean 'seeds'?")),
         (lambda text: text.replace("[3, 4]", "[]"), ("seeds: ",)),
         (lambda text: text.replace("[3, 4]", '["3", 4.5]'), ("seeds.0: ", "seeds.1: ")),
         (lambda text: text.replace("[3, 4]", "[3, 3]"), ("a seed is there twice",)),
-        (lambda text: text.replace('name = "half"', 'nme = "half"'), ("row.1.name: field required", "row.1.nme: ")),
+        (
+            lambda text: text.replace('name = "half"', 'nme = "half"'),
+            ("row 2: name is missing", "row 2: unknown key 'nme'; did you mean 'name'?"),
+        ),
         (lambda text: text.replace('"half"', '"all"'), ("row 'all' is there 2 times",)),
         (lambda text: text.replace('versus = "all"', 'versus = "al"'), ("row 'half' is paired with 'al', which is none of its rows",)),
         (lambda text: text.replace("learner.lr=", "learner.lrr="), ("row 'half', seed 3: unknown config key", "did you mean")),
-        (lambda text: text.split("[[row]]")[0], ("row: field required",)),
+        (lambda text: text.split("[[row]]")[0], ("row is missing",)),
         (lambda text: text.split("\n", 2)[2], ("row 'all' names no experiment", "row 'half' names no experiment")),
-        (lambda text: text + 'table = "x"', ("row.1.table: ",)),
+        (
+            lambda text: text + 'table = "x"',
+            ("row 'half': unknown key 'table'; known keys here: name, experiment, set, dense, versus, seeds",),
+        ),
+        (lambda text: text + "seeds = [1.5]", ("row 'half': seeds.0: input should be a valid integer",)),
+        (
+            lambda text: text + '[sweep]\nkey = "learner.lr"\nvals = [1]',
+            ("unknown key 'sweep.vals'; did you mean 'values'?", "sweep.values is missing"),
+        ),
         (lambda text: text.replace("= [3", "= ["), ("is no TOML",)),
         (lambda text: text.replace("[3, 4]", "[" * 3000 + "]" * 3000), ("too deep",)),
         (lambda text: text.replace("[3, 4]", f"[{'9' * 5000}]"), ("is no TOML",)),
@@ -180,6 +192,34 @@ def test_a_claim_of_single_devices_goes_on_where_it_was(own, tmp_path, monkeypat
     )
     own_gap = 100 * (wanted[("sparse", 4)]["accuracy"]["class-il"]["average"] - wanted[("dense", 4)]["accuracy"]["class-il"]["average"])
     assert lines[3].startswith("| sparse | 1 |") and f"| {own_gap:+.1f} |" in lines[3]
+
+
+def test_a_table_has_differences_only_where_rows_are_compared(own, tmp_path):
+    text = own.read_text()
+    for table in ("learning", "costs"):
+        own.write_text(f'table = "{table}"\n' + text.replace('versus = "all"\n', ""))
+        (tmp_path / table).mkdir()
+        claim = load_claim(str(own))
+        lines = markdown(claim, run_claim(claim, 1, lambda *run: None, tmp_path / table)).splitlines()
+        assert "minus" not in lines[0] and len({line.count("|") for line in lines}) == 1
+
+
+def test_files_and_names_of_the_other_kind_are_pointed_to_their_command(own, monkeypatch):
+    for name, told in (
+        (str(own), f"{own} is no experiment, but a claim: it has [[row]] and seeds; `sparcl reproduce '{own}'` runs it"),
+        (
+            "budgets-flops",
+            "experiment 'budgets-flops' is not here; it is a claim's name: `sparcl reproduce budgets-flops` runs it; there are",
+        ),
+    ):
+        done = CliRunner().invoke(app, ["run", name])
+        assert done.exit_code == 2 and done.stderr.startswith(f"error: {told}"), done.stderr
+    for name, told in (
+        (str(TINY), f"{TINY} is no claim, but an experiment: it has no [[row]]; `sparcl run {TINY}` runs it"),
+        ("split-cifar10", "claim 'split-cifar10' is not here; it is an experiment's name: `sparcl run split-cifar10` runs it; there are"),
+    ):
+        done = CliRunner().invoke(app, ["reproduce", name])
+        assert done.exit_code == 2 and done.stderr.startswith(f"error: {told}"), done.stderr
 
 
 def test_an_interval_is_of_the_seeds_that_both_rows_have():
