@@ -43,7 +43,8 @@ SCORE, Z, U = "score/", "z/", "u/"  # among the arrays of a device, before the n
 
 @dataclass(frozen=True)
 class LPSConfig(LearnerConfig):
-    """rho, admm_from, share_lr: see module. With rho and share_lr 0 it is PackNet."""
+    """rho: weight of ADMM's pull. admm_from: share of the epochs before masks are pruned, behind which it pulls. share_lr: of the scores by
+    which a task chooses. With rho and share_lr 0 it is PackNet."""
 
     rho: float = 0.1
     admm_from: float = 0.3
