@@ -98,7 +98,7 @@ def _signature(paths: Sequence[Path]) -> tuple[str, float]:
         found = os.stat(path)
         newest = max(newest, found.st_mtime, found.st_ctime)
         told = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
-        total.update(f"{told} {os.path.abspath(path)}\n".encode(errors="surrogateescape"))
+        total.update(f"{told} {path}\n".encode(errors="surrogateescape"))
     return total.hexdigest(), newest
 
 

@@ -167,7 +167,7 @@ def _images(part: Path) -> tuple[Path, ...]:
     """The images below each class's folder, class by class. Raises ConfigError if there are no classes, or one has no images."""
     found, empty = [], []
     for name in class_names(part):
-        own = sorted(images_below(part / name))
+        own = images_below(part / name)
         found += own
         if not own:
             empty.append(name)
@@ -196,9 +196,9 @@ def class_names(part: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Files that are called like images, however deep."""
+    """Files that are called like images, however deep, in the order of their paths."""
     found = []
     for place, inner, files in os.walk(folder):
         inner[:] = [name for name in inner if not is_leftover(name)]
-        found += [Path(place, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    return found
+        found += [f"{place}{os.sep}{name}" for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]

@@ -24,8 +24,8 @@ def find(folder: Path) -> Files | None:
     if not (ids.is_file() and annotations.is_file() and (folder / "train").is_dir()):
         return None
     words = (folder / "words.txt",) if (folder / "words.txt").is_file() else ()
-    train = tuple(path for name in _ids(ids) for path in sorted(images_below(folder / "train" / name)))
-    test = tuple(sorted(images_below(folder / "val")))
+    train = tuple(path for name in _ids(ids) for path in images_below(folder / "train" / name))
+    test = tuple(images_below(folder / "val"))
     return Files(folder, "tiny-imagenet", {"train": train, "test": test, "meta": (ids, annotations, *words)})
 
 
