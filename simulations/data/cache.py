@@ -120,8 +120,9 @@ def _store(root: Path, name: str, raw: Raw) -> None:
                 beside.rename(root / name)
     finally:
         for old in root.glob(f".{name}.*"):
-            if old in (beside, aside) or old.stat().st_mtime < time.time() - ABANDONED_S:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process's, which has just been moved to its place
+                if old in (beside, aside) or old.stat().st_mtime < time.time() - ABANDONED_S:
+                    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(entry: Path, raw: Raw) -> None:
