@@ -162,6 +162,7 @@ def test_after_its_timeout_a_call_returns_what_is_there(grid, tmp_path):
         pytest.skip("one message after the other: nothing else is there while one waits")
     first, second, _ = grid.get_node_ids()
     go = tmp_path / "go"
+    list(grid.send_and_receive([order(first, "nap"), order(second, "nap")]))  # both workers are there: the timeout is not for their start
     replies = list(grid.send_and_receive([order(first, "wait", str(go)), order(second)], timeout=3.0))
     go.touch()
     assert [reply.metadata.src_node_id for reply in replies] == [second]
