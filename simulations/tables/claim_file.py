@@ -23,6 +23,7 @@ from simulations.config.unread import Given, keys_of, unread, unread_keys
 from sparcl_core.foreign import printable
 
 Table = Literal["learning", "fleet", "costs", "sweep"]
+Scenario = Literal["class-il", "task-il"]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ class Sweep:
 class Claim:
     """A table: rows x seeds. alone: each run is of a single device. set: overrides of all rows, before their own.
 
-    sweep: `rows` are those of `families`, each with every value.
+    scenario: whose accuracy comes first, and is compared. sweep: `rows` are those of `families`, each with every value.
     """
 
     name: str
     seeds: tuple[int, ...]
     rows: tuple[ClaimRow, ...]
     table: Table = "learning"
+    scenario: Scenario = "class-il"
     alone: bool = False
     set: tuple[str, ...] = ()
     sweep: Sweep | None = None
@@ -98,6 +100,7 @@ class _File:
     row: Annotated[tuple[ClaimRow, ...], Field(min_length=1)]
     experiment: str = ""
     table: Table = "learning"
+    scenario: Scenario = "class-il"
     alone: bool = False
     set: tuple[str, ...] = ()
     sweep: Sweep | None = None
@@ -143,7 +146,7 @@ def load_claim(name: str) -> Claim:
     families = rows
     if sweep := found.sweep:
         rows = tuple(sweep.row(row, value) for row in families for value in sweep.values)
-    claim = Claim(path.stem, found.seeds, rows, found.table, found.alone, found.set, sweep, families)
+    claim = Claim(path.stem, found.seeds, rows, found.table, found.scenario, found.alone, found.set, sweep, families)
     _check(claim, path)
     return claim
 

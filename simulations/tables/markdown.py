@@ -6,9 +6,10 @@ cost in absolute figures. `fleet`: what it took on the virtual clock. `sweep`: a
 
 import numpy as np
 
-from simulations.tables.claim_file import Claim, ClaimRow
+from simulations.tables.claim_file import Claim, ClaimRow, Scenario
 
 Results = dict[str, dict[int, dict]]  # row -> seed -> summary
+NAMES: dict[Scenario, str] = {"class-il": "Class-IL", "task-il": "Task-IL"}
 
 
 def paired(values: list[float], reference: list[float]) -> tuple[float, float]:
@@ -28,7 +29,7 @@ def markdown(claim: Claim, results: Results) -> str:
     return make(claim, results)
 
 
-def gap(row: ClaimRow, results: Results, scenario: str = "class-il") -> tuple[float, float] | None:
+def gap(row: ClaimRow, results: Results, scenario: Scenario = "class-il") -> tuple[float, float] | None:
     """Mean and half-width of the difference in average accuracy to the row that this one is paired with, over the seeds of both.
 
     None where there is no such row, or one of the two has no accuracy in this scenario.
@@ -43,16 +44,26 @@ def gap(row: ClaimRow, results: Results, scenario: str = "class-il") -> tuple[fl
 
 def _fleet_table(claim: Claim, results: Results) -> str:
     """Means over the seeds. What it took to reach the target is the mean over all seeds, and missing if one of them never did."""
-    head = ("run", "Class-IL %", "rounds in time %", "too small", "joules", "virtual hours", "target %", "hours to it", "joules to it")
+    head = (
+        "run",
+        f"{NAMES[claim.scenario]} %",
+        "rounds in time %",
+        "too small",
+        "joules",
+        "virtual hours",
+        "target %",
+        "hours to it",
+        "joules to it",
+    )
     lines = []
     for row in claim.rows:
         summaries = [*results[row.name].values()]
         fleets = [summary["fleet"] for summary in summaries]
-        apart = gap(row, results)
+        apart = gap(row, results, claim.scenario)
         lines.append(
             (
                 row.name,
-                _percent(_averages(summaries, "class-il")) + (f" ({_difference(apart)})" if apart else ""),
+                _percent(_averages(summaries, claim.scenario)) + (f" ({_difference(apart)})" if apart else ""),
                 f"{100 * np.mean([fleet['in_time'] or 0 for fleet in fleets]):.0f}",
                 f"{np.mean([fleet['refused'] for fleet in fleets]):.0f}",
                 f"{np.mean([summary['totals']['joules'] for summary in summaries]):,.0f}",
@@ -75,7 +86,7 @@ def _learning_table(claim: Claim, results: Results) -> str:
 
     The plain ceiling of bytes is without entropy coding and without values that round to 0: it can be beaten.
     """
-    head = ("run", "Class-IL %", *_minus(claim), "Task-IL %", "forgetting")
+    head = ("run", *_headings(claim), "forgetting")
     head += ("FLOPs saved (ceiling)", "bytes up (plain ceiling)", "bytes down (plain ceiling)")
     lines = []
     for row in claim.rows:
@@ -89,7 +100,7 @@ def _costs_table(claim: Claim, results: Results) -> str:
     """Accuracy, and what it cost: means over the seeds. FLOPs of training and all else that is computed, over all devices; peak memory of
     the device that needs most; bytes of payloads, of all devices.
     """
-    head = ("run", "seeds", "Class-IL %", *_minus(claim), "Task-IL %", "forgetting", "FLOPs", "peak memory MB")
+    head = ("run", "seeds", *_headings(claim), "forgetting", "FLOPs", "peak memory MB")
     lines = []
     for row in claim.rows:
         summaries = [*results[row.name].values()]
@@ -114,7 +125,7 @@ def _sweep_table(claim: Claim, results: Results) -> str:
         for value in claim.sweep.values:
             summaries = [*results[claim.sweep.name(family.name, value)].values()]
             flops = np.mean([summary["totals"]["flops"] for summary in summaries])
-            cells.append(f"{_percent(curve_of(summaries))} ({_scientific(flops).replace(' ', '')})")
+            cells.append(f"{_percent(curve_of(summaries, claim.scenario))} ({_scientific(flops).replace(' ', '')})")
         lines.append((family.name, *cells))
     return _table(head, lines)
 
@@ -126,23 +137,34 @@ def shown(value: float | int | str) -> str:
     return _scientific(value).strip()
 
 
-def curve_of(summaries: list[dict]) -> np.ndarray:
-    """Average accuracies in Class-IL, or in Task-IL where there is no other."""
-    found = _averages(summaries, "class-il")
+def curve_of(summaries: list[dict], scenario: Scenario) -> np.ndarray:
+    """Average accuracies in this scenario, or in Task-IL where there is no other."""
+    found = _averages(summaries, scenario)
     return found if found.size else _averages(summaries, "task-il")
 
 
 def _accuracies(claim: Claim, row: ClaimRow, results: Results) -> list[str]:
-    """Class-IL, the difference to the row it is compared with where rows are, Task-IL, and forgetting in the scenario that there is."""
-    summaries, apart = [*results[row.name].values()], gap(row, results)
-    found = {scenario: _averages(summaries, scenario) for scenario in ("class-il", "task-il")}
-    forgotten = next((scenario for scenario in found if found[scenario].size), "class-il")
+    """What `_headings` says, and forgetting, in the claim's scenario or in the one that there is."""
+    summaries, apart = [*results[row.name].values()], gap(row, results, claim.scenario)
+    found = {scenario: _averages(summaries, scenario) for scenario in _in_order(claim)}
+    forgotten = next((scenario for scenario in found if found[scenario].size), claim.scenario)
+    first, second = found.values()
     return [
-        _percent(found["class-il"]),
+        _percent(first),
         *([_difference(apart) if apart and np.isfinite(apart[0]) else "-"] if _minus(claim) else []),
-        _percent(found["task-il"]),
+        _percent(second),
         f"{100 * np.mean([summary['accuracy'][forgotten]['forgetting'] for summary in summaries]):.1f}",
     ]
+
+
+def _headings(claim: Claim) -> tuple[str, ...]:
+    """Of the accuracies: the claim's scenario, the difference to the row that a row is compared with where rows are, the other scenario."""
+    first, second = (f"{NAMES[scenario]} %" for scenario in _in_order(claim))
+    return (first, *_minus(claim), second)
+
+
+def _in_order(claim: Claim) -> list[Scenario]:
+    return sorted(NAMES, key=lambda scenario: scenario != claim.scenario)
 
 
 def _difference(apart: tuple[float, float]) -> str:

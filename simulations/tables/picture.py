@@ -29,7 +29,7 @@ def draw_sweep(claim: Claim, results: Results, path: Path) -> None:
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, panel = plt.subplots(figsize=(8, 5), layout="constrained")
         for row in claim.families:
-            curves = [curve_of([*results[claim.sweep.name(row.name, value)].values()]) for value in values]
+            curves = [curve_of([*results[claim.sweep.name(row.name, value)].values()], claim.scenario) for value in values]
             number = groups.index(row.versus or row.name)
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)], "markersize": 4, "linewidth": 1.2}
             mean, half = np.array([100 * curve.mean() for curve in curves]), [100 * interval(curve) for curve in curves]

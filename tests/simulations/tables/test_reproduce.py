@@ -230,6 +230,21 @@ def test_an_interval_is_of_the_seeds_that_both_rows_have():
     assert half == pytest.approx(12.706 * 0.1 * 2**0.5 / 2**0.5, rel=1e-3)  # t at 97.5 %, one degree of freedom; deviation 0.1 sqrt(2)
 
 
+def test_a_claim_in_task_il_has_its_accuracies_first_and_compares_them(own, tmp_path):
+    own.write_text('scenario = "task-il"\n' + own.read_text())
+    claim = load_claim(str(own))
+    results = run_claim(claim, 1, lambda *run: None, tmp_path)
+    row = next(row for row in claim.rows if row.versus)
+    head, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(claim, results).splitlines())
+    assert [cell for cell in head if "minus" in cell or "IL" in cell] == ["Task-IL %", f"minus {row.versus}, 95 % interval", "Class-IL %"]
+    cells = next(line for line in lines if line[0] == row.name)
+    runs = {name: [summary["accuracy"]["task-il"] for summary in own.values()] for name, own in results.items()}
+    means = {name: 100 * sum(found["average"] for found in own) / len(own) for name, own in runs.items()}
+    assert float(cells[1]) == pytest.approx(means[row.name], abs=0.06)
+    assert float(cells[2].split(" ")[0]) == pytest.approx(means[row.name] - means[row.versus], abs=0.06)
+    assert float(cells[4]) == pytest.approx(100 * sum(found["forgetting"] for found in runs[row.name]) / len(runs[row.name]), abs=0.06)
+
+
 def test_figures_are_written_with_their_thousands():
     assert [_scientific(value) for value in (0, 999, 1.25e13, 4.4e15, 2e20)] == ["0 ", "999 ", "12.5 T", "4.4 P", "2e+05 P"]
 
