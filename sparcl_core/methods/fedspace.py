@@ -28,6 +28,7 @@ from sparcl_core.config import LearnerConfig, weight_of_a_loss
 from sparcl_core.costs.flops import Passes
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.given import Running
+from sparcl_core.methods.prototypes import averaged, class_means
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,17 @@ class FedSpace(LearningMethod):
             return {}
         data, kept = running.data, np.flatnonzero(running.memory.ddr.kept)
         features = running.freeze(running.network.read(), running.masks).features_of(data.x[kept])
-        means, counts, variance = class_means(features, data.y[kept], running.network.inputs.num_classes)
-        return {"means": means, "counts": counts, "variance": variance}
+        labels, classes = data.y[kept], running.network.inputs.num_classes
+        means, counts = class_means(features, labels, classes), np.bincount(labels, minlength=classes).astype(features.dtype)
+        return {"means": means, "counts": counts, "variance": variance_about(means, features, labels)}
 
     def combine(self, kept, uploads, fleet):
-        total = sum(one.arrays["counts"].astype(np.float64) for one in uploads)
-        summed = sum(one.arrays["counts"].astype(np.float64)[:, None] * one.arrays["means"] for one in uploads)
-        found, has_any = np.where(total[:, None] > 0, summed / np.maximum(total, 1)[:, None], kept["prototypes"]), total > 0
+        found, total = averaged(kept["prototypes"], uploads)
         radius = kept["radius"]
         if not radius[0] and total.sum():
             variance = sum(one.arrays["counts"].sum() * np.maximum(one.arrays["variance"], 0).astype(np.float64) for one in uploads)
             radius = np.sqrt(variance / total.sum())
-        return {"prototypes": found, "known": np.maximum(kept["known"], has_any), "radius": radius}
+        return {"prototypes": found, "known": np.maximum(kept["known"], total > 0), "radius": radius}
 
     # -- the loss
 
@@ -127,15 +127,6 @@ class FedSpace(LearningMethod):
         return Passes(taught=samples)
 
 
-def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[C, D] mean features, 0 of a class without samples; [C] samples; and [1], the mean squared distance from them, a feature.
-
-    Args:
-        features: [N, D].
-        labels: [N] int64.
-    """
-    counts = np.bincount(labels, minlength=classes).astype(features.dtype)
-    means = np.zeros((classes, features.shape[1]), features.dtype)
-    for label in np.unique(labels):
-        means[label] = features[labels == label].mean(0)
-    return means, counts, np.array([((features - means[labels]) ** 2).mean() if len(labels) else 0.0], features.dtype)
+def variance_about(means: np.ndarray, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean squared distance of features [N, D] from the means [C, D] of their classes, a feature: [1]; 0 without samples."""
+    return np.array([((features - means[labels]) ** 2).mean() if len(labels) else 0.0], features.dtype)

@@ -28,6 +28,7 @@ from sparcl_core.costs.flops import Passes
 from sparcl_core.methods.base import LearningMethod
 from sparcl_core.methods.given import Border, Running
 from sparcl_core.methods.lwf import TEACHER
+from sparcl_core.methods.prototypes import averaged, class_means
 from sparcl_core.methods.seen import SEEN, seen_after
 from sparcl_core.replay.shares import first_of_each, refilled
 from sparcl_core.sparsity.packed import pack, unpack
@@ -103,13 +104,11 @@ class ICaRL(LearningMethod):
         x, labels = (np.concatenate([own[kept], held[: len(buffer)]]) for own, held in ((data.x, buffer.x), (data.y, buffer.y)))
         features = running.freeze(running.network.read(), running.masks).features_of(x)
         counts = np.bincount(labels, minlength=len(running.received["means"]))
-        means = class_means(of_length_one(features), labels, len(counts))
+        means = of_length_one(class_means(of_length_one(features), labels, len(counts)))
         return {"means": means, "counts": np.minimum(counts, len(kept)).astype(means.dtype)}
 
     def combine(self, kept, uploads, fleet):
-        total = sum(one.arrays["counts"].astype(np.float64) for one in uploads)[:, None]
-        summed = sum(one.arrays["counts"].astype(np.float64)[:, None] * one.arrays["means"] for one in uploads)
-        return {"means": np.where(total > 0, summed / np.maximum(total, 1), kept["means"])}
+        return {"means": averaged(kept["means"], uploads)[0]}
 
     # -- at a test
 
@@ -118,7 +117,7 @@ class ICaRL(LearningMethod):
         if memory is not None and len(memory.buffer):
             buffer, held = memory.buffer, slice(len(memory.buffer))
             features, _ = network.features_of(buffer.x[held].copy())  # a device that is tested has it read-only
-            own = class_means(of_length_one(features), buffer.y[held], network.inputs.num_classes)
+            own = of_length_one(class_means(of_length_one(features), buffer.y[held], network.inputs.num_classes))
             means = np.where(means.any(1)[:, None], means, own) if len(means) else own
         if not means.any():
             return network.model
@@ -180,14 +179,6 @@ def herding(features: np.ndarray, count: int) -> np.ndarray:
         is_free[rows[-1]] = False
         total = total + features[rows[-1]]
     return np.array(rows, np.int64)
-
-
-def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """[classes, D], the mean of `features` [N, D] of each class, again of length 1; zeros where a class has none."""
-    means = np.zeros((classes, features.shape[1]), features.dtype)
-    for label in np.unique(labels):
-        means[label] = of_length_one(features[labels == label].mean(0))
-    return means
 
 
 def of_length_one(features: np.ndarray) -> np.ndarray:

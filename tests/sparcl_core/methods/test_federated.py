@@ -15,9 +15,10 @@ from sparcl_core.config import CorrectionConfig
 from sparcl_core.inputs import normalise
 from sparcl_core.methods.auxiliary import within
 from sparcl_core.methods.decomposed import Decomposed
-from sparcl_core.methods.fedspace import FedSpace, class_means
+from sparcl_core.methods.fedspace import FedSpace, variance_about
 from sparcl_core.methods.flwf2t import LAST
 from sparcl_core.methods.lwf import TEACHER
+from sparcl_core.methods.prototypes import class_means
 from sparcl_core.methods.refed import PIM
 from sparcl_core.methods.registry import find_method, make_method
 from sparcl_core.methods.scaffold import OWN
@@ -338,9 +339,10 @@ def test_refeds_settings(setting, message):
 
 def test_class_means_by_hand():
     features = np.array([[1.0, 0], [3, 0], [0, 5]], np.float32)
-    means, counts, variance = class_means(features, np.array([1, 1, 3]), 4)
-    assert means.tolist() == [[0, 0], [2, 0], [0, 0], [0, 5]] and counts.tolist() == [0, 2, 0, 1]
-    assert variance[0] == pytest.approx(2 / 6)  # two squares of 1, four of 0
+    labels = np.array([1, 1, 3])
+    means = class_means(features, labels, 4)
+    assert means.tolist() == [[0, 0], [2, 0], [0, 0], [0, 5]]
+    assert variance_about(means, features, labels)[0] == pytest.approx(2 / 6)  # two squares of 1, four of 0
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(0, 999))
@@ -353,7 +355,8 @@ def test_prototypes_are_means_over_samples_of_all_devices(counts, seed):
     for device, own in enumerate(counts):
         labels = np.repeat(np.arange(3), own)
         features = rng.normal(size=(len(labels), 2))
-        means, number, variance = class_means(features, labels, 3)
+        means, number = class_means(features, labels, 3), np.array(own, float)
+        variance = variance_about(means, features, labels)
         uploads.append(Upload(device, len(labels), {"means": means, "counts": number, "variance": variance}))
         for label in range(3):
             samples[label] += features[labels == label].tolist()
@@ -411,7 +414,8 @@ def test_what_a_fedspace_device_sends_are_means_under_the_model_that_it_trained_
     assert all(np.array_equal(done.state[name], plainly.state[name]) for name in state)  # nothing is known yet, so the loss is SGD's
     learner.network.load(done.state, masks)
     features, _ = learner.network.features_of(task.x)
-    means, counts, variance = class_means(features, task.y, 4)
+    means, counts = class_means(features, task.y, 4), np.bincount(task.y, minlength=4)
+    variance = variance_about(means, features, task.y)
     sent = within("method", done.upload)
     assert np.array_equal(sent["means"], means) and np.array_equal(sent["counts"], counts) and sent["variance"] == variance
     assert done.flops.total - plainly.flops.total == SAMPLES * learner.cost_at(masks).forward
