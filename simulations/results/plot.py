@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 from sparcl_core.costs.flops import FLOP_COLUMNS
 
 INK, SPARSE, DENSE, FAINT = "#222222", "#0b6e99", "#b4541a", "#cccccc"
-KINDS = {"values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "header": "#8c8c8c", "unread": "#c0392b"}
+KINDS = {  # all that the bytes of a message are for, see `codec.Sizes`
+    "values": "#0b6e99", "positions": "#63a9c4", "rest": "#e0a458", "masks": "#7a5195", "auxiliary": "#2a9d8f", "header": "#8c8c8c",
+    "unread": "#c0392b",
+}  # fmt: skip
 ENDINGS = {
     "ok": "#0b6e99", "clipped": "#2a9d8f", "late": "#e0a458", "cancelled": "#cccccc", "stale": "#b58db6", "failed": "#c0392b",
     "rejected": "#7a1f14", "skipped": "#8c8c8c",

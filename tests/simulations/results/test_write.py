@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from simulations.config.errors import ConfigError
 from simulations.config.loading import load
 from simulations.results import folder
 from simulations.results.folder import new_folder
-from simulations.results.plot import draw_report
+from simulations.results.plot import KINDS, draw_report
 from simulations.results.summary import accuracy_so_far, savings, summarise
 from simulations.results.write import write_run
 from simulations.run import run_world
+from sparcl_core.codec import Sizes
 
 REPEATABLE = (
     "accuracy.parquet", "classes.parquet", "config.toml", "devices.parquet", "ledger.parquet", "model.safetensors", "rounds.parquet",
@@ -217,3 +218,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(tmp_path):
     message = r"run folder .*file/runs cannot be written \(Not a directory\); choose another with --out"
     with pytest.raises(ConfigError, match=message), new_folder(tmp_path / "file" / "runs", "run"):
         pytest.fail("the block must not run")
+
+
+def test_the_picture_has_all_kinds_of_bytes():
+    assert {*KINDS} == {kind.name for kind in fields(Sizes)}
